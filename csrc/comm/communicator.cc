@@ -1,0 +1,348 @@
+#include "comm/communicator.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "comm/failure_text.h"
+#include "comm/fork_guard.h"
+#include "protocol/fingerprint.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace dcomm {
+
+namespace {
+
+/// Default rounding and no flush-to-zero while dcomm computes: a caller's setting must not change bits.
+class FloatEnvironment {
+ public:
+#if defined(__x86_64__)
+  FloatEnvironment() : saved_(_mm_getcsr()) {
+    if (DCOMM_UNLIKELY((saved_ & ~kExceptionFlags) != kDefault)) _mm_setcsr(kDefault);
+  }
+  ~FloatEnvironment() {
+    if (DCOMM_UNLIKELY((saved_ & ~kExceptionFlags) != kDefault)) _mm_setcsr(saved_);
+  }
+
+ private:
+  static constexpr unsigned kDefault = 0x1f80u;
+  static constexpr unsigned kExceptionFlags = 0x3fu;
+  unsigned saved_;
+#endif
+};
+
+/// One thread at a time inside a communicator.
+class Entry {
+ public:
+  explicit Entry(std::atomic<bool>& entered) : entered_(entered) {
+    DCOMM_CHECK(!entered.exchange(true, std::memory_order_acquire), ErrorCode::kConcurrentUse,
+                "another thread is using this communicator; give each thread its own, or take turns");
+  }
+  ~Entry() { entered_.store(false, std::memory_order_release); }
+
+ private:
+  std::atomic<bool>& entered_;
+};
+
+}  // namespace
+
+Communicator::Communicator(int rank, std::shared_ptr<Windows> windows, const Settings& settings)
+    : settings_(settings),
+      context_(rank, windows, settings.layout(windows->world_size())),
+      scratch_(2 * static_cast<size_t>(windows->world_size())),
+      kernel_table_(select_kernel_table(std::getenv("DCOMM_ISA"))) {
+  install_fork_guard();
+}
+
+std::vector<std::shared_ptr<Communicator>> Communicator::of_threads(int world_size) {
+  DCOMM_CHECK(world_size >= 1, ErrorCode::kInvalidArgument, "world_size=", world_size,
+              ": expected at least 1");
+  const Settings settings = Settings::from_environment(world_size);
+  auto windows = make_heap_windows(world_size, settings.layout(world_size).window_bytes());
+  auto exits = std::make_shared<PeerExits>(world_size);
+  std::vector<std::shared_ptr<Communicator>> communicators;
+  for (int rank = 0; rank < world_size; ++rank) {
+    communicators.emplace_back(new Communicator(rank, windows, settings));
+    communicators.back()->context_.exits = exits;
+  }
+  return communicators;
+}
+
+std::shared_ptr<Communicator> Communicator::of_processes(const MeshOptions& options, bool force_shm) {
+  DCOMM_CHECK(options.world_size >= 1 && options.rank >= 0 && options.rank < options.world_size,
+              ErrorCode::kInvalidArgument, "rank=", options.rank, ", world_size=", options.world_size,
+              ": expected 0 <= rank < world_size");
+  install_fork_guard();
+  std::shared_ptr<Mesh> mesh = Mesh::connect(options);
+  Settings settings = Settings::from_environment(options.world_size);
+  std::vector<uint8_t> blob(sizeof(Settings));
+  std::memcpy(blob.data(), &settings, sizeof(Settings));
+  blob = mesh->broadcast_from_zero(blob);
+  DCOMM_CHECK(blob.size() == sizeof(Settings), ErrorCode::kVersionMismatch, "rank 0 sent settings of ",
+              blob.size(), " bytes, this rank expects ", sizeof(Settings),
+              "; install the same dcomm everywhere");
+  std::memcpy(&settings, blob.data(), sizeof(Settings));
+
+  const size_t window_bytes = settings.layout(options.world_size).window_bytes();
+  auto windows = make_memfd_windows(
+      options.rank, options.world_size, window_bytes,
+      [&](int descriptor) { return mesh->exchange_descriptors(descriptor); }, force_shm);
+  std::shared_ptr<Communicator> self(new Communicator(options.rank, std::move(windows), settings));
+  for (int rank = 0; rank < options.world_size; ++rank) {
+    self->pids_.push_back(rank == options.rank ? 0 : static_cast<int>(mesh->peer(rank).pid));
+  }
+  mesh->barrier();  // everybody has mapped everybody
+  self->mesh_ = mesh;
+  Communicator* raw = self.get();  // outlives its liveness thread
+  self->liveness_ = std::make_unique<Liveness>(mesh, [raw](int rank, PeerExit how) {
+    raw->context_.exits->set(rank, how == PeerExit::kLeft ? AbortDetail::kLeft : AbortDetail::kDied);
+    raise_attention(raw->context_, raw->context_.rank);
+    wake_sleepers(raw->context_, raw->context_.rank);
+  });
+  return self;
+}
+
+Communicator::~Communicator() { leave(false); }
+
+CommunicatorStats Communicator::stats() const {
+  return {num_operations_.load(std::memory_order_relaxed), num_bytes_.load(std::memory_order_relaxed)};
+}
+
+void Communicator::check_usable() const {
+  DCOMM_CHECK(
+      !in_forked_child(), ErrorCode::kForked,
+      "this communicator belongs to the parent process; a forked child must not use it. Start data-loader "
+      "workers with the spawn method, or call dcomm.init() in the child");
+  if (DCOMM_UNLIKELY(broken_.load(std::memory_order_acquire))) {
+    throw_error(broken_code_, broken_message_);
+  }
+  DCOMM_CHECK(!closed(), ErrorCode::kAborted,
+              "this communicator is closed; make a new one with dcomm.init()");
+}
+
+void Communicator::complete_call(CollectiveCall& call) const {
+  DCOMM_CHECK(call.root >= 0 && call.root < world_size(), ErrorCode::kInvalidArgument, "src=", call.root,
+              ": expected a rank from 0 to ", world_size() - 1);
+  if (call.collective != Collective::kAllReduce) return;
+  DCOMM_CHECK(!(call.op == ReduceOp::kAvg && is_integer(call.dtype)), ErrorCode::kInvalidArgument,
+              "op='avg' is not defined for ", dtype_name(call.dtype),
+              "; use op='sum' and divide, or a float dtype");
+  DCOMM_CHECK(call.wire == call.dtype || (call.dtype == DType::kF32 && is_half(call.wire)),
+              ErrorCode::kInvalidArgument, "wire_dtype=", dtype_name(call.wire), " with a ",
+              dtype_name(call.dtype),
+              " array: only float32 arrays can travel as float16 or bfloat16; pass wire_dtype=None");
+  call.algo = select_algo(settings_, call.algo, call.count * dtype_bytes(call.wire), world_size());
+}
+
+void Communicator::run(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted) {
+  const Entry entry(entered_);
+  check_usable();
+  complete_call(call);
+  if (num_queued_.load(std::memory_order_acquire) == 0) {
+    execute(call, timeout_ns, interrupted, false);
+    return;
+  }
+  const auto work = std::make_shared<Work>(call, timeout_ns);
+  push(work);
+  while (!work->wait_for(std::chrono::milliseconds(50))) {
+    if (interrupted != nullptr && interrupted(nullptr)) {
+      abort();
+      throw Error(ErrorCode::kInterrupted, "interrupted");
+    }
+  }
+  if (work->error_code() != ErrorCode::kOk) throw Error(work->error_code(), work->error_message());
+}
+
+std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout_ns) {
+  const Entry entry(entered_);
+  check_usable();
+  complete_call(call);
+  auto work = std::make_shared<Work>(call, timeout_ns);
+  push(work);
+  return work;
+}
+
+void Communicator::push(const std::shared_ptr<Work>& work) {
+  std::lock_guard lock(queue_mutex_);
+  if (!progress_.joinable()) progress_ = std::thread([this] { progress_loop(); });
+  queue_.push_back(work);
+  num_queued_.fetch_add(1, std::memory_order_release);
+  queue_changed_.notify_all();
+}
+
+void Communicator::progress_loop() {
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals belong to the threads of the program
+  pthread_setname_np(pthread_self(), "dcomm-progress");
+  for (;;) {
+    std::shared_ptr<Work> work;
+    {
+      std::unique_lock lock(queue_mutex_);
+      queue_changed_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      work = queue_.front();
+    }
+    ErrorCode code = ErrorCode::kOk;
+    std::string message;
+    try {
+      check_usable();
+      execute(work->call(), work->timeout_ns(), nullptr, true);
+    } catch (const Error& error) {
+      code = error.code();
+      message = error.what();
+    } catch (const std::exception& error) {
+      code = ErrorCode::kInternal;
+      message = error.what();
+    }
+    {
+      std::lock_guard lock(queue_mutex_);
+      queue_.pop_front();
+      num_queued_.fetch_sub(1, std::memory_order_release);
+      queue_changed_.notify_all();
+    }
+    work->finish(code, message);
+  }
+}
+
+void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,
+                           bool background) {
+  if (DCOMM_UNLIKELY(test_delay_ns_ > 0))
+    std::this_thread::sleep_for(std::chrono::nanoseconds(test_delay_ns_));
+  num_operations_.store(num_operations_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  num_bytes_.store(num_bytes_.load(std::memory_order_relaxed) + call.count * dtype_bytes(call.dtype),
+                   std::memory_order_relaxed);
+  if (world_size() == 1) {
+    if (call.in != call.out && call.count != 0) {
+      std::memcpy(call.out, call.in, call.count * dtype_bytes(call.dtype));
+    }
+    return;
+  }
+
+  current_ = OpRecord{};
+  current_.seq = ++seq_;
+  current_.count = call.count;
+  current_.collective = call.collective;
+  current_.algo = call.algo;
+  current_.dtype = call.dtype;
+  current_.wire = call.wire;
+  current_.op = call.op;
+  current_.root = call.collective == Collective::kBroadcast ? call.root : -1;
+
+  HostOp op;
+  op.seq = current_.seq;
+  op.hash = fingerprint(current_);
+  op.policy = settings_.wait_policy(background);
+  op.timeout_ns = timeout_ns > 0 ? timeout_ns : settings_.timeout_ns;
+  op.warn_ns = settings_.warn_ns;
+  op.interrupted = interrupted;
+  op.stalled = &Communicator::warn_stalled;
+  op.argument = this;
+
+  ControlPage& page = context_.control(rank());
+  store_record(page.records[op.seq % 2], current_);
+  std::atomic_ref<uint64_t>(page.header.hash[op.seq % 2]).store(op.hash, std::memory_order_relaxed);
+  std::atomic_ref<uint64_t>(page.header.seq).store(op.seq, std::memory_order_release);
+
+  bool finished = false;
+  {
+    const FloatEnvironment environment;
+    finished = run_single_lane(context_, op, call, *kernel_table_, scratch_.data());
+  }
+  if (DCOMM_UNLIKELY(!finished)) break_down(current_, op.failure);
+  std::atomic_ref<uint64_t>(page.header.completed).store(op.seq, std::memory_order_release);
+}
+
+void Communicator::set_broken(ErrorCode code, const std::string& message) {
+  std::lock_guard lock(broken_mutex_);
+  if (broken_.load(std::memory_order_relaxed)) return;
+  broken_code_ = code;
+  broken_message_ = message;
+  broken_.store(true, std::memory_order_release);
+}
+
+void Communicator::break_down(const OpRecord& record, const Failure& failure) {
+  AbortReason reason;
+  reason.code = failure.code;
+  reason.reporter = static_cast<uint16_t>(failure.reporter);
+  reason.culprit = static_cast<uint16_t>(failure.culprit);
+  reason.detail = static_cast<uint8_t>(failure.detail);
+  reason.seq = static_cast<uint32_t>(record.seq);
+  if (failure.code == ErrorCode::kInterrupted)
+    reason.code = ErrorCode::kPeerLost;  // what the peers lose is us
+  broadcast_abort(context_, reason);
+
+  std::string message;
+  if (failure.code == ErrorCode::kInterrupted) {
+    message =
+        "the communicator was aborted by an interrupt (KeyboardInterrupt) on this rank; start a new one";
+    set_broken(ErrorCode::kAborted, message);
+  } else {
+    message = describe_failure(context_, record, failure, pids_);
+    set_broken(failure.code, message);
+  }
+  throw Error(failure.code, message);
+}
+
+void Communicator::warn_stalled(void* argument, int peer, int64_t waited_ns) {
+  const auto* self = static_cast<const Communicator*>(argument);
+  std::fprintf(
+      stderr, "dcomm: rank %d has waited %.0f s in %s #%llu for rank %d; positions: %s\n", self->rank(),
+      1e-9 * static_cast<double>(waited_ns), collective_name(self->current_.collective),
+      static_cast<unsigned long long>(self->current_.seq), peer, describe_positions(self->context_).c_str());
+}
+
+void Communicator::abort() {
+  if (in_forked_child() || closed()) return;
+  AbortReason reason;
+  reason.code = ErrorCode::kAborted;
+  reason.reporter = static_cast<uint16_t>(rank());
+  reason.culprit = static_cast<uint16_t>(rank());
+  broadcast_abort(context_, reason);
+  set_broken(ErrorCode::kAborted,
+             "this communicator was aborted on rank " + std::to_string(rank()) + "; start a new one");
+}
+
+void Communicator::close() { leave(true); }
+
+void Communicator::leave(bool finish_queue) {
+  if (finish_queue && !in_forked_child()) {
+    std::unique_lock lock(queue_mutex_);
+    queue_changed_.wait(lock, [&] { return queue_.empty(); });  // every operation has a deadline
+  }
+  if (closed_.exchange(true, std::memory_order_acq_rel)) return;
+  if (in_forked_child()) {
+    if (progress_.joinable()) progress_.detach();  // the thread exists in the parent only
+    return;
+  }
+  if (!finish_queue && num_queued_.load(std::memory_order_acquire) != 0) {
+    AbortReason reason;
+    reason.code = ErrorCode::kAborted;
+    reason.reporter = static_cast<uint16_t>(rank());
+    reason.culprit = static_cast<uint16_t>(rank());
+    broadcast_abort(context_, reason);
+  }
+  {
+    std::lock_guard lock(queue_mutex_);
+    stopping_ = true;
+    queue_changed_.notify_all();
+  }
+  if (progress_.joinable()) progress_.join();
+  if (liveness_ != nullptr) {
+    liveness_.reset();  // says goodbye
+    return;
+  }
+  context_.exits->set(rank(), AbortDetail::kLeft);
+  for (int peer = 0; peer < world_size(); ++peer) {
+    raise_attention(context_, peer);
+    wake_sleepers(context_, peer);
+  }
+}
+
+}  // namespace dcomm

@@ -1,0 +1,109 @@
+// The Communicator: one rank's membership in a group, and its operations in call order. Floor: comm.
+//
+// The calling thread runs an operation itself when nothing is queued, else it queues and waits; asynchronous
+// operations run on the communicator's own progress thread, started at the first of them. After an error the
+// communicator is broken: every later call raises at once with the first reason.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "comm/liveness.h"
+#include "comm/mesh.h"
+#include "comm/settings.h"
+#include "comm/work.h"
+#include "exec/host_exec.h"
+#include "launch/host_launch.h"
+
+namespace dcomm {
+
+/// Counts since the communicator was made.
+struct CommunicatorStats {
+  uint64_t num_operations = 0;
+  uint64_t num_bytes = 0;  // of the arrays, not of the wire
+};
+
+class Communicator {
+ public:
+  /// Ranks are processes of this host. Collective; blocks until all have come (options.timeout).
+  static std::shared_ptr<Communicator> of_processes(const MeshOptions& options, bool force_shm);
+  /// Ranks are threads of this process: index = rank.
+  static std::vector<std::shared_ptr<Communicator>> of_threads(int world_size);
+
+  ~Communicator();
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  int rank() const { return context_.rank; }
+  int world_size() const { return context_.world_size; }
+  const Settings& settings() const { return settings_; }
+  const KernelTable& kernel_table() const { return *kernel_table_; }
+  CommunicatorStats stats() const;
+  std::vector<int> pids() const { return pids_; }
+  bool closed() const { return closed_.load(std::memory_order_acquire); }
+
+  /// Runs `call` and returns when this rank's part is done. timeout_ns 0: the group's. Throws Error.
+  void run(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted);
+  /// Queues `call`; its arrays must live until the Work is done. Throws Error when the communicator is
+  /// broken.
+  std::shared_ptr<Work> enqueue(CollectiveCall call, int64_t timeout_ns);
+
+  /// Ends every wait on every rank with AbortedError; any thread.
+  void abort();
+  /// Finishes what is queued, says goodbye to the peers, frees the windows. Idempotent.
+  void close();
+  /// As close(), but aborts what is still queued instead of waiting for it.
+  void leave_now() { leave(false); }
+
+  /// Fault injection for tests of overlap: every operation sleeps this long first.
+  void set_test_delay_ns(int64_t delay_ns) { test_delay_ns_ = delay_ns; }
+
+ private:
+  Communicator(int rank, std::shared_ptr<Windows> windows, const Settings& settings);
+
+  void check_usable() const;
+  void complete_call(CollectiveCall& call) const;
+  void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
+  void push(const std::shared_ptr<Work>& work);
+  void set_broken(ErrorCode code, const std::string& message);
+  [[noreturn]] void break_down(const OpRecord& record, const Failure& failure);
+  void progress_loop();
+  void leave(bool finish_queue);
+  static void warn_stalled(void* argument, int peer, int64_t waited_ns);
+
+  Settings settings_;
+  HostContext context_;
+  std::vector<void*> scratch_;
+  const KernelTable* kernel_table_;
+  std::shared_ptr<Mesh> mesh_;
+  std::unique_ptr<Liveness> liveness_;
+  std::vector<int> pids_;
+
+  uint64_t seq_ = 0;
+  OpRecord current_;  // of the operation being run
+  int64_t test_delay_ns_ = 0;
+  std::atomic<uint64_t> num_operations_{0};
+  std::atomic<uint64_t> num_bytes_{0};
+
+  std::atomic<bool> entered_{false};  // a thread is inside run() or enqueue()
+  std::atomic<bool> closed_{false};
+  std::mutex broken_mutex_;
+  std::atomic<bool> broken_{false};
+  ErrorCode broken_code_ = ErrorCode::kOk;  // written before broken_
+  std::string broken_message_;
+
+  std::mutex queue_mutex_;
+  std::condition_variable queue_changed_;
+  std::deque<std::shared_ptr<Work>> queue_;  // front: running
+  std::atomic<size_t> num_queued_{0};
+  bool stopping_ = false;
+  std::thread progress_;
+};
+
+}  // namespace dcomm

@@ -1,0 +1,132 @@
+#include "comm/failure_text.h"
+
+#include <array>
+#include <atomic>
+#include <bit>
+#include <iomanip>
+#include <sstream>
+
+namespace dcomm {
+
+namespace {
+
+using RecordWords = std::array<uint64_t, sizeof(OpRecord) / sizeof(uint64_t)>;
+
+std::string call_text(const OpRecord& record) {
+  std::ostringstream text;
+  text << collective_name(record.collective) << '(';
+  if (record.collective == Collective::kBarrier) return text.str() + ")";
+  text << "count=" << record.count << ", dtype=" << dtype_name(record.dtype);
+  if (record.collective == Collective::kBroadcast) {
+    text << ", src=" << record.root;
+  } else {
+    text << ", op=" << reduce_op_name(record.op) << ", wire_dtype=" << dtype_name(record.wire)
+         << ", algo=" << algo_name(record.algo);
+  }
+  text << ')';
+  return text.str();
+}
+
+uint64_t begun(const HostContext& context, int rank) {
+  return std::atomic_ref<uint64_t>(context.control(rank).header.seq).load(std::memory_order_acquire);
+}
+
+uint64_t completed(const HostContext& context, int rank) {
+  return std::atomic_ref<uint64_t>(context.control(rank).header.completed).load(std::memory_order_acquire);
+}
+
+std::string rank_text(int rank, const std::vector<int>& pids) {
+  std::ostringstream text;
+  text << "rank " << rank;
+  const auto index = static_cast<size_t>(rank);
+  if (index < pids.size() && pids[index] > 0) text << " (pid " << pids[index] << ')';
+  return text.str();
+}
+
+std::string disagreement(const HostContext& context, const Failure& failure) {
+  std::ostringstream text;
+  text << "the ranks disagree about the operation:";
+  for (const int rank : {failure.reporter, failure.culprit}) {
+    const uint64_t seq = begun(context, rank);
+    const OpRecord record = load_record(context.control(rank).records[seq % 2]);
+    text << " rank " << rank << " called " << call_text(record) << " as #" << record.seq << ';';
+  }
+  text << " make every rank issue the same collectives in the same order, with equal arguments";
+  return text.str();
+}
+
+}  // namespace
+
+void store_record(OpRecord& to, const OpRecord& record) {
+  const auto words = std::bit_cast<RecordWords>(record);
+  auto* target = reinterpret_cast<uint64_t*>(&to);
+  for (size_t i = 0; i < words.size(); ++i) {
+    std::atomic_ref<uint64_t>(target[i]).store(words[i], std::memory_order_relaxed);
+  }
+}
+
+OpRecord load_record(const OpRecord& from) {
+  RecordWords words{};
+  auto* source = reinterpret_cast<uint64_t*>(const_cast<OpRecord*>(&from));
+  for (size_t i = 0; i < words.size(); ++i) {
+    words[i] = std::atomic_ref<uint64_t>(source[i]).load(std::memory_order_relaxed);
+  }
+  return std::bit_cast<OpRecord>(words);
+}
+
+std::string describe_positions(const HostContext& context) {
+  std::ostringstream text;
+  for (int rank = 0; rank < context.world_size; ++rank) {
+    const uint64_t seq = begun(context, rank);
+    const AbortDetail exit = context.exits->get(rank);
+    text << (rank == 0 ? "" : ", ") << "rank " << rank << (exit == AbortDetail::kNone ? " " : " (gone) ")
+         << (completed(context, rank) == seq ? "finished #" : "in #") << seq;
+  }
+  return text.str();
+}
+
+std::string describe_failure(const HostContext& context, const OpRecord& record, const Failure& failure,
+                             const std::vector<int>& pids) {
+  std::ostringstream text;
+  text << call_text(record) << " #" << record.seq << " on rank " << context.rank << " of "
+       << context.world_size << ": ";
+  const double seconds = 1e-9 * static_cast<double>(failure.waited_ns);
+  const std::string culprit = rank_text(failure.culprit, pids);
+  switch (failure.code) {
+    case ErrorCode::kPeerLost:
+      text << culprit;
+      switch (failure.detail) {
+        case AbortDetail::kLeft:
+          text << " closed its communicator";
+          break;
+        case AbortDetail::kInterrupted:
+          text << " was interrupted";
+          break;
+        default:
+          text << " died";
+      }
+      text << " after completing #" << completed(context, failure.culprit);
+      if (failure.reporter != context.rank) text << " (seen by rank " << failure.reporter << ')';
+      text << "; waited " << std::fixed << std::setprecision(3) << seconds
+           << " s; look at that rank's own output for the first error, then start a new communicator";
+      break;
+    case ErrorCode::kTimeout:
+      text << "no answer from " << culprit << ", which is alive, within " << std::fixed
+           << std::setprecision(1) << seconds << " s";
+      if (failure.reporter != context.rank) text << " (reported by rank " << failure.reporter << ')';
+      text << "; positions: " << describe_positions(context)
+           << "; find out what the rank behind is doing, or pass a longer timeout";
+      break;
+    case ErrorCode::kMismatch:
+      text << disagreement(context, failure);
+      break;
+    case ErrorCode::kInterrupted:
+      text << "interrupted; the communicator is aborted, start a new one";
+      break;
+    default:
+      text << culprit << " aborted the communicator; start a new one";
+  }
+  return text.str();
+}
+
+}  // namespace dcomm

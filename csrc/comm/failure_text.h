@@ -1,0 +1,21 @@
+// Words for a failed operation: who, what, where everybody stands, one next step. Floor: comm.
+#pragma once
+
+#include <string>
+
+#include "exec/host_exec.h"
+
+namespace dcomm {
+
+/// pid_of: names a peer's process, 0 when the ranks are threads.
+std::string describe_failure(const HostContext& context, const OpRecord& record, const Failure& failure,
+                             const std::vector<int>& pids);
+
+/// "rank 0 at #42, rank 1 at #41 (behind)": every rank's position as its header says.
+std::string describe_positions(const HostContext& context);
+
+/// Reads and writes the records that lie in the windows, word by word (peers may look at any time).
+void store_record(OpRecord& to, const OpRecord& record);
+OpRecord load_record(const OpRecord& from);
+
+}  // namespace dcomm

@@ -1,0 +1,33 @@
+// Who is still there: one thread per process group that watches pidfds and sockets. Floor: comm.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "comm/mesh.h"
+
+namespace dcomm {
+
+enum class PeerExit {
+  kDied,  // the process ended without a goodbye (killed, crashed, exited without close)
+  kLeft,  // goodbye received: it closed its communicator
+};
+
+class Liveness {
+ public:
+  /// Called from the watcher thread, at most once per peer. Must not block and must not call Python.
+  using OnExit = std::function<void(int rank, PeerExit how)>;
+
+  Liveness(std::shared_ptr<Mesh> mesh, OnExit on_exit);
+  ~Liveness();  // says goodbye to the peers and joins the thread; does nothing in a forked child
+
+  /// Tells all peers that this rank leaves on purpose; idempotent.
+  void say_goodbye();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dcomm

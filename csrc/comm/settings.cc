@@ -1,0 +1,90 @@
+#include "comm/settings.h"
+
+#include <sched.h>
+
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace dcomm {
+
+namespace {
+
+constexpr uint64_t kKiB = 1024;
+constexpr uint64_t kDefaultWindowBytes = 8 * kKiB * kKiB;
+
+double read_number(const char* name, double fallback, double least, double most) {
+  const char* text = std::getenv(name);
+  if (text == nullptr || *text == '\0') return fallback;
+  char* end = nullptr;
+  const double value = std::strtod(text, &end);
+  DCOMM_CHECK(end != text && *end == '\0' && value >= least && value <= most, ErrorCode::kInvalidArgument,
+              name, "='", text, "': expected a number from ", least, " to ", most,
+              "; unset it for the default");
+  return value;
+}
+
+int num_cpus() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return CPU_COUNT(&set);
+}
+
+uint64_t clamp_slot(uint64_t bytes, uint64_t most) {
+  const uint64_t slot = std::bit_floor(bytes);
+  if (slot < 16 * kKiB) return 16 * kKiB;
+  return slot < most ? slot : most;
+}
+
+}  // namespace
+
+Settings Settings::from_environment(int world_size) {
+  Settings settings;
+  settings.oversubscribed = world_size > num_cpus();
+  const char* algo = std::getenv("DCOMM_ALGO");
+  if (algo != nullptr && *algo != '\0') settings.forced_algo = parse_algo(algo);
+  settings.timeout_ns = static_cast<int64_t>(1e9 * read_number("DCOMM_TIMEOUT_S", 300, 0.001, 1e6));
+  settings.warn_ns = static_cast<int64_t>(1e9 * read_number("DCOMM_WARN_S", 60, 0.001, 1e6));
+  const double window =
+      read_number("DCOMM_WINDOW_BYTES", static_cast<double>(kDefaultWindowBytes), 64 * kKiB, 1e12);
+  // Small slots stay in L2 while both sides run; with fewer cores than ranks each slot costs a context
+  // switch, so they are as large as the window allows.
+  const uint64_t share = static_cast<uint64_t>(window) / (2 * static_cast<uint64_t>(world_size));
+  settings.slot_bytes = clamp_slot(share, settings.oversubscribed ? 1024 * kKiB : 64 * kKiB);
+  settings.fifo_slot_bytes = settings.slot_bytes < 64 * kKiB ? settings.slot_bytes : 64 * kKiB;
+  return settings;
+}
+
+WindowLayout Settings::layout(int world_size) const {
+  WindowLayout layout;
+  layout.placement = {PlacementKind::kBounce, world_size, depth};
+  layout.num_channels = 1;
+  layout.slot_bytes = slot_bytes;
+  layout.fifo_slot_bytes = fifo_slot_bytes;
+  return layout;
+}
+
+WaitPolicy Settings::wait_policy(bool background) const {
+  // A futex wake costs about 27 us on an idle core: with cores to spare it pays to poll for longer.
+  if (background) return {2'000, 50'000, true};
+  if (oversubscribed) return {1'000, 20'000, true};
+  return {1'000'000, 1'000'000, false};
+}
+
+Algo select_algo(const Settings& settings, Algo requested, uint64_t /*nbytes*/, int /*world_size*/) {
+  if (requested != Algo::kAuto) return requested;
+  if (settings.forced_algo != Algo::kAuto) return settings.forced_algo;
+  // Two steps instead of 2 (n - 1) at the same number of bytes, in canonical order.
+  return Algo::kTwoShot;
+}
+
+Algo parse_algo(const char* name) {
+  for (const Algo algo : {Algo::kAuto, Algo::kRing, Algo::kTwoShot}) {
+    if (std::strcmp(name, algo_name(algo)) == 0) return algo;
+  }
+  throw_error(ErrorCode::kInvalidArgument, "algo='", name, "': expected 'auto', 'ring' or 'two_shot'");
+}
+
+}  // namespace dcomm

@@ -1,0 +1,37 @@
+// What all ranks of a communicator must have in common; decided by rank 0, sent to all at init. Floor: comm.
+#pragma once
+
+#include <cstdint>
+
+#include "exec/host_context.h"
+#include "protocol/control.h"
+#include "schedule/window_layout.h"
+
+namespace dcomm {
+
+struct Settings {
+  uint64_t slot_bytes = 0;
+  uint64_t fifo_slot_bytes = 0;
+  int64_t timeout_ns = 300'000'000'000;
+  int64_t warn_ns = 60'000'000'000;
+  int32_t depth = 2;
+  Algo forced_algo = Algo::kAuto;
+  bool oversubscribed = false;  // more ranks than CPUs: waits must give up the core
+  uint8_t unused[2] = {};
+
+  /// Reads DCOMM_ALGO, DCOMM_WINDOW_BYTES, DCOMM_TIMEOUT_S, DCOMM_WARN_S and the CPU affinity.
+  /// Throws kInvalidArgument naming the variable, its value and what is accepted.
+  static Settings from_environment(int world_size);
+
+  WindowLayout layout(int world_size) const;
+  /// background: the operation runs on the progress thread, beside a computing caller.
+  WaitPolicy wait_policy(bool background) const;
+};
+
+/// The algorithm for a message; a pure function of what all ranks agree on.
+Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes, int world_size);
+
+/// "auto", "ring", "two_shot"; throws kInvalidArgument otherwise.
+Algo parse_algo(const char* name);
+
+}  // namespace dcomm

@@ -1,0 +1,89 @@
+// A rank's view of its communicator on the host: windows, counters, who has left. Floor: exec.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "memory/windows.h"
+#include "protocol/control.h"
+#include "protocol/exec.h"
+#include "schedule/window_layout.h"
+
+namespace dcomm {
+
+/// How a wait passes the time: poll, then offer the core, then sleep on the flag's futex.
+struct WaitPolicy {
+  int64_t spin_ns = 0;      // poll with `pause`
+  int64_t yield_ns = 0;     // then sched_yield between polls
+  bool strict_wake = false; // signallers use a full barrier before they look for sleepers (ranks > CPUs)
+};
+
+/// Messages of each flow so far; equal on all ranks between operations.
+struct ChannelCounters {
+  uint64_t two_shot = 0;
+  uint64_t ring = 0;
+  uint64_t barrier = 0;
+  std::vector<uint64_t> fifo;  // by root
+
+  uint64_t& at(Counter counter, int root) {
+    switch (counter) {
+      case Counter::kTwoShot: return two_shot;
+      case Counter::kRing: return ring;
+      case Counter::kBarrier: return barrier;
+      case Counter::kFifo: break;
+    }
+    return fifo[static_cast<size_t>(root)];
+  }
+};
+
+/// Peers that are gone, as the liveness thread saw it; read by waits that were told to look.
+class PeerExits {
+ public:
+  explicit PeerExits(int world_size)
+      : exits_(static_cast<size_t>(world_size)) {}
+  void set(int rank, AbortDetail how) {
+    exits_[static_cast<size_t>(rank)].store(static_cast<uint8_t>(how), std::memory_order_release);
+  }
+  AbortDetail get(int rank) const {
+    return static_cast<AbortDetail>(exits_[static_cast<size_t>(rank)].load(std::memory_order_acquire));
+  }
+
+ private:
+  std::vector<std::atomic<uint8_t>> exits_;
+};
+
+struct HostContext {
+  int rank = 0;
+  int world_size = 1;
+  WindowLayout layout;
+  std::shared_ptr<Windows> windows;
+  std::vector<ChannelCounters> counters;  // by channel
+  std::shared_ptr<PeerExits> exits;
+
+  HostContext(int rank_, std::shared_ptr<Windows> windows_, const WindowLayout& layout_)
+      : rank(rank_),
+        world_size(layout_.placement.world_size),
+        layout(layout_),
+        windows(std::move(windows_)),
+        counters(static_cast<size_t>(layout_.num_channels)),
+        exits(std::make_shared<PeerExits>(layout_.placement.world_size)) {
+    for (auto& channel : counters) channel.fifo.resize(static_cast<size_t>(world_size));
+  }
+
+  ControlPage& control(int of_rank) const { return *reinterpret_cast<ControlPage*>(windows->at(of_rank)); }
+  Flag& flag(int window, int channel, Flow flow, int from) const {
+    return *reinterpret_cast<Flag*>(windows->at(window) + layout.flag_offset(channel, flow, from));
+  }
+};
+
+/// Publishes `reason` to every rank (first one wins) and wakes whoever sleeps.
+void broadcast_abort(const HostContext& context, const AbortReason& reason);
+/// Makes `rank`'s waits look at its abort line and at its PeerExits.
+void raise_attention(const HostContext& context, int rank);
+/// Wakes every thread that sleeps on a flag of `rank`'s window.
+void wake_sleepers(const HostContext& context, int rank);
+
+}  // namespace dcomm

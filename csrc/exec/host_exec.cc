@@ -1,0 +1,232 @@
+#include "exec/host_exec.h"
+
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <climits>
+#include <cstdlib>
+
+namespace dcomm {
+
+namespace {
+
+constexpr int64_t kHeaderCheckNs = 50'000;       // a matching peer answers within this, or is busy elsewhere
+constexpr int64_t kInterruptCheckNs = 50'000'000;
+constexpr int64_t kMaxSleepNs = 10'000'000;
+constexpr int kPollsPerClock = 64;
+
+int64_t now_ns() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1'000'000'000ll + now.tv_nsec;
+}
+
+void cpu_relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+uint32_t* low_word(uint64_t* value) {
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the futex word is the low half of the flag");
+  return reinterpret_cast<uint32_t*>(value);
+}
+
+}  // namespace
+
+void raise_attention(const HostContext& context, int rank) {
+  AbortLine& line = context.control(rank).abort;
+  std::atomic_ref<uint32_t>(line.attention).store(1, std::memory_order_release);
+}
+
+void wake_sleepers(const HostContext& context, int rank) {
+  for (int channel = 0; channel < context.layout.num_channels; ++channel) {
+    for (int flow = 0; flow < kNumFlows; ++flow) {
+      for (int from = 0; from < context.world_size; ++from) {
+        Flag& flag = context.flag(rank, channel, static_cast<Flow>(flow), from);
+        if (std::atomic_ref<uint32_t>(flag.sleepers).load(std::memory_order_acquire) != 0) {
+          syscall(SYS_futex, low_word(&flag.value), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+        }
+      }
+    }
+  }
+}
+
+void broadcast_abort(const HostContext& context, const AbortReason& reason) {
+  for (int rank = 0; rank < context.world_size; ++rank) {
+    AbortLine& line = context.control(rank).abort;
+    uint64_t expected = 0;
+    std::atomic_ref<uint64_t>(line.reason).compare_exchange_strong(expected, reason.pack(), std::memory_order_acq_rel);
+    raise_attention(context, rank);
+    wake_sleepers(context, rank);
+  }
+}
+
+#if defined(DCOMM_TESTING)
+void test_jitter() {
+  static const bool is_on = [] {
+    const char* value = std::getenv("DCOMM_TEST_JITTER");
+    return value != nullptr && value[0] == '1';
+  }();
+  if (!is_on) return;
+  thread_local uint64_t state = static_cast<uint64_t>(now_ns());
+  state = state * 6364136223846793005ull + 1442695040888963407ull;  // Knuth's MMIX generator
+  const uint64_t die = state >> 58;
+  if (die < 24) sched_yield();
+  if (die == 63) {
+    const timespec pause{0, 200'000};
+    nanosleep(&pause, nullptr);
+  }
+}
+#endif
+
+bool LaneBarrier::any(bool mine) {
+  const uint64_t generation = generation_.load(std::memory_order_acquire);
+  std::atomic<int>& votes = votes_[generation & 1];
+  if (mine) votes.fetch_add(1, std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_lanes_) {
+    votes_[(generation + 1) & 1].store(0, std::memory_order_relaxed);
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+  } else {
+    // Ends when every lane has come; lane 0's own wait has a deadline, and no lane waits anywhere else.
+    for (int polls = 0; generation_.load(std::memory_order_acquire) == generation; ++polls) {
+      if (polls % kPollsPerClock == kPollsPerClock - 1) sched_yield();
+      cpu_relax();
+    }
+  }
+  return votes.load(std::memory_order_relaxed) != 0;
+}
+
+void HostExec::wake(Flag& flag) {
+  syscall(SYS_futex, low_word(&flag.value), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
+bool HostExec::fail(ErrorCode code, int culprit, AbortDetail detail, int reporter, int64_t waited_ns) {
+  int expected = 0;
+  if (op_.failing.compare_exchange_strong(expected, 1, std::memory_order_acq_rel)) {
+    op_.failure = {code, culprit, reporter, detail, waited_ns};
+    op_.failed.store(true, std::memory_order_release);
+    raise_attention(context_, rank());  // this rank's other channels
+  }
+  return false;
+}
+
+/// Looks at the abort line and at the peers' exits; true when this operation cannot be finished.
+bool HostExec::must_stop(int64_t waited_ns) {
+  if (op_.failed.load(std::memory_order_acquire)) return true;
+  const uint64_t word =
+      std::atomic_ref<uint64_t>(context_.control(rank()).abort.reason).load(std::memory_order_acquire);
+  if (word != 0) {
+    const AbortReason reason = AbortReason::unpack(word);
+    if (reason.concerns(op_.seq)) {
+      fail(reason.code, reason.culprit, static_cast<AbortDetail>(reason.detail), reason.reporter, waited_ns);
+      return true;
+    }
+  }
+  for (int peer = 0; peer < world_size(); ++peer) {
+    const AbortDetail how = context_.exits->get(peer);
+    if (how == AbortDetail::kNone) continue;
+    const uint64_t completed =
+        std::atomic_ref<uint64_t>(context_.control(peer).header.completed).load(std::memory_order_acquire);
+    if (completed >= op_.seq) continue;  // it left after its part in this operation
+    fail(ErrorCode::kPeerLost, peer, how, rank(), waited_ns);
+    return true;
+  }
+  return false;
+}
+
+/// A peer that is in the same operation but disagrees about it would otherwise be met as a deadline.
+bool HostExec::headers_differ(int64_t waited_ns) {
+  for (int peer = 0; peer < world_size(); ++peer) {
+    if (peer == rank()) continue;
+    Header& header = context_.control(peer).header;
+    const uint64_t seq = std::atomic_ref<uint64_t>(header.seq).load(std::memory_order_acquire);
+    if (seq != op_.seq) continue;
+    const uint64_t hash = std::atomic_ref<uint64_t>(header.hash[seq % 2]).load(std::memory_order_relaxed);
+    if (hash == op_.hash) continue;
+    // The peer may have moved on between the two loads.
+    if (std::atomic_ref<uint64_t>(header.seq).load(std::memory_order_acquire) != seq) continue;
+    fail(ErrorCode::kMismatch, peer, AbortDetail::kNone, rank(), waited_ns);
+    return true;
+  }
+  return false;
+}
+
+/// Sleeps until the flag moves, at most max_ns. The seq_cst pair (sleepers, value) mirrors signal().
+bool HostExec::sleep_on(Flag& flag, uint64_t target, int64_t max_ns) {
+  std::atomic_ref<uint32_t> sleepers(flag.sleepers);
+  std::atomic_ref<uint64_t> value(flag.value);
+  sleepers.fetch_add(1, std::memory_order_seq_cst);
+  const uint64_t seen = value.load(std::memory_order_seq_cst);
+  const bool arrived = seen >= target;
+  if (!arrived) {
+    const timespec slice{max_ns / 1'000'000'000, max_ns % 1'000'000'000};
+    syscall(SYS_futex, low_word(&flag.value), FUTEX_WAIT, static_cast<uint32_t>(seen), &slice, nullptr, 0);
+  }
+  sleepers.fetch_sub(1, std::memory_order_seq_cst);
+  return arrived;
+}
+
+bool HostExec::wait_slow(Flag& flag, uint64_t target, int peer) {
+  std::atomic_ref<uint64_t> value(flag.value);
+  std::atomic_ref<uint32_t> attention(context_.control(rank()).abort.attention);
+  const auto arrived = [&] { return value.load(std::memory_order_acquire) >= target; };
+
+  for (int poll = 0; poll < kPollsPerClock; ++poll) {
+    if (arrived()) return true;
+    cpu_relax();
+  }
+  const int64_t start = now_ns();
+  int64_t next_header_check = kHeaderCheckNs;
+  int64_t next_interrupt_check = kInterruptCheckNs;
+  bool warned = false;
+  for (;;) {
+    const int64_t waited = now_ns() - start;
+    if (DCOMM_UNLIKELY(attention.load(std::memory_order_acquire) != 0)) {
+      if (arrived()) return true;  // what a leaving peer published before counts
+      if (must_stop(waited)) return false;
+    }
+    if (waited >= next_header_check) {
+      if (arrived()) return true;
+      if (headers_differ(waited)) return false;
+      next_header_check = 2 * waited;
+    }
+    if (waited >= op_.timeout_ns) {
+      if (arrived()) return true;
+      return fail(ErrorCode::kTimeout, peer, AbortDetail::kNone, rank(), waited);
+    }
+    if (waited >= next_interrupt_check) {
+      next_interrupt_check = waited + kInterruptCheckNs;
+      if (op_.interrupted != nullptr && op_.interrupted(op_.argument)) {
+        return fail(ErrorCode::kInterrupted, rank(), AbortDetail::kInterrupted, rank(), waited);
+      }
+      if (!warned && waited >= op_.warn_ns && op_.stalled != nullptr) {
+        warned = true;
+        op_.stalled(op_.argument, peer, waited);
+      }
+    }
+    if (waited < op_.policy.spin_ns) {
+      for (int poll = 0; poll < kPollsPerClock; ++poll) {
+        if (arrived()) return true;
+        cpu_relax();
+      }
+    } else if (waited < op_.policy.spin_ns + op_.policy.yield_ns) {
+      if (arrived()) return true;
+      sched_yield();
+    } else {
+      int64_t slice = kMaxSleepNs;
+      if (op_.timeout_ns - waited < slice) slice = op_.timeout_ns - waited;
+      sleep_on(flag, target, slice);
+    }
+    if (arrived()) return true;
+  }
+}
+
+}  // namespace dcomm

@@ -1,0 +1,222 @@
+// The host executor: one rank's lanes are threads that share a barrier. Floor: exec.
+//
+// In production a rank has one lane, the calling (or progress) thread, and the barrier is nothing. Tests use two
+// or more, which stand for the threads of a CUDA block: a missing lane barrier is then a data race that
+// ThreadSanitizer sees. Lanes take contiguous ranges (strided ones would share cache lines).
+//
+// Flags are reached through std::atomic_ref with release stores and acquire loads; no atomic_thread_fence,
+// which ThreadSanitizer does not model.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "base/mutation.h"
+#include "exec/host_context.h"
+#include "protocol/exec.h"
+#include "schedule/partition.h"
+
+namespace dcomm {
+
+/// Why an operation failed on this rank; `code` is set last.
+struct Failure {
+  ErrorCode code = ErrorCode::kOk;
+  int culprit = -1;
+  int reporter = -1;
+  AbortDetail detail = AbortDetail::kNone;
+  int64_t waited_ns = 0;
+};
+
+/// Called by a wait every 50 ms in the thread that runs the operation; true ends the wait (a signal handler
+/// raised).
+using InterruptCheck = bool (*)(void* argument);
+/// Called once when a wait exceeds `warn_ns`.
+using StallWarning = void (*)(void* argument, int peer, int64_t waited_ns);
+
+/// One collective as one rank runs it; shared by its lanes and channels.
+struct HostOp {
+  uint64_t seq = 0;
+  uint64_t hash = 0;
+  WaitPolicy policy;
+  int64_t timeout_ns = 300'000'000'000;
+  int64_t warn_ns = 60'000'000'000;
+  InterruptCheck interrupted = nullptr;
+  StallWarning stalled = nullptr;
+  void* argument = nullptr;
+
+  std::atomic<int> failing{0};  // the first lane to set it writes `failure`
+  std::atomic<bool> failed{false};
+  Failure failure;
+};
+
+#if defined(DCOMM_TESTING)
+/// With DCOMM_TEST_JITTER=1 in the environment: gives up the core, or sleeps, now and then.
+void test_jitter();
+#endif
+
+/// A reusable barrier of lanes that also combines a bit.
+class LaneBarrier {
+ public:
+  explicit LaneBarrier(int num_lanes) : num_lanes_(num_lanes) {}
+  int num_lanes() const { return num_lanes_; }
+  /// True when any lane passed true. All lanes call it.
+  bool any(bool mine);
+
+ private:
+  const int num_lanes_;
+  std::atomic<int> arrived_{0};
+  std::atomic<int> votes_[2]{};
+  std::atomic<uint64_t> generation_{0};
+};
+
+class HostExec {
+ public:
+  /// scratch: 2 * world_size pointers that this lane alone uses.
+  HostExec(HostContext& context, HostOp& op, LaneBarrier& lanes, int channel, int lane, void** scratch)
+      : context_(context), op_(op), lanes_(lanes), channel_(channel), lane_(lane), scratch_(scratch) {}
+
+  int rank() const { return context_.rank; }
+  int world_size() const { return context_.world_size; }
+  int channel() const { return channel_; }
+  int lane() const { return lane_; }
+  int num_lanes() const { return lanes_.num_lanes(); }
+  bool any(bool mine) { return num_lanes() == 1 ? mine : lanes_.any(mine); }
+  void sync() {
+    if (num_lanes() > 1) lanes_.any(false);
+  }
+
+  template <class F>
+  void for_each_pack(size_t count, F&& f) const {
+    if (num_lanes() == 1) {
+      if (count != 0) f(size_t{0}, count);
+      return;
+    }
+    const size_t share = round_up(ceil_div(count, static_cast<size_t>(num_lanes())), kChunkAlign);
+    const size_t first = min_size(count, share * static_cast<size_t>(lane_));
+    const size_t n = min_size(share, count - first);
+    if (n != 0) f(first, n);
+  }
+
+  std::byte* outbox(Edge edge, uint64_t seq) const { return slot(edge.flow, rank(), edge.peer, seq); }
+  std::byte* inbox(Edge edge, uint64_t seq) const { return slot(edge.flow, edge.peer, rank(), seq); }
+
+  std::byte* acquire(Edge edge, uint64_t seq) {
+    return wait_credit(edge, seq) ? outbox(edge, seq) : nullptr;
+  }
+  void publish(Edge edge, uint64_t seq) {
+    if (!mutated(Mutation::kRingNoLaneSync)) sync();
+    if (lane_ == 0) signal(edge.peer, edge.flow, seq);
+  }
+  std::byte* arrive(Edge edge, uint64_t seq) {
+    return wait(edge.peer, edge.flow, seq) ? inbox(edge, seq) : nullptr;
+  }
+  void release(Edge edge, uint64_t seq) {
+    sync();
+    if (lane_ == 0) give_credit(edge, seq);
+  }
+  void publish_and_release(Edge out, uint64_t out_seq, Edge in, uint64_t in_seq) {
+    if (!mutated(Mutation::kRingNoLaneSync)) sync();
+    if (lane_ != 0) return;
+    signal(out.peer, out.flow, out_seq);
+    give_credit(in, in_seq);
+  }
+  void signal_all(Flow flow, uint64_t seq) {
+    if (!mutated(Mutation::kTwoShotNoLaneSync)) sync();
+    for (int peer = lane_; peer < world_size(); peer += num_lanes()) {
+      if (peer != rank()) signal(peer, flow, seq);
+    }
+  }
+  bool wait_all(Flow flow, uint64_t seq) {
+    bool failed = false;
+    for (int peer = lane_; peer < world_size() && !failed; peer += num_lanes()) {
+      if (peer != rank()) failed = !wait_flag(flow, seq, peer);
+    }
+    return !any(failed);
+  }
+
+  uint64_t load_counter(Counter counter, int root = 0) {
+    return context_.counters[static_cast<size_t>(channel_)].at(counter, root);
+  }
+  void store_counter(Counter counter, uint64_t value, int root = 0) {
+    sync();  // every lane has read the old value
+    if (lane_ == 0) context_.counters[static_cast<size_t>(channel_)].at(counter, root) = value;
+  }
+
+  /// world_size pointers each; scratch for Kernels.
+  const void** input_pointers() { return const_cast<const void**>(scratch_); }
+  void** output_pointers() { return scratch_ + world_size(); }
+
+ private:
+  std::byte* slot(Flow flow, int from, int to, uint64_t seq) const {
+    if (mutated(Mutation::kSingleSlot)) seq = 0;
+    const SlotRef ref = context_.layout.placement.slot(flow, from, to, seq);
+    return context_.windows->at(ref.window) + context_.layout.slot_offset(channel_, ref);
+  }
+
+  /// Message `seq` of this edge is in its slot.
+  void signal(int peer, Flow flow, uint64_t seq) {
+#if defined(DCOMM_TESTING)
+    test_jitter();
+#endif
+    Flag& flag = context_.flag(peer, channel_, flow, rank());
+    std::atomic_ref<uint64_t>(flag.hash[flag_hash_index(flow, seq, world_size())]).store(op_.hash, std::memory_order_relaxed);
+    std::atomic_ref<uint64_t> value(flag.value);
+    if (DCOMM_UNLIKELY(op_.policy.strict_wake)) {
+      value.exchange(seq + 1, std::memory_order_seq_cst);
+    } else {
+      value.store(seq + 1, mutated(Mutation::kRelaxedPublish) ? std::memory_order_relaxed : std::memory_order_release);
+    }
+    // Without the full barrier a sleeper can be overlooked only if its own re-check and the kernel's
+    // comparison both beat our store buffer; it then sleeps for its slice (10 ms), not for ever.
+    if (DCOMM_UNLIKELY(std::atomic_ref<uint32_t>(flag.sleepers).load(std::memory_order_seq_cst) != 0)) wake(flag);
+  }
+
+  bool needs_credit(Flow flow) const { return context_.layout.placement.needs_credit(flow); }
+
+  bool wait_credit(Edge edge, uint64_t seq) {
+    const auto depth = static_cast<uint64_t>(context_.layout.placement.depth);
+    if (!needs_credit(edge.flow) || seq < depth || mutated(Mutation::kNoCreditWait)) return true;
+    const uint64_t freed = seq - depth - (mutated(Mutation::kCreditOffByOne) && seq > depth ? 1 : 0);
+    return wait(edge.peer, credit_flow(edge.flow), freed);
+  }
+  void give_credit(Edge edge, uint64_t seq) {
+    if (needs_credit(edge.flow)) signal(edge.peer, credit_flow(edge.flow), seq);
+  }
+
+  /// All lanes; lane 0 polls.
+  bool wait(int peer, Flow flow, uint64_t seq) {
+    if (num_lanes() == 1) return wait_flag(flow, seq, peer);
+    const bool failed = lane_ == 0 && !wait_flag(flow, seq, peer);
+    return !any(failed);
+  }
+
+  bool wait_flag(Flow flow, uint64_t seq, int peer) {
+    Flag& flag = context_.flag(rank(), channel_, flow, peer);
+    const uint64_t target = mutated(Mutation::kWaitOldEpoch) ? seq : seq + 1;
+    if (std::atomic_ref<uint64_t>(flag.value).load(std::memory_order_acquire) < target) {
+      if (!wait_slow(flag, target, peer)) return false;
+    }
+    if (is_credit(flow)) return true;  // given in an earlier operation, as a rule
+    const uint64_t hash = std::atomic_ref<uint64_t>(flag.hash[flag_hash_index(flow, seq, world_size())])
+                              .load(std::memory_order_relaxed);
+    if (DCOMM_LIKELY(hash == op_.hash || mutated(Mutation::kWaitOldEpoch))) return true;
+    return fail(ErrorCode::kMismatch, peer, AbortDetail::kNone, rank(), 0);
+  }
+
+  bool wait_slow(Flag& flag, uint64_t target, int peer);
+  bool sleep_on(Flag& flag, uint64_t target, int64_t max_ns);
+  bool must_stop(int64_t waited_ns);
+  bool headers_differ(int64_t waited_ns);
+  bool fail(ErrorCode code, int culprit, AbortDetail detail, int reporter, int64_t waited_ns);
+  static void wake(Flag& flag);
+
+  HostContext& context_;
+  HostOp& op_;
+  LaneBarrier& lanes_;
+  const int channel_;
+  const int lane_;
+  void** const scratch_;
+};
+
+}  // namespace dcomm

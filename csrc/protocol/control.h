@@ -1,0 +1,125 @@
+// The words through which ranks talk: flags, headers, records, the abort line. Floor: protocol.
+//
+// All are plain integers in window memory; host code reaches them through std::atomic_ref, kernels through
+// ld/st.*.sys. Each line has ONE writer (a flag: the sending rank; header and records: the window's owner), so
+// plain release stores suffice: no remote atomics, valid on PCIe, NVLink and shared memory alike. The two
+// exceptions are `sleepers` (host futex) and `abort` (set once, by whoever fails first).
+// Sequence numbers are 64-bit, start at 1 and are never reset.
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "base/error.h"
+#include "schedule/ring.h"
+#include "schedule/window_layout.h"
+
+namespace dcomm {
+
+/// How many fingerprints a flag keeps; at least the depth of any placement.
+inline constexpr int kHashRing = 4;
+
+/// Which of a flag's fingerprints belongs to message `seq`. Not one by operation: with changing roots a rank may
+/// be many broadcasts ahead of a slow reader. On its flag it is at most `depth` messages ahead, or, in a ring without
+/// credits, world_size messages, which touch two tiles. The verifier checks it (tests/cc/verifier.h).
+DCOMM_HOST_DEVICE constexpr int flag_hash_index(Flow flow, uint64_t seq, int world_size) {
+  const uint64_t turn = flow == Flow::kRing ? seq / static_cast<uint64_t>(ring_num_steps(world_size)) : seq;
+  return static_cast<int>(turn % kHashRing);
+}
+
+/// One direction of one flow between two ranks; lies in the receiver's window.
+struct alignas(kFlagBytes) Flag {
+  uint64_t value = 0;         // messages published so far on this edge; store release, load acquire
+  uint64_t hash[kHashRing]{}; // fingerprints by flag_hash_index; written before value is published
+  uint32_t sleepers = 0;      // host: threads in FUTEX_WAIT on value's low word
+};
+static_assert(sizeof(Flag) == kFlagBytes);
+
+enum class Collective : uint8_t { kAllReduce = 1, kBroadcast = 2, kBarrier = 3 };
+enum class Algo : uint8_t { kAuto = 0, kRing = 1, kTwoShot = 2, kFlat = 3 };
+
+constexpr const char* collective_name(Collective collective) {
+  switch (collective) {
+    case Collective::kAllReduce: return "all_reduce";
+    case Collective::kBroadcast: return "broadcast";
+    case Collective::kBarrier: return "barrier";
+  }
+  return "unknown";
+}
+
+constexpr const char* algo_name(Algo algo) {
+  switch (algo) {
+    case Algo::kAuto: return "auto";
+    case Algo::kRing: return "ring";
+    case Algo::kTwoShot: return "two_shot";
+    case Algo::kFlat: return "flat";
+  }
+  return "unknown";
+}
+
+/// What all ranks must agree on; the full text behind the 8-byte hash.
+struct OpRecord {
+  uint64_t seq = 0;
+  uint64_t count = 0;
+  Collective collective = Collective::kBarrier;
+  Algo algo = Algo::kAuto;
+  DType dtype = DType::kF32;
+  DType wire = DType::kF32;
+  ReduceOp op = ReduceOp::kSum;
+  uint8_t unused[3] = {};
+  int32_t root = -1;
+  uint32_t unused_too = 0;
+};
+static_assert(sizeof(OpRecord) == 32);
+
+/// The owner's position; one line, whatever the algorithm. Peers read it on a stall only.
+struct alignas(kFlagBytes) Header {
+  uint64_t seq = 0;           // the operation begun last; stored (release) after hash[seq % 2]
+  uint64_t hash[2] = {0, 0};  // by parity of seq: a rank is at most one operation ahead of a reader's interest
+  uint64_t completed = 0;     // the operation finished last
+};
+
+/// Why the communicator broke. `attention` is polled by every wait; nonzero means: look closer.
+struct alignas(kFlagBytes) AbortLine {
+  uint64_t reason = 0;     // AbortReason packed, set once by compare-exchange
+  uint32_t attention = 0;  // reason was set, or a peer's exit was seen
+};
+
+struct ControlPage {
+  Header header;
+  alignas(kFlagBytes) OpRecord records[2];  // by parity of seq
+  AbortLine abort;
+};
+static_assert(sizeof(ControlPage) <= kControlBytes);
+
+/// What a rank tells its peers when it fails; packed into one word so that it is set atomically.
+struct AbortReason {
+  ErrorCode code = ErrorCode::kOk;
+  uint16_t reporter = 0;   // the rank that raised first
+  uint16_t culprit = 0;    // the rank it names
+  uint8_t detail = 0;      // AbortDetail
+  uint32_t seq = 0;        // low bits of the failing operation (0: whatever the operation); 16 are kept
+
+  uint64_t pack() const {
+    return (static_cast<uint64_t>(code) << 56) | (static_cast<uint64_t>(detail) << 48) |
+           (static_cast<uint64_t>(reporter) << 32) | (static_cast<uint64_t>(culprit) << 16) | (seq & 0xffffu);
+  }
+  static AbortReason unpack(uint64_t word) {
+    AbortReason reason;
+    reason.code = static_cast<ErrorCode>(word >> 56);
+    reason.detail = static_cast<uint8_t>(word >> 48);
+    reason.reporter = static_cast<uint16_t>(word >> 32);
+    reason.culprit = static_cast<uint16_t>(word >> 16);
+    reason.seq = static_cast<uint32_t>(word & 0xffffu);
+    return reason;
+  }
+  /// True when a rank that is still inside operation `op_seq` must stop too: the failing operation is not a
+  /// later one (which this rank's peers may only have reached after completing ours).
+  bool concerns(uint64_t op_seq) const {
+    return seq == 0 || static_cast<int16_t>(static_cast<uint16_t>(seq - (op_seq & 0xffffu))) <= 0;
+  }
+};
+
+enum class AbortDetail : uint8_t { kNone = 0, kDied = 1, kLeft = 2, kInterrupted = 3 };
+
+}  // namespace dcomm

@@ -1,0 +1,29 @@
+// The 8-byte hash by which ranks notice that they disagree. Floor: protocol.
+#pragma once
+
+#include <cstdint>
+
+#include "protocol/control.h"
+
+namespace dcomm {
+
+/// Mixes one word in; the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+constexpr uint64_t hash_mix(uint64_t state, uint64_t word) {
+  uint64_t z = state + 0x9e3779b97f4a7c15ull + word;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+
+/// Never 0, which is the hash of "nothing published yet".
+constexpr uint64_t fingerprint(const OpRecord& record) {
+  const uint64_t kinds = static_cast<uint64_t>(record.collective) | static_cast<uint64_t>(record.algo) << 8 |
+                         static_cast<uint64_t>(record.dtype) << 16 | static_cast<uint64_t>(record.wire) << 24 |
+                         static_cast<uint64_t>(record.op) << 32;
+  uint64_t hash = hash_mix(record.seq, record.count);
+  hash = hash_mix(hash, kinds);
+  hash = hash_mix(hash, static_cast<uint64_t>(static_cast<uint32_t>(record.root)));
+  return hash == 0 ? 1 : hash;
+}
+
+}  // namespace dcomm

@@ -1,0 +1,12 @@
+// Address, count and dtype of anything that exports a buffer (NumPy first of all). Floor: python.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace dcomm {
+
+/// Binds buffer_view(obj) -> (address, count, dtype code, contiguous, writable); dtype code -1: not one of
+/// dcomm's types (its format string is then the sixth entry).
+void bind_buffer_view(pybind11::module_& m);
+
+}  // namespace dcomm

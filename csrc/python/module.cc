@@ -1,0 +1,226 @@
+// The extension module dcomm._core: pointers and counts in, typed exceptions out. Floor: python.
+//
+// Arrays cross as integers (address, element count, dtype code); dcomm/arrays.py knows what an array is. The GIL
+// is released while an operation runs. C++ threads never call Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "comm/fork_guard.h"
+#include "python/buffer_view.h"
+
+namespace py = pybind11;
+
+namespace dcomm {
+namespace {
+
+/// The Python exception classes, in the order of ErrorCode; set once by set_exceptions().
+PyObject* exception_classes[static_cast<size_t>(ErrorCode::kInternal) + 1] = {};
+
+PyObject* exception_class(ErrorCode code) {
+  PyObject* found = exception_classes[static_cast<size_t>(code)];
+  return found != nullptr ? found : PyExc_RuntimeError;
+}
+
+void set_exceptions(const py::dict& by_name) {
+  const std::pair<ErrorCode, const char*> names[] = {
+      {ErrorCode::kInvalidArgument, "ValueError"},
+      {ErrorCode::kPeerLost, "PeerLostError"},
+      {ErrorCode::kTimeout, "CollectiveTimeoutError"},
+      {ErrorCode::kMismatch, "MismatchError"},
+      {ErrorCode::kVersionMismatch, "VersionMismatchError"},
+      {ErrorCode::kAborted, "AbortedError"},
+      {ErrorCode::kForked, "ForkedProcessError"},
+      {ErrorCode::kSharedMemory, "SharedMemoryError"},
+      {ErrorCode::kConcurrentUse, "ConcurrentUseError"},
+      {ErrorCode::kCuda, "CudaError"},
+      {ErrorCode::kInternal, "DcommError"},
+  };
+  for (const auto& [code, name] : names) {
+    exception_classes[static_cast<size_t>(code)] = py::object(by_name[name]).release().ptr();  // lives as long as the module
+  }
+}
+
+[[noreturn]] void raise(ErrorCode code, const std::string& message) {
+  if (code == ErrorCode::kInterrupted && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  py::set_error(exception_class(code), message.c_str());
+  throw py::error_already_set();
+}
+
+/// Runs Python's signal handlers; true when one raised (KeyboardInterrupt). Called without the GIL.
+bool signals_raised(void*) {
+  const py::gil_scoped_acquire acquire;
+  return PyErr_CheckSignals() != 0;
+}
+
+CollectiveCall all_reduce_call(uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo) {
+  CollectiveCall call;
+  call.collective = Collective::kAllReduce;
+  call.in = reinterpret_cast<const void*>(in);
+  call.out = reinterpret_cast<void*>(out);
+  call.count = count;
+  call.dtype = static_cast<DType>(dtype);
+  call.wire = static_cast<DType>(wire);
+  call.op = static_cast<ReduceOp>(op);
+  call.algo = static_cast<Algo>(algo);
+  return call;
+}
+
+CollectiveCall broadcast_call(uintptr_t data, size_t count, int dtype, int root) {
+  CollectiveCall call;
+  call.collective = Collective::kBroadcast;
+  call.in = reinterpret_cast<const void*>(data);
+  call.out = reinterpret_cast<void*>(data);
+  call.count = count;
+  call.dtype = static_cast<DType>(dtype);
+  call.wire = call.dtype;
+  call.root = root;
+  return call;
+}
+
+/// timeout_ns: 0 = the communicator's.
+void run(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns, bool check_signals) {
+  ErrorCode code = ErrorCode::kOk;
+  std::string message;
+  {
+    const py::gil_scoped_release release;
+    try {
+      comm.run(call, timeout_ns, check_signals ? &signals_raised : nullptr);
+      return;
+    } catch (const Error& error) {
+      code = error.code();
+      message = error.what();
+    }
+  }
+  raise(code, message);
+}
+
+/// Deleting a communicator joins threads: never with the GIL held.
+std::shared_ptr<Communicator> releasing(std::shared_ptr<Communicator> comm) {
+  Communicator* raw = comm.get();
+  return {raw, [keep = std::move(comm)](Communicator*) mutable {
+            const py::gil_scoped_release release;
+            keep.reset();
+          }};
+}
+
+std::shared_ptr<Communicator> connect(int rank, int world_size, const std::string& meeting_key, bool exact,
+                                      uint64_t init_counter, uint64_t config_hash, const std::string& version,
+                                      double timeout_s, bool force_shm) {
+  MeshOptions options;
+  options.rank = rank;
+  options.world_size = world_size;
+  options.meeting_key = meeting_key;
+  options.exact = exact;
+  options.init_counter = init_counter;
+  options.config_hash = config_hash;
+  options.package_version = version;
+  options.timeout = std::chrono::nanoseconds(static_cast<int64_t>(timeout_s * 1e9));
+  std::shared_ptr<Communicator> comm;
+  {
+    const py::gil_scoped_release release;
+    comm = Communicator::of_processes(options, force_shm);
+  }
+  return releasing(std::move(comm));
+}
+
+std::vector<std::shared_ptr<Communicator>> of_threads(int world_size) {
+  auto comms = Communicator::of_threads(world_size);
+  for (auto& comm : comms) comm = releasing(std::move(comm));
+  return comms;
+}
+
+void bind_work(py::module_& m) {
+  py::class_<Work, std::shared_ptr<Work>>(m, "Work")
+      .def("done", &Work::done)
+      .def(
+          "wait_for",
+          [](const Work& work, double seconds) {
+            const py::gil_scoped_release release;
+            return work.wait_for(std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9)));
+          },
+          py::arg("seconds"))
+      .def("raise_if_failed", [](const Work& work) {
+        if (work.done() && work.error_code() != ErrorCode::kOk) raise(work.error_code(), work.error_message());
+      });
+}
+
+void bind_communicator(py::module_& m) {
+  py::class_<Communicator, std::shared_ptr<Communicator>>(m, "Communicator")
+      .def_static("of_threads", &of_threads, py::arg("world_size"))
+      .def_static("connect", &connect, py::arg("rank"), py::arg("world_size"), py::arg("meeting_key"),
+                  py::arg("exact"), py::arg("init_counter"), py::arg("config_hash"), py::arg("version"),
+                  py::arg("timeout_s"), py::arg("force_shm"))
+      .def_property_readonly("rank", &Communicator::rank)
+      .def_property_readonly("world_size", &Communicator::world_size)
+      .def_property_readonly("closed", &Communicator::closed)
+      .def_property_readonly("isa", [](const Communicator& comm) { return comm.kernel_table().isa; })
+      .def_property_readonly("slot_bytes", [](const Communicator& comm) { return comm.settings().slot_bytes; })
+      .def_property_readonly("pids", &Communicator::pids)
+      .def("stats",
+           [](const Communicator& comm) {
+             const CommunicatorStats stats = comm.stats();
+             py::dict result;
+             result["num_operations"] = stats.num_operations;
+             result["num_bytes"] = stats.num_bytes;
+             return result;
+           })
+      .def(
+          "all_reduce",
+          [](Communicator& comm, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo,
+             int64_t timeout_ns, bool check_signals) {
+            run(comm, all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns, check_signals);
+          })
+      .def(
+          "all_reduce_async",
+          [](Communicator& comm, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo,
+             int64_t timeout_ns) {
+            return comm.enqueue(all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns);
+          })
+      .def("broadcast",
+           [](Communicator& comm, uintptr_t data, size_t count, int dtype, int root, int64_t timeout_ns,
+              bool check_signals) { run(comm, broadcast_call(data, count, dtype, root), timeout_ns, check_signals); })
+      .def("broadcast_async",
+           [](Communicator& comm, uintptr_t data, size_t count, int dtype, int root, int64_t timeout_ns) {
+             return comm.enqueue(broadcast_call(data, count, dtype, root), timeout_ns);
+           })
+      .def("barrier", [](Communicator& comm, int64_t timeout_ns,
+                         bool check_signals) { run(comm, CollectiveCall{}, timeout_ns, check_signals); })
+      .def("barrier_async", [](Communicator& comm, int64_t timeout_ns) {
+        return comm.enqueue(CollectiveCall{}, timeout_ns);
+      })
+      .def("abort", &Communicator::abort)
+      .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>())
+      .def("leave", &Communicator::leave_now, py::call_guard<py::gil_scoped_release>())
+      .def("_inject_delay", [](Communicator& comm, double seconds) {
+        comm.set_test_delay_ns(static_cast<int64_t>(seconds * 1e9));
+      });
+}
+
+}  // namespace
+}  // namespace dcomm
+
+PYBIND11_MODULE(_core, m) {
+  using namespace dcomm;
+  m.doc() = "C++ core of dcomm; use the dcomm package.";
+  m.attr("__version__") = DCOMM_VERSION;
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const Error& error) {
+      py::set_error(exception_class(error.code()), error.what());
+    }
+  });
+  m.def("set_exceptions", &set_exceptions, py::arg("by_name"));
+  m.def("in_forked_child", &in_forked_child);
+  bind_buffer_view(m);
+  bind_work(m);
+  bind_communicator(m);
+}

@@ -1,0 +1,49 @@
+"""dcomm: all-reduce, gradient bucketing and half-precision wires for training on one host.
+
+>>> import numpy as np, dcomm
+>>> comm = dcomm.init()                     # torchrun's environment; alone, a single rank
+>>> x = np.ones(4, np.float32)
+>>> comm.all_reduce(x, op="sum")            # in place; the same bytes on every rank
+array([1., 1., 1., 1.], dtype=float32)
+
+The PyTorch side (DDP comm hooks) is in :mod:`dcomm.torch`, imported on request.
+"""
+
+from dcomm import _core, errors
+
+_core.set_exceptions(errors._BY_NAME)
+
+from dcomm._version import __version__  # noqa: E402  (the core must know its exceptions first)
+from dcomm.bootstrap import init, init_threads  # noqa: E402
+from dcomm.communicator import Communicator  # noqa: E402
+from dcomm.errors import (  # noqa: E402
+    AbortedError,
+    CollectiveTimeoutError,
+    ConcurrentUseError,
+    CudaError,
+    DcommError,
+    ForkedProcessError,
+    MismatchError,
+    PeerLostError,
+    SharedMemoryError,
+    VersionMismatchError,
+)
+from dcomm.work import Work  # noqa: E402
+
+__all__ = [
+    "AbortedError",
+    "CollectiveTimeoutError",
+    "Communicator",
+    "ConcurrentUseError",
+    "CudaError",
+    "DcommError",
+    "ForkedProcessError",
+    "MismatchError",
+    "PeerLostError",
+    "SharedMemoryError",
+    "VersionMismatchError",
+    "Work",
+    "__version__",
+    "init",
+    "init_threads",
+]

@@ -1,0 +1,308 @@
+"""The Communicator: collectives among the ranks of one host."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+from collections import deque
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+from dcomm import _core, arrays
+from dcomm.errors import CudaError
+from dcomm.work import Work, to_seconds
+
+# Codes of csrc/base/dtype.h and csrc/protocol/control.h.
+_OPS = {"sum": 0, "avg": 1}
+_ALGOS = {"auto": 0, "ring": 1, "two_shot": 2}
+
+_main_thread = threading.main_thread().ident
+_live: weakref.WeakSet[Communicator] = weakref.WeakSet()
+
+
+def _op_code(op: Any) -> int:
+    """The code of a reduce op given as a name or as torch.distributed.ReduceOp."""
+    code = _OPS.get(op) if isinstance(op, str) else _OPS.get(str(op).rpartition(".")[2].lower())
+    if code is None:
+        raise ValueError(f"op={op!r}: expected one of {', '.join(map(repr, _OPS))}")
+    return code
+
+
+def _timeout_ns(timeout: float | timedelta | None) -> int:
+    seconds = to_seconds(timeout)
+    return 0 if seconds is None else max(1, int(seconds * 1e9))
+
+
+class Communicator:
+    """One rank's membership in a group of ranks on one host.
+
+    Made by :func:`dcomm.init` (ranks are processes) or :func:`dcomm.init_threads` (ranks are threads of this
+    process). All ranks call the same collectives in the same order. One thread at a time may use a communicator;
+    different communicators are free. After an error it is broken on every rank.
+
+    On the CPU a synchronous call blocks until this rank's part is done, with the GIL released; an asynchronous one
+    runs on the communicator's progress thread, strictly in call order.
+    """
+
+    def __init__(self, core: _core.Communicator, *, local_rank: int | None = None) -> None:
+        """Wrap a core communicator; use :func:`dcomm.init` or :func:`dcomm.init_threads` instead."""
+        self._core = core
+        self._local_rank = core.rank if local_rank is None else local_rank
+        self._pending: deque[Work] = deque()
+        _live.add(self)
+
+    @property
+    def rank(self) -> int:
+        """This rank's number, 0 to world_size - 1."""
+        return self._core.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are."""
+        return self._core.world_size
+
+    @property
+    def local_rank(self) -> int:
+        """This rank's number on its host."""
+        return self._local_rank
+
+    @property
+    def closed(self) -> bool:
+        """True after :meth:`close`."""
+        return self._core.closed
+
+    def stats(self) -> dict[str, int]:
+        """Operations and array bytes so far: ``{"num_operations": ..., "num_bytes": ...}``."""
+        return self._core.stats()
+
+    def all_reduce(
+        self,
+        x: Any,
+        op: Any = "sum",
+        *,
+        out: Any = None,
+        wire_dtype: Any = None,
+        algo: str = "auto",
+        async_op: bool = False,
+        timeout: float | timedelta | None = None,
+        stream: Any = None,
+    ) -> Any:
+        """Reduce `x` element by element over all ranks; every rank gets the result, bit for bit the same.
+
+        Args:
+            x: (count,) or any shape; float32, float16, bfloat16, float64, int32 or int64; NumPy array, CPU torch
+                tensor or writable buffer. Reduced in place unless `out` is given. Non-contiguous arrays are copied
+                in and out.
+            op: "sum" or "avg" (floats only), or the torch.distributed.ReduceOp of that name. Half-precision
+                arrays are summed in float32; integers wrap.
+            out: Array of the same shape and dtype that takes the result; `x` is then left as it is.
+            wire_dtype: "float16" / "bfloat16": float32 data travels in that type and is summed in float32; "avg"
+                divides before the cast. None: no conversion.
+            algo: "auto", "two_shot" (canonical order: the result does not depend on how a tensor is split) or
+                "ring".
+            async_op: Return a :class:`Work` at once.
+            timeout: Seconds (or timedelta) until :class:`CollectiveTimeoutError`; None: the communicator's.
+            stream: CUDA arrays only (the stream to run on).
+
+        Returns:
+            `out`, or `x`; a :class:`Work` with `async_op`.
+
+        Raises:
+            ValueError: Bad op, algo, wire_dtype, timeout, shapes or overlap.
+            TypeError: Not an array, or an unsupported dtype.
+            PeerLostError, CollectiveTimeoutError, MismatchError, AbortedError, ForkedProcessError,
+            ConcurrentUseError: See :mod:`dcomm.errors`.
+        """
+        source = arrays.view(x)
+        target = source
+        if out is not None:
+            target = arrays.view(out)
+            self._check_pair(x, source, out, target)
+        elif not source.writable:
+            raise ValueError("x is read-only: pass out=, or a writable array")
+        if source.device >= 0 or target.device >= 0:
+            raise CudaError(
+                "got a CUDA array: this build of dcomm serves CPU arrays only; move it with .cpu(), or build with "
+                "DCOMM_CUDA=ON"
+            )
+        if stream is not None:
+            raise ValueError("stream= is for CUDA arrays; CPU operations have none")
+        op_code = _OPS[op] if type(op) is str and op in _OPS else _op_code(op)
+        wire = source.dtype if wire_dtype is None else arrays.wire_code(wire_dtype)
+        algo_code = _ALGOS.get(algo)
+        if algo_code is None:
+            raise ValueError(f"algo={algo!r}: expected one of {', '.join(map(repr, _ALGOS))}")
+        timeout_ns = 0 if timeout is None else _timeout_ns(timeout)
+
+        if not (source.contiguous and target.contiguous):
+            return self._all_reduce_staged(
+                x, x if out is None else out, op_code, wire, algo_code, async_op, timeout_ns
+            )
+        result = x if out is None else out
+        if async_op:
+            handle = self._core.all_reduce_async(
+                source.address, target.address, source.count, source.dtype, wire, op_code, algo_code, timeout_ns
+            )
+            return self._track(Work(handle, result, (x, out), self.abort))
+        self._core.all_reduce(
+            source.address,
+            target.address,
+            source.count,
+            source.dtype,
+            wire,
+            op_code,
+            algo_code,
+            timeout_ns,
+            threading.get_ident() == _main_thread,
+        )
+        return result
+
+    def broadcast(
+        self,
+        x: Any,
+        src: int = 0,
+        *,
+        async_op: bool = False,
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Copy `x` of rank `src` into `x` of every rank.
+
+        Args:
+            x: Array as for :meth:`all_reduce`, of the same count and dtype on every rank.
+            src: The rank that sends.
+            async_op: Return a :class:`Work` at once.
+            timeout: As for :meth:`all_reduce`.
+
+        Returns:
+            `x`, or a :class:`Work`.
+
+        Raises:
+            ValueError: `src` is no rank, or `x` is read-only on a receiving rank.
+            TypeError, DcommError: As for :meth:`all_reduce`. A rank that disagrees raises at the latest in its
+                next operation, since `src` need not hear from all.
+        """
+        if not isinstance(src, int) or not 0 <= src < self.world_size:
+            raise ValueError(f"src={src!r}: expected a rank from 0 to {self.world_size - 1}")
+        described = arrays.view(x)
+        if described.device >= 0:
+            raise CudaError("got a CUDA array: broadcast serves CPU arrays only so far; move it with .cpu()")
+        if not described.writable and self.rank != src:
+            raise ValueError("x is read-only: pass a writable array")
+        timeout_ns = _timeout_ns(timeout)
+        staged = x
+        finish = None
+        if not described.contiguous:
+            staged = arrays.contiguous_copy(x)
+            described = arrays.view(staged)
+
+            def finish() -> None:
+                arrays.copy_into(x, staged)
+
+        args = (described.address, described.count, described.dtype, src, timeout_ns)
+        if async_op:
+            return self._track(Work(self._core.broadcast_async(*args), x, (x, staged), self.abort, finish))
+        self._core.broadcast(*args, threading.get_ident() == _main_thread)
+        if finish is not None:
+            finish()
+        return x
+
+    def barrier(self, *, async_op: bool = False, timeout: float | timedelta | None = None) -> Work | None:
+        """Return when every rank has called it.
+
+        Args:
+            async_op: Return a :class:`Work` at once.
+            timeout: As for :meth:`all_reduce`.
+        """
+        timeout_ns = _timeout_ns(timeout)
+        if async_op:
+            return self._track(Work(self._core.barrier_async(timeout_ns), None, (), self.abort))
+        self._core.barrier(timeout_ns, threading.get_ident() == _main_thread)
+        return None
+
+    def abort(self) -> None:
+        """End every wait on every rank with :class:`AbortedError`; callable from any thread."""
+        self._core.abort()
+
+    def close(self) -> None:
+        """Finish queued operations, tell the peers, free the shared memory. Idempotent."""
+        self._core.close()
+        self._pending.clear()
+
+    def __enter__(self) -> Communicator:
+        """The communicator itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; after an exception without waiting for what is queued."""
+        if kind is None:
+            self.close()
+        else:
+            self._core.leave()
+
+    def __del__(self) -> None:
+        core = getattr(self, "_core", None)
+        if core is not None:
+            core.leave()  # before the arrays of pending operations are freed
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return f"dcomm.Communicator(rank={self.rank}, world_size={self.world_size}{state})"
+
+    def _track(self, work: Work) -> Work:
+        """Keep the arrays of `work` alive until it is done, even if the caller drops the handle."""
+        while self._pending and self._pending[0].done():
+            self._pending.popleft()
+        self._pending.append(work)
+        return work
+
+    @staticmethod
+    def _check_pair(x: Any, source: arrays.View, out: Any, target: arrays.View) -> None:
+        if target.dtype != source.dtype or target.count != source.count:
+            names = arrays.DTYPE_NAMES
+            raise ValueError(
+                f"out has {target.count} elements of {names[target.dtype]}: expected {source.count} of "
+                f"{names[source.dtype]}, as x has"
+            )
+        if getattr(x, "shape", None) != getattr(out, "shape", None):
+            raise ValueError(f"out has shape {tuple(out.shape)}: expected {tuple(x.shape)}, as x has")
+        if not target.writable:
+            raise ValueError("out is read-only: pass a writable array")
+        if (source.device < 0) != (target.device < 0):
+            raise ValueError("x and out are on different devices: put both on one")
+        nbytes = source.count * arrays.DTYPE_BYTES[source.dtype]
+        if source.address != target.address and abs(source.address - target.address) < nbytes:
+            raise ValueError("x and out overlap in part: pass the same array or disjoint ones")
+
+    def _all_reduce_staged(
+        self, x: Any, result: Any, op: int, wire: int, algo: int, async_op: bool, timeout_ns: int
+    ) -> Any:
+        """Non-contiguous arrays: copied in, reduced, copied out."""
+        source = arrays.view(x)
+        if source.contiguous:  # only `result` is strided
+            staged = arrays.empty_like(x)
+            target = arrays.view(staged)
+        else:
+            staged = arrays.contiguous_copy(x)
+            source = target = arrays.view(staged)
+        args = (source.address, target.address, source.count, source.dtype, wire, op, algo, timeout_ns)
+
+        def finish() -> None:
+            arrays.copy_into(result, staged)
+
+        if async_op:
+            handle = self._core.all_reduce_async(*args)
+            return self._track(Work(handle, result, (x, result, staged), self.abort, finish))
+        self._core.all_reduce(*args, threading.get_ident() == _main_thread)
+        finish()
+        return result
+
+
+@atexit.register
+def _leave_all() -> None:
+    """Say goodbye before the interpreter goes: no thread of dcomm's outlives it."""
+    for comm in list(_live):
+        comm._core.leave()

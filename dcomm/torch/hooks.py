@@ -1,0 +1,153 @@
+"""DDP communication hooks: gradients travel through dcomm instead of the process group.
+
+The hooks divide by the number of ranks themselves, before the cast where the wire is half precision (PyTorch's own
+fp16 hook casts first, so one large gradient on one rank becomes inf). Sums are in float32.
+Source of the interface: PyTorch, "DDP Communication Hooks".
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import dcomm
+from dcomm import arrays
+from dcomm.communicator import Communicator
+from dcomm.errors import DcommError
+from dcomm.torch.completer import Completer
+
+logger = logging.getLogger("dcomm")
+
+
+class HookState:
+    """What a hook needs from one call to the next: its communicator and settings.
+
+    The communicator is made at the first bucket, collectively, through the process group's store. Where dcomm cannot
+    serve (ranks on several hosts, CUDA tensors without the CUDA part) the hook hands each bucket to the process
+    group instead and says so once. Pickling keeps the settings and drops the communicator.
+
+    Args:
+        process_group: The DDP module's process group; None: the default group.
+        wire_dtype: "float16" / "bfloat16" for :func:`all_reduce_hook`; None: no conversion.
+        policy: "dcomm": use dcomm wherever it can serve.
+
+    Raises:
+        ValueError: Bad `wire_dtype` or `policy`.
+    """
+
+    def __init__(self, process_group: Any = None, wire_dtype: Any = None, policy: str = "dcomm") -> None:
+        """Check the settings; nothing is connected yet."""
+        if policy != "dcomm":
+            raise ValueError(f"policy={policy!r}: expected 'dcomm'")
+        if wire_dtype is not None:
+            arrays.wire_code(wire_dtype)
+        self.process_group = process_group
+        self.wire_dtype = wire_dtype
+        self.policy = policy
+        self._comm: Communicator | None = None
+        self._completer: Completer | None = None
+        self._delegates = False
+
+    @property
+    def communicator(self) -> Communicator | None:
+        """The communicator in use; None before the first bucket, or where the process group serves."""
+        return self._comm
+
+    def close(self) -> None:
+        """Finish what is queued and free the communicator; the next bucket would make a new one."""
+        if self._comm is not None:
+            self._comm.close()
+        if self._completer is not None:
+            self._completer.close()
+        self._comm = None
+        self._completer = None
+
+    def __del__(self) -> None:
+        comm, completer = getattr(self, "_comm", None), getattr(self, "_completer", None)
+        if comm is not None:
+            comm._core.leave()  # aborts what is queued: nobody waits for it any more
+        if completer is not None:
+            completer.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings only: a communicator cannot be moved to another process."""
+        return {"wire_dtype": self.wire_dtype, "policy": self.policy}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start over with the pickled settings and the default process group."""
+        self.__init__(wire_dtype=state["wire_dtype"], policy=state["policy"])  # type: ignore[misc]
+
+    def _group(self) -> Any:
+        return self.process_group if self.process_group is not None else dist.group.WORLD
+
+    def _connect(self, tensor: torch.Tensor) -> None:
+        """Collective: every rank takes the same branch, on facts that all ranks share."""
+        group = self._group()
+        if tensor.device.type != "cpu":
+            self._delegate(f"gradients on {tensor.device.type} are served by the process group so far")
+            return
+        try:
+            self._comm = dcomm.init(
+                rank=group.rank(),
+                world_size=group.size(),
+                store=group.get_group_store(),
+                group_name=f"hook/{group.group_name}",
+            )
+        except DcommError as error:
+            if type(error) is not DcommError:  # a failure, not "the ranks are on several hosts"
+                raise
+            self._delegate(str(error))
+            return
+        self._completer = Completer()
+
+    def _delegate(self, reason: str) -> None:
+        self._delegates = True
+        if self._group().rank() == 0:
+            logger.warning("dcomm: the process group reduces the gradients: %s", reason)
+
+
+def all_reduce_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Average a bucket over all ranks; on the wire in `state.wire_dtype`.
+
+    The operation runs on dcomm's progress thread while backward goes on.
+
+    Args:
+        state: A :class:`HookState`; one per DDP module.
+        bucket: (count,) gradients, float32, float16, bfloat16 or float64.
+
+    Returns:
+        A future of the averaged bucket (in place). When the operation fails, waiting for it raises a RuntimeError
+        with the text of the dcomm error.
+    """
+    return _average(state, bucket, state.wire_dtype)
+
+
+def fp16_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """As :func:`all_reduce_hook`, float32 gradients travelling as float16; sums in float32."""
+    return _average(state, bucket, "float16")
+
+
+def bf16_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """As :func:`all_reduce_hook`, float32 gradients travelling as bfloat16; sums in float32."""
+    return _average(state, bucket, "bfloat16")
+
+
+def _average(state: HookState, bucket: dist.GradBucket, wire_dtype: Any) -> torch.futures.Future[torch.Tensor]:
+    tensor = bucket.buffer()
+    if state._comm is None and not state._delegates:
+        state._connect(tensor)
+    if state._comm is None or state._completer is None:
+        return _average_by_group(state._group(), tensor)
+    wire = wire_dtype if tensor.dtype == torch.float32 else None
+    work = state._comm.all_reduce(tensor, "avg", wire_dtype=wire, async_op=True)
+    return state._completer.future_of(work, tensor)
+
+
+def _average_by_group(group: Any, tensor: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    """What DDP does without a hook."""
+    tensor.div_(group.size())
+    work = dist.all_reduce(tensor, group=group, async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])  # type: ignore[no-any-return]

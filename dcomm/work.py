@@ -1,0 +1,107 @@
+"""Handles of asynchronous operations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from dcomm.errors import CollectiveTimeoutError
+
+if TYPE_CHECKING:
+    from dcomm import _core
+
+_SLICE_S = 0.05  # how often a wait lets Python look at signals
+
+
+def to_seconds(timeout: float | timedelta | None) -> float | None:
+    """A timeout argument in seconds; None stays None.
+
+    Raises:
+        ValueError: Not positive.
+        TypeError: Neither a number nor a timedelta.
+    """
+    if timeout is None:
+        return None
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if not isinstance(seconds, (int, float)):
+        raise TypeError(f"timeout={timeout!r}: expected seconds or a datetime.timedelta")
+    if not seconds > 0:
+        raise ValueError(f"timeout={timeout!r}: expected a positive number of seconds, or None for the default")
+    return float(seconds)
+
+
+class Work:
+    """An operation that runs on the communicator's progress thread.
+
+    The arrays belong to the operation until it is done. Dropping the handle is allowed: the communicator keeps
+    the arrays alive. Not thread-safe, except :meth:`done`.
+    """
+
+    __slots__ = ("__weakref__", "_abort", "_arrays", "_core", "_finish", "_result")
+
+    def __init__(
+        self,
+        core: _core.Work,
+        result: Any,
+        arrays: tuple[Any, ...],
+        abort: Callable[[], None],
+        finish: Callable[[], None] | None = None,
+    ) -> None:
+        self._core = core
+        self._result = result
+        self._arrays = arrays
+        self._abort = abort
+        self._finish = finish
+
+    def done(self) -> bool:
+        """True once the operation has ended, well or badly. Never blocks."""
+        return self._core.done()
+
+    def wait(self, timeout: float | timedelta | None = None) -> Any:
+        """Block until the operation has ended.
+
+        Args:
+            timeout: Seconds to wait; the operation itself goes on when they have passed. None: as long as the
+                operation's own deadline allows.
+
+        Returns:
+            What the synchronous call would have returned: `out`, or the array reduced in place.
+
+        Raises:
+            CollectiveTimeoutError: `timeout` has passed; the operation is still running.
+            DcommError: The operation failed; the subclass says why.
+        """
+        limit = to_seconds(timeout)
+        deadline = None if limit is None else time.monotonic() + limit
+        try:
+            while not self._core.wait_for(
+                _SLICE_S if deadline is None else max(0.0, min(_SLICE_S, deadline - time.monotonic()))
+            ):
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise CollectiveTimeoutError(
+                        f"the operation is still running after {limit} s; wait again, or abort the communicator"
+                    )
+        except KeyboardInterrupt:
+            self._abort()
+            raise
+        self._core.raise_if_failed()
+        if self._finish is not None:
+            self._finish()
+            self._finish = None
+        return self._result
+
+    def exception(self) -> BaseException | None:
+        """The error of an ended operation; None when it went well or is still running."""
+        if not self._core.done():
+            return None
+        try:
+            self._core.raise_if_failed()
+        except Exception as error:
+            return error
+        return None
+
+    def result(self) -> Any:
+        """Same as :meth:`wait` without a limit."""
+        return self.wait()
