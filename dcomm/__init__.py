@@ -9,9 +9,11 @@ array([1., 1., 1., 1.], dtype=float32)
 The PyTorch side (DDP comm hooks) is in :mod:`dcomm.torch`, imported on request.
 """
 
+import threading
+
 from dcomm import _core, errors
 
-_core.set_exceptions(errors._BY_NAME)
+_core.initialise(errors._BY_NAME, threading.main_thread().ident)
 
 from dcomm._version import __version__  # noqa: E402  (the core must know its exceptions first)
 from dcomm.bootstrap import init, init_threads  # noqa: E402

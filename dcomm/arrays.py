@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple
 
+import numpy
+
 from dcomm import _core
 
 # Codes of csrc/base/dtype.h.
@@ -17,8 +19,12 @@ DTYPE_NAMES = {code: name for name, code in DTYPE_CODES.items()}
 DTYPE_BYTES = {0: 4, 1: 2, 2: 2, 3: 8, 4: 4, 5: 8}
 
 _WIRE_ALIASES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
+# How to reach the memory of a type that was seen before.
+KIND_BUFFER, KIND_TENSOR = 1, 2
+KINDS: dict[type, int] = {numpy.ndarray: KIND_BUFFER}
+TORCH_CODES: dict[Any, int] = {}  # torch dtypes of dense tensors seen so far
+
 _wire_codes: dict[Any, int] = {}
-_torch_codes: dict[Any, int] = {}
 
 
 class View(NamedTuple):
@@ -33,12 +39,12 @@ class View(NamedTuple):
 
 
 def _torch_view(tensor: Any) -> View:
-    code = _torch_codes.get(tensor.dtype)
+    code = TORCH_CODES.get(tensor.dtype)
     if code is None:
         name = str(tensor.dtype).removeprefix("torch.")
         if name not in DTYPE_CODES:
             raise TypeError(_unsupported(f"a torch tensor of {name}"))
-        code = _torch_codes[tensor.dtype] = DTYPE_CODES[name]
+        code = TORCH_CODES[tensor.dtype] = DTYPE_CODES[name]
     device = -1
     if not tensor.is_cpu:
         if tensor.device.type != "cuda":
@@ -48,6 +54,7 @@ def _torch_view(tensor: Any) -> View:
         device = tensor.device.index
     if tensor.layout is not _strided_layout():
         raise TypeError(f"got a {tensor.layout} tensor: dcomm handles dense tensors; convert it with .to_dense()")
+    KINDS[type(tensor)] = KIND_TENSOR
     return View(tensor.data_ptr(), tensor.numel(), code, tensor.is_contiguous(), True, device)
 
 
@@ -70,17 +77,17 @@ def view(array: Any) -> View:
     """
     if hasattr(array, "data_ptr"):
         return _torch_view(array)
-    dtype = getattr(array, "dtype", None)
-    if dtype is not None and getattr(dtype, "name", "") == "bfloat16":  # ml_dtypes: NumPy exports no buffer
-        address, count, _, contiguous, writable, _ = _core.buffer_view(array.view("uint16"))
-        return View(address, count, DTYPE_CODES["bfloat16"], contiguous, writable, -1)
     try:
         address, count, code, contiguous, writable, format_text = _core.buffer_view(array)
     except (TypeError, ValueError, BufferError) as error:
+        dtype = getattr(array, "dtype", None)
+        if getattr(dtype, "name", "") == "bfloat16":  # ml_dtypes: NumPy exports no buffer of it
+            address, count, _, contiguous, writable, _ = _core.buffer_view(array.view("uint16"))
+            return View(address, count, DTYPE_CODES["bfloat16"], contiguous, writable, -1)
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
         raise TypeError(f"got {kind}: expected a NumPy array, a torch tensor or a buffer") from error
     if code < 0:
-        raise TypeError(_unsupported(f"an array of {dtype if dtype is not None else repr(format_text)}"))
+        raise TypeError(_unsupported(f"an array of {getattr(array, 'dtype', repr(format_text))}"))
     return View(address, count, code, contiguous, writable, -1)
 
 
@@ -103,8 +110,6 @@ def contiguous_copy(array: Any) -> Any:
     """A C-contiguous copy of a NumPy array or torch tensor."""
     if hasattr(array, "data_ptr"):
         return array.detach().contiguous()
-    import numpy
-
     return numpy.ascontiguousarray(array)
 
 
@@ -120,6 +125,4 @@ def empty_like(array: Any) -> Any:
     """An uninitialised C-contiguous array of the same kind, shape and dtype."""
     if hasattr(array, "data_ptr"):
         return array.detach().new_empty(array.shape)
-    import numpy
-
     return numpy.empty(array.shape, array.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import threading
 import weakref
 from collections import deque
 from datetime import timedelta
@@ -18,7 +17,6 @@ from dcomm.work import Work, to_seconds
 _OPS = {"sum": 0, "avg": 1}
 _ALGOS = {"auto": 0, "ring": 1, "two_shot": 2}
 
-_main_thread = threading.main_thread().ident
 _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
@@ -50,6 +48,7 @@ class Communicator:
         """Wrap a core communicator; use :func:`dcomm.init` or :func:`dcomm.init_threads` instead."""
         self._core = core
         self._local_rank = core.rank if local_rank is None else local_rank
+        self._fast = core.fast_all_reduce()
         self._pending: deque[Work] = deque()
         _live.add(self)
 
@@ -115,6 +114,9 @@ class Communicator:
             PeerLostError, CollectiveTimeoutError, MismatchError, AbortedError, ForkedProcessError,
             ConcurrentUseError: See :mod:`dcomm.errors`.
         """
+        if out is None and wire_dtype is None and async_op is False and timeout is None and stream is None:
+            if self._all_reduce_plain(x, op, algo):
+                return x
         source = arrays.view(x)
         target = source
         if out is not None:
@@ -147,15 +149,7 @@ class Communicator:
             )
             return self._track(Work(handle, result, (x, out), self.abort))
         self._core.all_reduce(
-            source.address,
-            target.address,
-            source.count,
-            source.dtype,
-            wire,
-            op_code,
-            algo_code,
-            timeout_ns,
-            threading.get_ident() == _main_thread,
+            source.address, target.address, source.count, source.dtype, wire, op_code, algo_code, timeout_ns
         )
         return result
 
@@ -203,7 +197,7 @@ class Communicator:
         args = (described.address, described.count, described.dtype, src, timeout_ns)
         if async_op:
             return self._track(Work(self._core.broadcast_async(*args), x, (x, staged), self.abort, finish))
-        self._core.broadcast(*args, threading.get_ident() == _main_thread)
+        self._core.broadcast(*args)
         if finish is not None:
             finish()
         return x
@@ -218,7 +212,7 @@ class Communicator:
         timeout_ns = _timeout_ns(timeout)
         if async_op:
             return self._track(Work(self._core.barrier_async(timeout_ns), None, (), self.abort))
-        self._core.barrier(timeout_ns, threading.get_ident() == _main_thread)
+        self._core.barrier(timeout_ns)
         return None
 
     def abort(self) -> None:
@@ -251,6 +245,25 @@ class Communicator:
     def __repr__(self) -> str:
         state = ", closed" if self.closed else ""
         return f"dcomm.Communicator(rank={self.rank}, world_size={self.world_size}{state})"
+
+    def _all_reduce_plain(self, x: Any, op: Any, algo: str) -> bool:
+        """The shortest way for the common call; False: take the long one, which also explains what is wrong."""
+        try:
+            op_code, algo_code = _OPS[op], _ALGOS[algo]
+        except (KeyError, TypeError):
+            return False
+        kind = arrays.KINDS.get(type(x))
+        if kind == arrays.KIND_BUFFER:
+            return self._fast(x, op_code, algo_code)
+        if kind == arrays.KIND_TENSOR and x.is_cpu:
+            try:
+                address, plain = x.data_ptr(), x.is_contiguous()
+            except RuntimeError:  # a sparse tensor
+                return False
+            code = arrays.TORCH_CODES.get(x.dtype)
+            if plain and code is not None:
+                return self._fast(address, x.numel(), code, op_code, algo_code)
+        return False
 
     def _track(self, work: Work) -> Work:
         """Keep the arrays of `work` alive until it is done, even if the caller drops the handle."""
@@ -296,7 +309,7 @@ class Communicator:
         if async_op:
             handle = self._core.all_reduce_async(*args)
             return self._track(Work(handle, result, (x, result, staged), self.abort, finish))
-        self._core.all_reduce(*args, threading.get_ident() == _main_thread)
+        self._core.all_reduce(*args)
         finish()
         return result
 

@@ -6,9 +6,6 @@ namespace py = pybind11;
 
 namespace dcomm {
 
-namespace {
-
-/// The struct-module codes of native types; -1 for everything else (big-endian, structured, unsupported).
 int dtype_of_format(const char* format, Py_ssize_t itemsize) {
   if (format == nullptr) return -1;
   if (*format == '@' || *format == '=' || *format == '<') ++format;
@@ -26,6 +23,8 @@ int dtype_of_format(const char* format, Py_ssize_t itemsize) {
     default: return -1;
   }
 }
+
+namespace {
 
 py::tuple buffer_view(const py::object& array) {
   Py_buffer view;

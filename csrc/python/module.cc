@@ -15,13 +15,14 @@
 #include "comm/communicator.h"
 #include "comm/fork_guard.h"
 #include "python/buffer_view.h"
+#include "python/fast_call.h"
 
 namespace py = pybind11;
 
 namespace dcomm {
 namespace {
 
-/// The Python exception classes, in the order of ErrorCode; set once by set_exceptions().
+/// The Python exception classes, in the order of ErrorCode; set once by initialise().
 PyObject* exception_classes[static_cast<size_t>(ErrorCode::kInternal) + 1] = {};
 
 PyObject* exception_class(ErrorCode code) {
@@ -29,7 +30,11 @@ PyObject* exception_class(ErrorCode code) {
   return found != nullptr ? found : PyExc_RuntimeError;
 }
 
-void set_exceptions(const py::dict& by_name) {
+/// Only the main thread may run signal handlers.
+unsigned long main_thread_ident = 0;
+
+void initialise(const py::dict& by_name, unsigned long main_thread) {
+  main_thread_ident = main_thread;
   const std::pair<ErrorCode, const char*> names[] = {
       {ErrorCode::kInvalidArgument, "ValueError"},
       {ErrorCode::kPeerLost, "PeerLostError"},
@@ -46,12 +51,6 @@ void set_exceptions(const py::dict& by_name) {
   for (const auto& [code, name] : names) {
     exception_classes[static_cast<size_t>(code)] = py::object(by_name[name]).release().ptr();  // lives as long as the module
   }
-}
-
-[[noreturn]] void raise(ErrorCode code, const std::string& message) {
-  if (code == ErrorCode::kInterrupted && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  py::set_error(exception_class(code), message.c_str());
-  throw py::error_already_set();
 }
 
 /// Runs Python's signal handlers; true when one raised (KeyboardInterrupt). Called without the GIL.
@@ -83,23 +82,6 @@ CollectiveCall broadcast_call(uintptr_t data, size_t count, int dtype, int root)
   call.wire = call.dtype;
   call.root = root;
   return call;
-}
-
-/// timeout_ns: 0 = the communicator's.
-void run(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns, bool check_signals) {
-  ErrorCode code = ErrorCode::kOk;
-  std::string message;
-  {
-    const py::gil_scoped_release release;
-    try {
-      comm.run(call, timeout_ns, check_signals ? &signals_raised : nullptr);
-      return;
-    } catch (const Error& error) {
-      code = error.code();
-      message = error.what();
-    }
-  }
-  raise(code, message);
 }
 
 /// Deleting a communicator joins threads: never with the GIL held.
@@ -148,7 +130,7 @@ void bind_work(py::module_& m) {
           },
           py::arg("seconds"))
       .def("raise_if_failed", [](const Work& work) {
-        if (work.done() && work.error_code() != ErrorCode::kOk) raise(work.error_code(), work.error_message());
+        if (work.done() && work.error_code() != ErrorCode::kOk) raise_python(work.error_code(), work.error_message());
       });
 }
 
@@ -175,8 +157,8 @@ void bind_communicator(py::module_& m) {
       .def(
           "all_reduce",
           [](Communicator& comm, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo,
-             int64_t timeout_ns, bool check_signals) {
-            run(comm, all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns, check_signals);
+             int64_t timeout_ns) {
+            run_released(comm, all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns);
           })
       .def(
           "all_reduce_async",
@@ -185,17 +167,19 @@ void bind_communicator(py::module_& m) {
             return comm.enqueue(all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns);
           })
       .def("broadcast",
-           [](Communicator& comm, uintptr_t data, size_t count, int dtype, int root, int64_t timeout_ns,
-              bool check_signals) { run(comm, broadcast_call(data, count, dtype, root), timeout_ns, check_signals); })
+           [](Communicator& comm, uintptr_t data, size_t count, int dtype, int root, int64_t timeout_ns) {
+             run_released(comm, broadcast_call(data, count, dtype, root), timeout_ns);
+           })
       .def("broadcast_async",
            [](Communicator& comm, uintptr_t data, size_t count, int dtype, int root, int64_t timeout_ns) {
              return comm.enqueue(broadcast_call(data, count, dtype, root), timeout_ns);
            })
-      .def("barrier", [](Communicator& comm, int64_t timeout_ns,
-                         bool check_signals) { run(comm, CollectiveCall{}, timeout_ns, check_signals); })
+      .def("barrier",
+           [](Communicator& comm, int64_t timeout_ns) { run_released(comm, CollectiveCall{}, timeout_ns); })
       .def("barrier_async", [](Communicator& comm, int64_t timeout_ns) {
         return comm.enqueue(CollectiveCall{}, timeout_ns);
       })
+      .def("fast_all_reduce", &make_fast_all_reduce)
       .def("abort", &Communicator::abort)
       .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>())
       .def("leave", &Communicator::leave_now, py::call_guard<py::gil_scoped_release>())
@@ -205,6 +189,34 @@ void bind_communicator(py::module_& m) {
 }
 
 }  // namespace
+
+void raise_python(ErrorCode code, const std::string& message) {
+  if (code == ErrorCode::kInterrupted && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  py::set_error(exception_class(code), message.c_str());
+  throw py::error_already_set();
+}
+
+InterruptCheck signal_check() {
+  return PyThread_get_thread_ident() == main_thread_ident ? &signals_raised : nullptr;
+}
+
+void run_released(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns) {
+  const InterruptCheck check = signal_check();
+  ErrorCode code = ErrorCode::kOk;
+  std::string message;
+  {
+    const py::gil_scoped_release release;
+    try {
+      comm.run(call, timeout_ns, check);
+      return;
+    } catch (const Error& error) {
+      code = error.code();
+      message = error.what();
+    }
+  }
+  raise_python(code, message);
+}
+
 }  // namespace dcomm
 
 PYBIND11_MODULE(_core, m) {
@@ -218,7 +230,7 @@ PYBIND11_MODULE(_core, m) {
       py::set_error(exception_class(error.code()), error.what());
     }
   });
-  m.def("set_exceptions", &set_exceptions, py::arg("by_name"));
+  m.def("initialise", &initialise, py::arg("exceptions"), py::arg("main_thread"));
   m.def("in_forked_child", &in_forked_child);
   bind_buffer_view(m);
   bind_work(m);

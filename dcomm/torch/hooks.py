@@ -5,8 +5,7 @@ fp16 hook casts first, so one large gradient on one rank becomes inf). Sums are 
 Source of the interface: PyTorch, "DDP Communication Hooks".
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: DDP compares the hooks' annotations with the classes themselves.
 import logging
 from typing import Any
 
