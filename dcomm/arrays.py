@@ -7,7 +7,8 @@ here: a tensor brings it along.
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy
 
@@ -27,7 +28,8 @@ TORCH_CODES: dict[Any, int] = {}  # torch dtypes of dense tensors seen so far
 _wire_codes: dict[Any, int] = {}
 
 
-class View(NamedTuple):
+@dataclass(frozen=True)
+class View:
     """An array as the core sees it."""
 
     address: int
@@ -48,9 +50,7 @@ def _torch_view(tensor: Any) -> View:
     device = -1
     if not tensor.is_cpu:
         if tensor.device.type != "cuda":
-            raise TypeError(
-                f"got a tensor on {tensor.device}: dcomm handles cpu and cuda tensors; move it with .cpu()"
-            )
+            raise TypeError(f"got a tensor on {tensor.device}: dcomm handles cpu and cuda tensors; move it with .cpu()")
         device = tensor.device.index
     if tensor.layout is not _strided_layout():
         raise TypeError(f"got a {tensor.layout} tensor: dcomm handles dense tensors; convert it with .to_dense()")

@@ -114,9 +114,9 @@ class Communicator:
             PeerLostError, CollectiveTimeoutError, MismatchError, AbortedError, ForkedProcessError,
             ConcurrentUseError: See :mod:`dcomm.errors`.
         """
-        if out is None and wire_dtype is None and async_op is False and timeout is None and stream is None:
-            if self._all_reduce_plain(x, op, algo):
-                return x
+        plain = out is None and wire_dtype is None and async_op is False and timeout is None and stream is None
+        if plain and self._all_reduce_plain(x, op, algo):
+            return x
         source = arrays.view(x)
         target = source
         if out is not None:
@@ -139,13 +139,18 @@ class Communicator:
         timeout_ns = 0 if timeout is None else _timeout_ns(timeout)
 
         if not (source.contiguous and target.contiguous):
-            return self._all_reduce_staged(
-                x, x if out is None else out, op_code, wire, algo_code, async_op, timeout_ns
-            )
+            return self._all_reduce_staged(x, x if out is None else out, op_code, wire, algo_code, async_op, timeout_ns)
         result = x if out is None else out
         if async_op:
             handle = self._core.all_reduce_async(
-                source.address, target.address, source.count, source.dtype, wire, op_code, algo_code, timeout_ns
+                source.address,
+                target.address,
+                source.count,
+                source.dtype,
+                wire,
+                op_code,
+                algo_code,
+                timeout_ns,
             )
             return self._track(Work(handle, result, (x, out), self.abort))
         self._core.all_reduce(

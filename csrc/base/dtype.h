@@ -31,22 +31,24 @@ DCOMM_HOST_DEVICE constexpr size_t dtype_bytes(DType dtype) {
   return 0;
 }
 
-DCOMM_HOST_DEVICE constexpr bool is_integer(DType dtype) {
-  return dtype == DType::kI32 || dtype == DType::kI64;
-}
+DCOMM_HOST_DEVICE constexpr bool is_integer(DType dtype) { return dtype == DType::kI32 || dtype == DType::kI64; }
 
-DCOMM_HOST_DEVICE constexpr bool is_half(DType dtype) {
-  return dtype == DType::kF16 || dtype == DType::kBF16;
-}
+DCOMM_HOST_DEVICE constexpr bool is_half(DType dtype) { return dtype == DType::kF16 || dtype == DType::kBF16; }
 
 constexpr const char* dtype_name(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return "float32";
-    case DType::kF16: return "float16";
-    case DType::kBF16: return "bfloat16";
-    case DType::kF64: return "float64";
-    case DType::kI32: return "int32";
-    case DType::kI64: return "int64";
+    case DType::kF32:
+      return "float32";
+    case DType::kF16:
+      return "float16";
+    case DType::kBF16:
+      return "bfloat16";
+    case DType::kF64:
+      return "float64";
+    case DType::kI32:
+      return "int32";
+    case DType::kI64:
+      return "int64";
   }
   return "unknown";
 }

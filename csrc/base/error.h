@@ -13,18 +13,18 @@ namespace dcomm {
 
 enum class ErrorCode : uint8_t {
   kOk = 0,
-  kInvalidArgument = 1,     // ValueError
-  kPeerLost = 2,            // PeerLostError
-  kTimeout = 3,             // CollectiveTimeoutError
-  kMismatch = 4,            // MismatchError
-  kVersionMismatch = 5,     // VersionMismatchError
-  kAborted = 6,             // AbortedError
-  kForked = 7,              // ForkedProcessError
-  kSharedMemory = 8,        // SharedMemoryError
-  kConcurrentUse = 9,       // ConcurrentUseError
-  kCuda = 10,               // CudaError
-  kInterrupted = 11,        // a signal handler raised: the Python error is already set
-  kInternal = 12,           // DcommError
+  kInvalidArgument = 1,  // ValueError
+  kPeerLost = 2,         // PeerLostError
+  kTimeout = 3,          // CollectiveTimeoutError
+  kMismatch = 4,         // MismatchError
+  kVersionMismatch = 5,  // VersionMismatchError
+  kAborted = 6,          // AbortedError
+  kForked = 7,           // ForkedProcessError
+  kSharedMemory = 8,     // SharedMemoryError
+  kConcurrentUse = 9,    // ConcurrentUseError
+  kCuda = 10,            // CudaError
+  kInterrupted = 11,     // a signal handler raised: the Python error is already set
+  kInternal = 12,        // DcommError
 };
 
 class Error : public std::runtime_error {
@@ -49,7 +49,7 @@ template <class... Parts>
 
 }  // namespace dcomm
 
-#define DCOMM_CHECK(condition, code, ...)                 \
-  do {                                                    \
+#define DCOMM_CHECK(condition, code, ...)                      \
+  do {                                                         \
     if (!(condition)) ::dcomm::throw_error(code, __VA_ARGS__); \
   } while (0)

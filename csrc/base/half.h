@@ -33,9 +33,7 @@ DCOMM_HOST_DEVICE float f32_from_bits(uint32_t bits) {
 #endif
 }
 
-DCOMM_HOST_DEVICE float f32_canonical(float value) {
-  return value != value ? f32_from_bits(kF32QuietNan) : value;
-}
+DCOMM_HOST_DEVICE float f32_canonical(float value) { return value != value ? f32_from_bits(kF32QuietNan) : value; }
 
 DCOMM_HOST_DEVICE uint16_t bf16_from_f32(float value) {
   const uint32_t bits = f32_bits(value);
@@ -43,9 +41,7 @@ DCOMM_HOST_DEVICE uint16_t bf16_from_f32(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-DCOMM_HOST_DEVICE float bf16_to_f32(uint16_t half) {
-  return f32_from_bits(static_cast<uint32_t>(half) << 16);
-}
+DCOMM_HOST_DEVICE float bf16_to_f32(uint16_t half) { return f32_from_bits(static_cast<uint32_t>(half) << 16); }
 
 DCOMM_HOST_DEVICE uint16_t f16_from_f32(float value) {
   const uint32_t bits = f32_bits(value);

@@ -8,27 +8,36 @@ namespace dcomm {
 
 enum class Mutation : int {
   kNone = 0,
-  kRingNoLaneSync,        // ring publishes before all lanes have written the slot
-  kNoCreditWait,          // a pushed slot is overwritten without waiting for its credit
-  kCreditOffByOne,        // ... or one message too early
-  kTwoShotNoLaneSync,     // two-shot signals before all lanes have written their slots
-  kWaitOldEpoch,          // a wait is content with the previous message's sequence number
-  kSingleSlot,            // two-shot uses one slot although it looks one tile ahead
-  kRelaxedPublish,        // the publishing store is relaxed instead of release
+  kRingNoLaneSync,     // ring publishes before all lanes have written the slot
+  kNoCreditWait,       // a pushed slot is overwritten without waiting for its credit
+  kCreditOffByOne,     // ... or one message too early
+  kTwoShotNoLaneSync,  // two-shot signals before all lanes have written their slots
+  kWaitOldEpoch,       // a wait is content with the previous message's sequence number
+  kSingleSlot,         // two-shot uses one slot although it looks one tile ahead
+  kRelaxedPublish,     // the publishing store is relaxed instead of release
   kCount,
 };
 
 constexpr const char* mutation_name(Mutation mutation) {
   switch (mutation) {
-    case Mutation::kNone: return "none";
-    case Mutation::kRingNoLaneSync: return "ring_no_lane_sync";
-    case Mutation::kNoCreditWait: return "no_credit_wait";
-    case Mutation::kCreditOffByOne: return "credit_off_by_one";
-    case Mutation::kTwoShotNoLaneSync: return "two_shot_no_lane_sync";
-    case Mutation::kWaitOldEpoch: return "wait_old_epoch";
-    case Mutation::kSingleSlot: return "single_slot";
-    case Mutation::kRelaxedPublish: return "relaxed_publish";
-    case Mutation::kCount: break;
+    case Mutation::kNone:
+      return "none";
+    case Mutation::kRingNoLaneSync:
+      return "ring_no_lane_sync";
+    case Mutation::kNoCreditWait:
+      return "no_credit_wait";
+    case Mutation::kCreditOffByOne:
+      return "credit_off_by_one";
+    case Mutation::kTwoShotNoLaneSync:
+      return "two_shot_no_lane_sync";
+    case Mutation::kWaitOldEpoch:
+      return "wait_old_epoch";
+    case Mutation::kSingleSlot:
+      return "single_slot";
+    case Mutation::kRelaxedPublish:
+      return "relaxed_publish";
+    case Mutation::kCount:
+      break;
   }
   return "unknown";
 }

@@ -61,8 +61,7 @@ Communicator::Communicator(int rank, std::shared_ptr<Windows> windows, const Set
 }
 
 std::vector<std::shared_ptr<Communicator>> Communicator::of_threads(int world_size) {
-  DCOMM_CHECK(world_size >= 1, ErrorCode::kInvalidArgument, "world_size=", world_size,
-              ": expected at least 1");
+  DCOMM_CHECK(world_size >= 1, ErrorCode::kInvalidArgument, "world_size=", world_size, ": expected at least 1");
   const Settings settings = Settings::from_environment(world_size);
   auto windows = make_heap_windows(world_size, settings.layout(world_size).window_bytes());
   auto exits = std::make_shared<PeerExits>(world_size);
@@ -84,9 +83,8 @@ std::shared_ptr<Communicator> Communicator::of_processes(const MeshOptions& opti
   std::vector<uint8_t> blob(sizeof(Settings));
   std::memcpy(blob.data(), &settings, sizeof(Settings));
   blob = mesh->broadcast_from_zero(blob);
-  DCOMM_CHECK(blob.size() == sizeof(Settings), ErrorCode::kVersionMismatch, "rank 0 sent settings of ",
-              blob.size(), " bytes, this rank expects ", sizeof(Settings),
-              "; install the same dcomm everywhere");
+  DCOMM_CHECK(blob.size() == sizeof(Settings), ErrorCode::kVersionMismatch, "rank 0 sent settings of ", blob.size(),
+              " bytes, this rank expects ", sizeof(Settings), "; install the same dcomm everywhere");
   std::memcpy(&settings, blob.data(), sizeof(Settings));
 
   const size_t window_bytes = settings.layout(options.world_size).window_bytes();
@@ -115,15 +113,13 @@ CommunicatorStats Communicator::stats() const {
 }
 
 void Communicator::check_usable() const {
-  DCOMM_CHECK(
-      !in_forked_child(), ErrorCode::kForked,
-      "this communicator belongs to the parent process; a forked child must not use it. Start data-loader "
-      "workers with the spawn method, or call dcomm.init() in the child");
+  DCOMM_CHECK(!in_forked_child(), ErrorCode::kForked,
+              "this communicator belongs to the parent process; a forked child must not use it. Start data-loader "
+              "workers with the spawn method, or call dcomm.init() in the child");
   if (DCOMM_UNLIKELY(broken_.load(std::memory_order_acquire))) {
     throw_error(broken_code_, broken_message_);
   }
-  DCOMM_CHECK(!closed(), ErrorCode::kAborted,
-              "this communicator is closed; make a new one with dcomm.init()");
+  DCOMM_CHECK(!closed(), ErrorCode::kAborted, "this communicator is closed; make a new one with dcomm.init()");
 }
 
 void Communicator::complete_call(CollectiveCall& call) const {
@@ -131,11 +127,9 @@ void Communicator::complete_call(CollectiveCall& call) const {
               ": expected a rank from 0 to ", world_size() - 1);
   if (call.collective != Collective::kAllReduce) return;
   DCOMM_CHECK(!(call.op == ReduceOp::kAvg && is_integer(call.dtype)), ErrorCode::kInvalidArgument,
-              "op='avg' is not defined for ", dtype_name(call.dtype),
-              "; use op='sum' and divide, or a float dtype");
-  DCOMM_CHECK(call.wire == call.dtype || (call.dtype == DType::kF32 && is_half(call.wire)),
-              ErrorCode::kInvalidArgument, "wire_dtype=", dtype_name(call.wire), " with a ",
-              dtype_name(call.dtype),
+              "op='avg' is not defined for ", dtype_name(call.dtype), "; use op='sum' and divide, or a float dtype");
+  DCOMM_CHECK(call.wire == call.dtype || (call.dtype == DType::kF32 && is_half(call.wire)), ErrorCode::kInvalidArgument,
+              "wire_dtype=", dtype_name(call.wire), " with a ", dtype_name(call.dtype),
               " array: only float32 arrays can travel as float16 or bfloat16; pass wire_dtype=None");
   call.algo = select_algo(settings_, call.algo, call.count * dtype_bytes(call.wire), world_size());
 }
@@ -213,8 +207,7 @@ void Communicator::progress_loop() {
 
 void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,
                            bool background) {
-  if (DCOMM_UNLIKELY(test_delay_ns_ > 0))
-    std::this_thread::sleep_for(std::chrono::nanoseconds(test_delay_ns_));
+  if (DCOMM_UNLIKELY(test_delay_ns_ > 0)) std::this_thread::sleep_for(std::chrono::nanoseconds(test_delay_ns_));
   num_operations_.store(num_operations_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   num_bytes_.store(num_bytes_.load(std::memory_order_relaxed) + call.count * dtype_bytes(call.dtype),
                    std::memory_order_relaxed);
@@ -274,14 +267,12 @@ void Communicator::break_down(const OpRecord& record, const Failure& failure) {
   reason.culprit = static_cast<uint16_t>(failure.culprit);
   reason.detail = static_cast<uint8_t>(failure.detail);
   reason.seq = static_cast<uint32_t>(record.seq);
-  if (failure.code == ErrorCode::kInterrupted)
-    reason.code = ErrorCode::kPeerLost;  // what the peers lose is us
+  if (failure.code == ErrorCode::kInterrupted) reason.code = ErrorCode::kPeerLost;  // what the peers lose is us
   broadcast_abort(context_, reason);
 
   std::string message;
   if (failure.code == ErrorCode::kInterrupted) {
-    message =
-        "the communicator was aborted by an interrupt (KeyboardInterrupt) on this rank; start a new one";
+    message = "the communicator was aborted by an interrupt (KeyboardInterrupt) on this rank; start a new one";
     set_broken(ErrorCode::kAborted, message);
   } else {
     message = describe_failure(context_, record, failure, pids_);
@@ -292,10 +283,9 @@ void Communicator::break_down(const OpRecord& record, const Failure& failure) {
 
 void Communicator::warn_stalled(void* argument, int peer, int64_t waited_ns) {
   const auto* self = static_cast<const Communicator*>(argument);
-  std::fprintf(
-      stderr, "dcomm: rank %d has waited %.0f s in %s #%llu for rank %d; positions: %s\n", self->rank(),
-      1e-9 * static_cast<double>(waited_ns), collective_name(self->current_.collective),
-      static_cast<unsigned long long>(self->current_.seq), peer, describe_positions(self->context_).c_str());
+  std::fprintf(stderr, "dcomm: rank %d has waited %.0f s in %s #%llu for rank %d; positions: %s\n", self->rank(),
+               1e-9 * static_cast<double>(waited_ns), collective_name(self->current_.collective),
+               static_cast<unsigned long long>(self->current_.seq), peer, describe_positions(self->context_).c_str());
 }
 
 void Communicator::abort() {

@@ -133,12 +133,11 @@ class Exchange {
   void take(int rank, const PacketHeader& header, size_t nbytes) {
     const uint8_t* data = buffer_.data() + sizeof header;
     if (header.type == PacketType::kAbort) throw_reported(header, data, nbytes);
-    if (header.type == PacketType::kGoodbye)
-      throw_peer_lost(rank, sockets_, "closed its communicator during set-up");
+    if (header.type == PacketType::kGoodbye) throw_peer_lost(rank, sockets_, "closed its communicator during set-up");
     DCOMM_CHECK(header.kind == static_cast<uint32_t>(request_.kind) && header.sequence == request_.sequence,
                 ErrorCode::kInternal, "rank ", rank, " is in step ", header.sequence, " of set-up (",
-                kind_name(static_cast<ExchangeKind>(header.kind)), "), this rank in step ", request_.sequence,
-                " (", kind_name(request_.kind), ")");
+                kind_name(static_cast<ExchangeKind>(header.kind)), "), this rank in step ", request_.sequence, " (",
+                kind_name(request_.kind), ")");
     std::vector<uint8_t>& payload = result_.payloads[static_cast<size_t>(rank)];
     const bool empty_packet = nbytes == 0 && header.total_bytes != 0;
     if (header.offset != payload.size() || empty_packet) {
@@ -159,9 +158,8 @@ class Exchange {
     for (size_t rank = 0; rank < flows_.size(); ++rank) {
       if (!flows_[rank].sent || !flows_[rank].received) silent.push_back(static_cast<int>(rank));
     }
-    throw_error(ErrorCode::kTimeout, rank_list(silent), " did not answer within ", waiter_.timeout_text(),
-                " in the ", kind_name(request_.kind),
-                " of set-up; see their output, or whether they are stopped");
+    throw_error(ErrorCode::kTimeout, rank_list(silent), " did not answer within ", waiter_.timeout_text(), " in the ",
+                kind_name(request_.kind), " of set-up; see their output, or whether they are stopped");
   }
 
   const std::vector<GuardedFd>& sockets_;
@@ -176,9 +174,8 @@ class Exchange {
 
 ExchangeResult run_exchange(int own_rank, const std::vector<GuardedFd>& sockets, ExchangeRequest request,
                             Waiter& waiter) {
-  DCOMM_CHECK(request.payload.size() <= kMaxMessageBytes, ErrorCode::kInvalidArgument,
-              "a message of set-up has ", request.payload.size(), " bytes, expected at most ",
-              kMaxMessageBytes);
+  DCOMM_CHECK(request.payload.size() <= kMaxMessageBytes, ErrorCode::kInvalidArgument, "a message of set-up has ",
+              request.payload.size(), " bytes, expected at most ", kMaxMessageBytes);
   return Exchange(own_rank, sockets, std::move(request), waiter).run(own_rank);
 }
 

@@ -88,8 +88,8 @@ std::string describe_positions(const HostContext& context) {
 std::string describe_failure(const HostContext& context, const OpRecord& record, const Failure& failure,
                              const std::vector<int>& pids) {
   std::ostringstream text;
-  text << call_text(record) << " #" << record.seq << " on rank " << context.rank << " of "
-       << context.world_size << ": ";
+  text << call_text(record) << " #" << record.seq << " on rank " << context.rank << " of " << context.world_size
+       << ": ";
   const double seconds = 1e-9 * static_cast<double>(failure.waited_ns);
   const std::string culprit = rank_text(failure.culprit, pids);
   switch (failure.code) {
@@ -111,8 +111,8 @@ std::string describe_failure(const HostContext& context, const OpRecord& record,
            << " s; look at that rank's own output for the first error, then start a new communicator";
       break;
     case ErrorCode::kTimeout:
-      text << "no answer from " << culprit << ", which is alive, within " << std::fixed
-           << std::setprecision(1) << seconds << " s";
+      text << "no answer from " << culprit << ", which is alive, within " << std::fixed << std::setprecision(1)
+           << seconds << " s";
       if (failure.reporter != context.rank) text << " (reported by rank " << failure.reporter << ')';
       text << "; positions: " << describe_positions(context)
            << "; find out what the rank behind is doing, or pass a longer timeout";

@@ -50,8 +50,7 @@ void close_in_child(int descriptor) {
     while (end <= i && !table_end.compare_exchange_weak(end, i + 1, std::memory_order_relaxed)) {
     }
     int free_entry = 0;
-    if (guarded_table[i].compare_exchange_strong(free_entry, descriptor + 1, std::memory_order_relaxed))
-      return;
+    if (guarded_table[i].compare_exchange_strong(free_entry, descriptor + 1, std::memory_order_relaxed)) return;
   }
 }
 

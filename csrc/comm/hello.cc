@@ -52,8 +52,7 @@ uint64_t checksum_of(const HelloWire& wire) {
   uint8_t bytes[sizeof wire];
   std::memcpy(bytes, &wire, sizeof wire);
   uint64_t hash = 0xcbf29ce484222325ULL;
-  for (size_t i = offsetof(HelloWire, protocol); i < sizeof wire; ++i)
-    hash = (hash ^ bytes[i]) * 0x100000001b3ULL;
+  for (size_t i = offsetof(HelloWire, protocol); i < sizeof wire; ++i) hash = (hash ^ bytes[i]) * 0x100000001b3ULL;
   return hash;
 }
 
@@ -62,8 +61,7 @@ bool is_printable(char c) { return c >= 0x20 && c < 0x7f; }
 /// The version field up to its terminator; nothing if it has none or holds anything but printable ASCII.
 std::optional<std::string> version_text(const char (&field)[kVersionBytes]) {
   const char* end = std::find(field, field + kVersionBytes, '\0');
-  if (end == field + kVersionBytes || !std::all_of(static_cast<const char*>(field), end, is_printable))
-    return {};
+  if (end == field + kVersionBytes || !std::all_of(static_cast<const char*>(field), end, is_printable)) return {};
   return std::string(static_cast<const char*>(field), end);
 }
 
@@ -81,8 +79,8 @@ HelloBytes encode_hello(const Hello& hello) {
   std::memcpy(wire.token, hello.token.data(), sizeof wire.token);
   std::memcpy(wire.listener, hello.listener.data(), sizeof wire.listener);
   const size_t length = std::min(hello.version.size(), kVersionBytes - 1);
-  std::transform(hello.version.begin(), hello.version.begin() + static_cast<std::ptrdiff_t>(length),
-                 wire.version, [](char c) { return is_printable(c) ? c : '?'; });
+  std::transform(hello.version.begin(), hello.version.begin() + static_cast<std::ptrdiff_t>(length), wire.version,
+                 [](char c) { return is_printable(c) ? c : '?'; });
   wire.checksum = checksum_of(wire);
   HelloBytes bytes;
   std::memcpy(bytes.data(), &wire, sizeof wire);
@@ -93,8 +91,7 @@ std::optional<Hello> decode_hello(const uint8_t* data, size_t nbytes) {
   HelloWire wire;
   if (nbytes != sizeof wire) return {};
   std::memcpy(&wire, data, sizeof wire);
-  if (std::memcmp(wire.magic, kHelloMagic, sizeof wire.magic) != 0 || wire.checksum != checksum_of(wire))
-    return {};
+  if (std::memcmp(wire.magic, kHelloMagic, sizeof wire.magic) != 0 || wire.checksum != checksum_of(wire)) return {};
   if (wire.world_size < 1 || wire.world_size > kMaxRanks || wire.rank >= wire.world_size) return {};
   const auto version = version_text(wire.version);
   if (!version) return {};
@@ -132,8 +129,7 @@ std::optional<Reply> decode_reply(const uint8_t* data, size_t nbytes) {
   if (nbytes < sizeof wire || nbytes > kMaxReplyBytes) return {};
   std::memcpy(&wire, data, sizeof wire);
   if (std::memcmp(wire.magic, kReplyMagic, sizeof wire.magic) != 0) return {};
-  if (wire.body_bytes != nbytes - sizeof wire || wire.kind > static_cast<uint32_t>(ReplyKind::kGaveUp))
-    return {};
+  if (wire.body_bytes != nbytes - sizeof wire || wire.kind > static_cast<uint32_t>(ReplyKind::kGaveUp)) return {};
   return Reply{static_cast<ReplyKind>(wire.kind), {data + sizeof wire, data + nbytes}};
 }
 

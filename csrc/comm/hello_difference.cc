@@ -16,8 +16,8 @@ bool versions_differ(const Hellos& hellos) {
 std::string version_text(const Hellos& hellos) {
   std::string text = "dcomm versions differ:";
   for (const Hello* hello : hellos) {
-    text += (hello == hellos[0] ? " rank " : ", rank ") + std::to_string(hello->rank) + " has " +
-            hello->version + " (protocol " + std::to_string(hello->protocol) + ")";
+    text += (hello == hellos[0] ? " rank " : ", rank ") + std::to_string(hello->rank) + " has " + hello->version +
+            " (protocol " + std::to_string(hello->protocol) + ")";
   }
   return text + "; install the same dcomm for all ranks";
 }
@@ -30,8 +30,7 @@ std::string value_text(const Hellos& hellos, const char* what, const char* advic
     text += ", rank " + std::to_string(hello->rank) + " has " + std::to_string(value_of(*hello));
   }
   if (text.empty()) return text;
-  return std::string(what) + " differs: rank 0 has " + std::to_string(value_of(*hellos[0])) + text + "; " +
-         advice;
+  return std::string(what) + " differs: rank 0 has " + std::to_string(value_of(*hellos[0])) + text + "; " + advice;
 }
 
 }  // namespace
@@ -43,9 +42,9 @@ std::string first_difference(const std::vector<const Hello*>& hellos, bool* of_v
   std::string text = value_text(hellos, "world_size", "start all ranks with the same WORLD_SIZE",
                                 [](const Hello& hello) { return hello.world_size; });
   if (!text.empty()) return text;
-  text = value_text(hellos, "the count of communicators made before",
-                    "make communicators in the same order on all ranks",
-                    [](const Hello& hello) { return hello.init_counter; });
+  text =
+      value_text(hellos, "the count of communicators made before", "make communicators in the same order on all ranks",
+                 [](const Hello& hello) { return hello.init_counter; });
   if (!text.empty()) return text;
   return value_text(hellos, "the hash of the configuration", "set the DCOMM_* variables equally on all ranks",
                     [](const Hello& hello) { return hello.config_hash; });

@@ -37,8 +37,7 @@ SocketNews read_news(int rank, int socket) {
   if (status == IoStatus::kClosed) return SocketNews::kEnd;
   const auto header = status == IoStatus::kDone ? decode_header(buffer, nbytes) : std::nullopt;
   if (header && header->type == PacketType::kGoodbye) return SocketNews::kGoodbye;
-  if (header && header->type == PacketType::kAbort)
-    return SocketNews::kEnd;  // its last step of set-up failed
+  if (header && header->type == PacketType::kAbort) return SocketNews::kEnd;  // its last step of set-up failed
   std::fprintf(stderr, "dcomm: rank %d sent an unknown packet after set-up; it counts as lost\n", rank);
   return SocketNews::kEnd;
 }
@@ -122,8 +121,7 @@ Liveness::Liveness(std::shared_ptr<Mesh> mesh, OnExit on_exit) : state_(std::mak
   state_->on_exit = std::move(on_exit);
   state_->generation = fork_generation();
   state_->wake = GuardedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!state_->wake)
-    throw_errno(ErrorCode::kInternal, "eventfd for the liveness thread (raise ulimit -n?)", errno);
+  if (!state_->wake) throw_errno(ErrorCode::kInternal, "eventfd for the liveness thread (raise ulimit -n?)", errno);
   const BlockedSignals blocked;  // inherited by the new thread
   state_->watcher = std::thread([state = state_.get()] { state->watch(); });
 }

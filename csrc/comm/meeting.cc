@@ -90,8 +90,7 @@ class Guest {
         continue;
       }
       if (status == IoStatus::kClosed) {
-        DCOMM_CHECK(!seated, ErrorCode::kPeerLost,
-                    "rank 0 ended during set-up; see its own output for the reason");
+        DCOMM_CHECK(!seated, ErrorCode::kPeerLost, "rank 0 ended during set-up; see its own output for the reason");
         return false;
       }
       const auto reply = status == IoStatus::kDone ? decode_reply(buffer_.data(), nbytes) : std::nullopt;
@@ -142,8 +141,7 @@ int num_meeting_names(const MeshOptions& options) { return options.exact ? 1 : k
 
 std::string meeting_name(const MeshOptions& options, int index) {
   if (options.exact) return "dcomm-" + options.meeting_key;
-  const uint64_t halves[2] = {hash_text(options.meeting_key, 0),
-                              hash_text(options.meeting_key, 0x9e3779b97f4a7c15ULL)};
+  const uint64_t halves[2] = {hash_text(options.meeting_key, 0), hash_text(options.meeting_key, 0x9e3779b97f4a7c15ULL)};
   uint8_t bytes[sizeof halves];
   std::memcpy(bytes, halves, sizeof halves);
   return "dcomm-" + to_hex(bytes, sizeof bytes) + "." + std::to_string(index);

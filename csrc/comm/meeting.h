@@ -34,7 +34,7 @@ struct Meeting {
   std::vector<Token> listeners;    // names of the ranks' own listeners, index = rank
   std::vector<GuardedFd> sockets;  // rank 0: one per rank; other ranks: only [0]
   GuardedFd door;                  // rank 0: the meeting's listener, open until close_meeting()
-  std::vector<GuardedFd> rivals;  // rank 0: rank 0s of other jobs and late visitors, to be refused at the end
+  std::vector<GuardedFd> rivals;   // rank 0: rank 0s of other jobs and late visitors, to be refused at the end
 };
 
 /// Both block until the meeting is complete or throw. `own.listener` must be listening already.

@@ -13,18 +13,14 @@ constexpr std::chrono::milliseconds kUnknownHolderTime{100};  // bound, but nobo
 class DoorOpener {
  public:
   DoorOpener(const MeshOptions& options, const Hello& own, Waiter& waiter)
-      : options_(options),
-        hello_(encode_hello(own)),
-        waiter_(waiter),
-        give_up_at_(Clock::now() + kTakeOverTime) {}
+      : options_(options), hello_(encode_hello(own)), waiter_(waiter), give_up_at_(Clock::now() + kTakeOverTime) {}
 
   GuardedFd open() {
     for (int index = 0; index < num_meeting_names(options_); ++index) {
       if (GuardedFd door = try_name(meeting_name(options_, index))) return door;
     }
-    throw_error(ErrorCode::kInvalidArgument, "all ", num_meeting_names(options_),
-                " names of the meeting point ", meeting_name(options_, 0),
-                " are held by other users; set DCOMM_JOB_ID to another value");
+    throw_error(ErrorCode::kInvalidArgument, "all ", num_meeting_names(options_), " names of the meeting point ",
+                meeting_name(options_, 0), " are held by other users; set DCOMM_JOB_ID to another value");
   }
 
  private:

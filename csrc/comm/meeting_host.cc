@@ -78,8 +78,7 @@ class Host {
     if (late || (missing.empty() && one_launcher())) throw_if_different();
     if (missing.empty() && (late || one_launcher())) return true;
     if (late) {
-      throw_error(ErrorCode::kTimeout,
-                  missing_text(options_, rank_list(missing), "within " + waiter_.timeout_text()));
+      throw_error(ErrorCode::kTimeout, missing_text(options_, rank_list(missing), "within " + waiter_.timeout_text()));
     }
     if (!missing.empty() && !differs) {
       verdict_at_.reset();
@@ -127,21 +126,18 @@ class Host {
       if (!socket) return;
       PeerIdentity identity;
       if (!identify_peer(socket.get(), &identity) || !is_own_user(identity)) {
-        warn_rate_limited("refused a connection of user " + std::to_string(identity.uid) +
-                          " to the meeting point");
+        warn_rate_limited("refused a connection of user " + std::to_string(identity.uid) + " to the meeting point");
         continue;
       }
-      if (visitors_.size() >= kMaxVisitors)
-        visitors_.erase(visitors_.begin());  // the oldest; a rank tries again
+      if (visitors_.size() >= kMaxVisitors) visitors_.erase(visitors_.begin());  // the oldest; a rank tries again
       visitors_.push_back({std::move(socket), identity.pid, Clock::now() + kHelloTime});
     }
   }
 
   void hear_visitors() {
     for (Visitor& visitor : visitors_) hear_visitor(visitor);
-    visitors_.erase(
-        std::remove_if(visitors_.begin(), visitors_.end(), [](const Visitor& v) { return v.gone; }),
-        visitors_.end());
+    visitors_.erase(std::remove_if(visitors_.begin(), visitors_.end(), [](const Visitor& v) { return v.gone; }),
+                    visitors_.end());
   }
 
   void hear_visitor(Visitor& visitor) {
@@ -162,8 +158,7 @@ class Host {
 
   void seat(GuardedFd socket, pid_t pid, const Hello& hello) {
     if (hello.rank == 0) return note_rival(std::move(socket), hello);
-    if (is_rival(hello.launcher))
-      return refuse(socket, "this meeting point belongs to a job of another launcher");
+    if (is_rival(hello.launcher)) return refuse(socket, "this meeting point belongs to a job of another launcher");
     if (hello.rank >= options_.world_size) {
       if (strays_.size() < kMaxStrays) strays_.push_back({std::move(socket), pid, hello});
       return;
@@ -172,8 +167,7 @@ class Host {
     if (guest.socket) {
       const std::string taken = "rank " + std::to_string(hello.rank) + " already joined";
       const bool better = !options_.exact && is_ours(hello) && !is_ours(guest.hello);
-      refuse(better ? guest.socket : socket,
-             taken + " as process " + std::to_string(better ? pid : guest.pid));
+      refuse(better ? guest.socket : socket, taken + " as process " + std::to_string(better ? pid : guest.pid));
       if (!better) return;
     }
     guest = {std::move(socket), pid, hello};
@@ -248,8 +242,7 @@ class Host {
     for (Visitor& visitor : visitors_) meeting_.rivals.push_back(std::move(visitor.socket));
     const auto packet = encode_reply(ReplyKind::kWelcome, body);
     for (const GuardedFd& socket : meeting_.sockets) {
-      if (socket)
-        send_packet(socket.get(), packet.data(), packet.size());  // a failure shows in the first barrier
+      if (socket) send_packet(socket.get(), packet.data(), packet.size());  // a failure shows in the first barrier
     }
     return std::move(meeting_);
   }
@@ -285,8 +278,7 @@ class Host {
 
   const MeshOptions& options_;
   const Hello& own_;
-  const uint64_t self_ =
-      process_identity(::getpid());  // the launcher of ranks that rank 0 has started itself
+  const uint64_t self_ = process_identity(::getpid());  // the launcher of ranks that rank 0 has started itself
   Waiter& waiter_;
   Meeting meeting_;
   std::vector<Visitor> visitors_;

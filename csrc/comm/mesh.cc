@@ -34,12 +34,12 @@ struct Mesh::State {
 namespace {
 
 void check_options(const MeshOptions& options) {
-  DCOMM_CHECK(options.world_size >= 1 && options.world_size <= kMaxRanks, ErrorCode::kInvalidArgument,
-              "world_size is ", options.world_size, ", expected 1 to ", kMaxRanks);
+  DCOMM_CHECK(options.world_size >= 1 && options.world_size <= kMaxRanks, ErrorCode::kInvalidArgument, "world_size is ",
+              options.world_size, ", expected 1 to ", kMaxRanks);
   DCOMM_CHECK(options.rank >= 0 && options.rank < options.world_size, ErrorCode::kInvalidArgument, "rank is ",
               options.rank, ", expected 0 to ", options.world_size - 1);
-  DCOMM_CHECK(options.timeout.count() > 0, ErrorCode::kInvalidArgument, "the timeout is ",
-              options.timeout.count(), " ns, expected more than 0");
+  DCOMM_CHECK(options.timeout.count() > 0, ErrorCode::kInvalidArgument, "the timeout is ", options.timeout.count(),
+              " ns, expected more than 0");
 }
 
 Hello make_hello(const MeshOptions& options) {
@@ -83,10 +83,8 @@ auto Mesh::State::or_tell_all(const Step& step) {
 void Mesh::State::set_up(Waiter& waiter) {
   const Hello own = make_hello(options);
   const GuardedFd listener = listen_abstract(listener_name(own.listener));
-  DCOMM_CHECK(listener, ErrorCode::kInternal,
-              "a random socket name was taken: ", listener_name(own.listener));
-  Meeting meeting =
-      options.rank == 0 ? host_meeting(options, own, waiter) : join_meeting(options, own, waiter);
+  DCOMM_CHECK(listener, ErrorCode::kInternal, "a random socket name was taken: ", listener_name(own.listener));
+  Meeting meeting = options.rank == 0 ? host_meeting(options, own, waiter) : join_meeting(options, own, waiter);
   token = meeting.token;
   or_tell_all([&] { pair_with_all(options, &meeting, listener, &sockets, waiter); });
   open_peers();

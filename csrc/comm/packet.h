@@ -39,8 +39,7 @@ inline std::optional<PacketHeader> decode_header(const uint8_t* data, size_t nby
   std::memcpy(&header, data, sizeof header);
   const size_t payload_bytes = nbytes - sizeof header;
   const bool in_range = header.magic == PacketHeader{}.magic && header.total_bytes <= kMaxMessageBytes &&
-                        header.offset <= header.total_bytes &&
-                        payload_bytes <= header.total_bytes - header.offset &&
+                        header.offset <= header.total_bytes && payload_bytes <= header.total_bytes - header.offset &&
                         header.type >= PacketType::kData && header.type <= PacketType::kGoodbye;
   if (!in_range) return {};
   return header;

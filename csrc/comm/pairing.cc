@@ -29,8 +29,7 @@ class Pairing {
       const std::vector<int> missing = missing_ranks();
       if (missing.empty()) return;
       if (waiter_.expired()) {
-        throw_error(ErrorCode::kTimeout, rank_list(missing), " did not connect within ",
-                    waiter_.timeout_text(),
+        throw_error(ErrorCode::kTimeout, rank_list(missing), " did not connect within ", waiter_.timeout_text(),
                     " after the meeting; see their output, or whether they are stopped");
       }
       wait_for_higher_ranks(retry ? Clock::now() + kRetryPeriod : waiter_.deadline());
@@ -93,8 +92,7 @@ class Pairing {
       if (!socket) return;
       PeerIdentity identity;
       if (!identify_peer(socket.get(), &identity) || !is_own_user(identity)) {
-        warn_rate_limited("refused a connection of user " + std::to_string(identity.uid) +
-                          " to a rank's listener");
+        warn_rate_limited("refused a connection of user " + std::to_string(identity.uid) + " to a rank's listener");
         continue;
       }
       visitors_.push_back(std::move(socket));

@@ -20,9 +20,8 @@ double read_number(const char* name, double fallback, double least, double most)
   if (text == nullptr || *text == '\0') return fallback;
   char* end = nullptr;
   const double value = std::strtod(text, &end);
-  DCOMM_CHECK(end != text && *end == '\0' && value >= least && value <= most, ErrorCode::kInvalidArgument,
-              name, "='", text, "': expected a number from ", least, " to ", most,
-              "; unset it for the default");
+  DCOMM_CHECK(end != text && *end == '\0' && value >= least && value <= most, ErrorCode::kInvalidArgument, name, "='",
+              text, "': expected a number from ", least, " to ", most, "; unset it for the default");
   return value;
 }
 
@@ -47,8 +46,7 @@ Settings Settings::from_environment(int world_size) {
   if (algo != nullptr && *algo != '\0') settings.forced_algo = parse_algo(algo);
   settings.timeout_ns = static_cast<int64_t>(1e9 * read_number("DCOMM_TIMEOUT_S", 300, 0.001, 1e6));
   settings.warn_ns = static_cast<int64_t>(1e9 * read_number("DCOMM_WARN_S", 60, 0.001, 1e6));
-  const double window =
-      read_number("DCOMM_WINDOW_BYTES", static_cast<double>(kDefaultWindowBytes), 64 * kKiB, 1e12);
+  const double window = read_number("DCOMM_WINDOW_BYTES", static_cast<double>(kDefaultWindowBytes), 64 * kKiB, 1e12);
   // Small slots stay in L2 while both sides run; with fewer cores than ranks each slot costs a context
   // switch, so they are as large as the window allows.
   const uint64_t share = static_cast<uint64_t>(window) / (2 * static_cast<uint64_t>(world_size));

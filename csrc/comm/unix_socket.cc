@@ -104,8 +104,7 @@ bool Waiter::wait(std::vector<pollfd>& descriptors, Clock::time_point until) {
     const Clock::time_point slice_end = on_wait_ ? std::min(end, now + kInterruptPeriod) : end;
     const timespec remaining = to_timespec(slice_end - now);
     const int num_ready = ::ppoll(descriptors.data(), descriptors.size(), &remaining, nullptr);
-    if (num_ready < 0 && errno != EINTR)
-      throw_errno(ErrorCode::kInternal, "poll of the set-up sockets", errno);
+    if (num_ready < 0 && errno != EINTR) throw_errno(ErrorCode::kInternal, "poll of the set-up sockets", errno);
     now = Clock::now();
     if (on_wait_ && (num_ready < 0 || now - last_call_ >= kInterruptPeriod)) {
       last_call_ = now;
@@ -259,14 +258,12 @@ void warn_rate_limited(const std::string& text) {
   static std::atomic<uint64_t> num_left_out{0};
   const int64_t now_ns = std::chrono::nanoseconds(Clock::now().time_since_epoch()).count();
   int64_t next = next_ns.load(std::memory_order_relaxed);
-  if (now_ns < next ||
-      !next_ns.compare_exchange_strong(next, now_ns + 1'000'000'000, std::memory_order_relaxed)) {
+  if (now_ns < next || !next_ns.compare_exchange_strong(next, now_ns + 1'000'000'000, std::memory_order_relaxed)) {
     num_left_out.fetch_add(1, std::memory_order_relaxed);
     return;
   }
   const uint64_t left_out = num_left_out.exchange(0, std::memory_order_relaxed);
-  const std::string suffix =
-      left_out == 0 ? "" : " (" + std::to_string(left_out) + " warnings before it left out)";
+  const std::string suffix = left_out == 0 ? "" : " (" + std::to_string(left_out) + " warnings before it left out)";
   std::fprintf(stderr, "dcomm: %s%s\n", text.c_str(), suffix.c_str());
 }
 

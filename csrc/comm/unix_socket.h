@@ -71,8 +71,7 @@ enum class IoStatus {
 IoStatus send_packet(int socket, const void* data, size_t nbytes, int descriptor = -1);
 /// One packet into `data`; its length goes to `nbytes`. A descriptor that comes with it goes to
 /// `descriptor`; others are closed.
-IoStatus receive_packet(int socket, void* data, size_t capacity, size_t* nbytes,
-                        GuardedFd* descriptor = nullptr);
+IoStatus receive_packet(int socket, void* data, size_t capacity, size_t* nbytes, GuardedFd* descriptor = nullptr);
 
 /// Listener on an abstract name. Empty when the name is taken (EADDRINUSE); throws on any other failure.
 GuardedFd listen_abstract(const std::string& name);

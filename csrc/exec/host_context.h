@@ -16,9 +16,9 @@ namespace dcomm {
 
 /// How a wait passes the time: poll, then offer the core, then sleep on the flag's futex.
 struct WaitPolicy {
-  int64_t spin_ns = 0;      // poll with `pause`
-  int64_t yield_ns = 0;     // then sched_yield between polls
-  bool strict_wake = false; // signallers use a full barrier before they look for sleepers (ranks > CPUs)
+  int64_t spin_ns = 0;       // poll with `pause`
+  int64_t yield_ns = 0;      // then sched_yield between polls
+  bool strict_wake = false;  // signallers use a full barrier before they look for sleepers (ranks > CPUs)
 };
 
 /// Messages of each flow so far; equal on all ranks between operations.
@@ -30,10 +30,14 @@ struct ChannelCounters {
 
   uint64_t& at(Counter counter, int root) {
     switch (counter) {
-      case Counter::kTwoShot: return two_shot;
-      case Counter::kRing: return ring;
-      case Counter::kBarrier: return barrier;
-      case Counter::kFifo: break;
+      case Counter::kTwoShot:
+        return two_shot;
+      case Counter::kRing:
+        return ring;
+      case Counter::kBarrier:
+        return barrier;
+      case Counter::kFifo:
+        break;
     }
     return fifo[static_cast<size_t>(root)];
   }
@@ -42,8 +46,7 @@ struct ChannelCounters {
 /// Peers that are gone, as the liveness thread saw it; read by waits that were told to look.
 class PeerExits {
  public:
-  explicit PeerExits(int world_size)
-      : exits_(static_cast<size_t>(world_size)) {}
+  explicit PeerExits(int world_size) : exits_(static_cast<size_t>(world_size)) {}
   void set(int rank, AbortDetail how) {
     exits_[static_cast<size_t>(rank)].store(static_cast<uint8_t>(how), std::memory_order_release);
   }

@@ -14,7 +14,7 @@ namespace dcomm {
 
 namespace {
 
-constexpr int64_t kHeaderCheckNs = 50'000;       // a matching peer answers within this, or is busy elsewhere
+constexpr int64_t kHeaderCheckNs = 50'000;  // a matching peer answers within this, or is busy elsewhere
 constexpr int64_t kInterruptCheckNs = 50'000'000;
 constexpr int64_t kMaxSleepNs = 10'000'000;
 constexpr int kPollsPerClock = 64;
@@ -104,9 +104,7 @@ bool LaneBarrier::any(bool mine) {
   return votes.load(std::memory_order_relaxed) != 0;
 }
 
-void HostExec::wake(Flag& flag) {
-  syscall(SYS_futex, low_word(&flag.value), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
-}
+void HostExec::wake(Flag& flag) { syscall(SYS_futex, low_word(&flag.value), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0); }
 
 bool HostExec::fail(ErrorCode code, int culprit, AbortDetail detail, int reporter, int64_t waited_ns) {
   int expected = 0;

@@ -101,16 +101,12 @@ class HostExec {
   std::byte* outbox(Edge edge, uint64_t seq) const { return slot(edge.flow, rank(), edge.peer, seq); }
   std::byte* inbox(Edge edge, uint64_t seq) const { return slot(edge.flow, edge.peer, rank(), seq); }
 
-  std::byte* acquire(Edge edge, uint64_t seq) {
-    return wait_credit(edge, seq) ? outbox(edge, seq) : nullptr;
-  }
+  std::byte* acquire(Edge edge, uint64_t seq) { return wait_credit(edge, seq) ? outbox(edge, seq) : nullptr; }
   void publish(Edge edge, uint64_t seq) {
     if (!mutated(Mutation::kRingNoLaneSync)) sync();
     if (lane_ == 0) signal(edge.peer, edge.flow, seq);
   }
-  std::byte* arrive(Edge edge, uint64_t seq) {
-    return wait(edge.peer, edge.flow, seq) ? inbox(edge, seq) : nullptr;
-  }
+  std::byte* arrive(Edge edge, uint64_t seq) { return wait(edge.peer, edge.flow, seq) ? inbox(edge, seq) : nullptr; }
   void release(Edge edge, uint64_t seq) {
     sync();
     if (lane_ == 0) give_credit(edge, seq);
@@ -160,7 +156,8 @@ class HostExec {
     test_jitter();
 #endif
     Flag& flag = context_.flag(peer, channel_, flow, rank());
-    std::atomic_ref<uint64_t>(flag.hash[flag_hash_index(flow, seq, world_size())]).store(op_.hash, std::memory_order_relaxed);
+    std::atomic_ref<uint64_t>(flag.hash[flag_hash_index(flow, seq, world_size())])
+        .store(op_.hash, std::memory_order_relaxed);
     std::atomic_ref<uint64_t> value(flag.value);
     if (DCOMM_UNLIKELY(op_.policy.strict_wake)) {
       value.exchange(seq + 1, std::memory_order_seq_cst);
@@ -198,8 +195,8 @@ class HostExec {
       if (!wait_slow(flag, target, peer)) return false;
     }
     if (is_credit(flow)) return true;  // given in an earlier operation, as a rule
-    const uint64_t hash = std::atomic_ref<uint64_t>(flag.hash[flag_hash_index(flow, seq, world_size())])
-                              .load(std::memory_order_relaxed);
+    const uint64_t hash =
+        std::atomic_ref<uint64_t>(flag.hash[flag_hash_index(flow, seq, world_size())]).load(std::memory_order_relaxed);
     if (DCOMM_LIKELY(hash == op_.hash || mutated(Mutation::kWaitOldEpoch))) return true;
     return fail(ErrorCode::kMismatch, peer, AbortDetail::kNone, rank(), 0);
   }

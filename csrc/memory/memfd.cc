@@ -57,17 +57,16 @@ size_t round_to_pages(size_t bytes) { return (bytes + kPageBytes - 1) / kPageByt
 
 [[noreturn]] void throw_no_space(size_t bytes, bool in_dev_shm, int error) {
   if (!in_dev_shm) {
-    throw_error(
-        ErrorCode::kSharedMemory, "cannot allocate a window of ", bytes,
-        " bytes: fallocate of a memfd: ", std::strerror(error), " (errno ", error,
-        "); raise the memory limit of the container (memfd counts to it), or lower DCOMM_WINDOW_BYTES");
+    throw_error(ErrorCode::kSharedMemory, "cannot allocate a window of ", bytes,
+                " bytes: fallocate of a memfd: ", std::strerror(error), " (errno ", error,
+                "); raise the memory limit of the container (memfd counts to it), or lower DCOMM_WINDOW_BYTES");
   }
   struct statvfs space{};
   const bool known = ::statvfs("/dev/shm", &space) == 0;
   const std::string free_text =
       known ? std::to_string(static_cast<uint64_t>(space.f_bavail) * space.f_frsize) : "an unknown number of";
-  throw_error(ErrorCode::kSharedMemory, "cannot allocate a window: ", bytes, " bytes needed in /dev/shm, ",
-              free_text, " bytes free: fallocate: ", std::strerror(error), " (errno ", error,
+  throw_error(ErrorCode::kSharedMemory, "cannot allocate a window: ", bytes, " bytes needed in /dev/shm, ", free_text,
+              " bytes free: fallocate: ", std::strerror(error), " (errno ", error,
               "); start the container with a larger --shm-size, or lower DCOMM_WINDOW_BYTES");
 }
 
@@ -113,11 +112,10 @@ UniqueFd open_unlinked_shm() {
       return file;
     }
     if (errno != EEXIST && errno != EINTR) {
-      throw_errno(
-          ErrorCode::kSharedMemory,
-          "memfd_create is not usable and creating a file in /dev/shm failed; allow memfd_create in the "
-          "seccomp profile, or mount a tmpfs on /dev/shm",
-          errno);
+      throw_errno(ErrorCode::kSharedMemory,
+                  "memfd_create is not usable and creating a file in /dev/shm failed; allow memfd_create in the "
+                  "seccomp profile, or mount a tmpfs on /dev/shm",
+                  errno);
     }
   }
   throw_error(ErrorCode::kSharedMemory, "no free name found in /dev/shm after 8 random ones");
@@ -150,16 +148,14 @@ Backing create_backing(size_t bytes, bool force_shm) {
 void check_backing(int rank, int descriptor, size_t bytes, bool must_be_sealed) {
   struct stat info{};
   if (::fstat(descriptor, &info) != 0) {
-    throw_errno(ErrorCode::kSharedMemory, "the descriptor of rank " + std::to_string(rank) + " is not usable",
-                errno);
+    throw_errno(ErrorCode::kSharedMemory, "the descriptor of rank " + std::to_string(rank) + " is not usable", errno);
   }
-  DCOMM_CHECK(info.st_size == static_cast<off_t>(bytes), ErrorCode::kSharedMemory, "the window of rank ",
-              rank, " has ", info.st_size, " bytes, expected ", bytes,
-              "; set DCOMM_WINDOW_BYTES equally on all ranks");
+  DCOMM_CHECK(info.st_size == static_cast<off_t>(bytes), ErrorCode::kSharedMemory, "the window of rank ", rank, " has ",
+              info.st_size, " bytes, expected ", bytes, "; set DCOMM_WINDOW_BYTES equally on all ranks");
   if (!must_be_sealed) return;
   const int seals = ::fcntl(descriptor, F_GET_SEALS);
-  DCOMM_CHECK(seals >= 0 && (seals & kWindowSeals) == kWindowSeals, ErrorCode::kSharedMemory,
-              "the window of rank ", rank, " is not sealed (seals ", seals, ", expected ", kWindowSeals,
+  DCOMM_CHECK(seals >= 0 && (seals & kWindowSeals) == kWindowSeals, ErrorCode::kSharedMemory, "the window of rank ",
+              rank, " is not sealed (seals ", seals, ", expected ", kWindowSeals,
               "); set DCOMM_FORCE_SHM equally on all ranks");
 }
 
@@ -167,8 +163,7 @@ std::byte* map_window(int rank, int descriptor, size_t bytes) {
   void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, descriptor, 0);
   if (base == MAP_FAILED) {
     throw_errno(ErrorCode::kSharedMemory,
-                "mapping " + std::to_string(bytes) + " bytes of the window of rank " + std::to_string(rank),
-                errno);
+                "mapping " + std::to_string(bytes) + " bytes of the window of rank " + std::to_string(rank), errno);
   }
   if (::madvise(base, bytes, MADV_DONTFORK) != 0) {
     const int error = errno;
@@ -215,8 +210,8 @@ std::vector<UniqueFd> take_ownership(const std::vector<int>& descriptors, int ow
 
 std::shared_ptr<Windows> make_memfd_windows(int rank, int world_size, size_t window_bytes,
                                             const DescriptorExchange& exchange, bool force_shm) {
-  DCOMM_CHECK(rank >= 0 && rank < world_size, ErrorCode::kInvalidArgument, "rank is ", rank,
-              ", expected 0 to ", world_size - 1);
+  DCOMM_CHECK(rank >= 0 && rank < world_size, ErrorCode::kInvalidArgument, "rank is ", rank, ", expected 0 to ",
+              world_size - 1);
   DCOMM_CHECK(window_bytes >= 1, ErrorCode::kInvalidArgument, "window_bytes is 0, expected >= 1");
   const size_t mapped_bytes = round_to_pages(window_bytes);
   auto windows = std::make_shared<MemfdWindows>(world_size, window_bytes);
@@ -224,8 +219,8 @@ std::shared_ptr<Windows> make_memfd_windows(int rank, int world_size, size_t win
   windows->map(rank, own.descriptor.get());
 
   const std::vector<UniqueFd> peers = take_ownership(exchange(own.descriptor.get()), rank);
-  DCOMM_CHECK(peers.size() == static_cast<size_t>(world_size), ErrorCode::kSharedMemory,
-              "the exchange returned ", peers.size(), " descriptors, expected ", world_size);
+  DCOMM_CHECK(peers.size() == static_cast<size_t>(world_size), ErrorCode::kSharedMemory, "the exchange returned ",
+              peers.size(), " descriptors, expected ", world_size);
   for (int peer = 0; peer < world_size; ++peer) {
     if (peer == rank) continue;
     const int descriptor = peers[static_cast<size_t>(peer)].get();

@@ -29,9 +29,9 @@ DCOMM_HOST_DEVICE constexpr int flag_hash_index(Flow flow, uint64_t seq, int wor
 
 /// One direction of one flow between two ranks; lies in the receiver's window.
 struct alignas(kFlagBytes) Flag {
-  uint64_t value = 0;         // messages published so far on this edge; store release, load acquire
-  uint64_t hash[kHashRing]{}; // fingerprints by flag_hash_index; written before value is published
-  uint32_t sleepers = 0;      // host: threads in FUTEX_WAIT on value's low word
+  uint64_t value = 0;          // messages published so far on this edge; store release, load acquire
+  uint64_t hash[kHashRing]{};  // fingerprints by flag_hash_index; written before value is published
+  uint32_t sleepers = 0;       // host: threads in FUTEX_WAIT on value's low word
 };
 static_assert(sizeof(Flag) == kFlagBytes);
 
@@ -40,19 +40,26 @@ enum class Algo : uint8_t { kAuto = 0, kRing = 1, kTwoShot = 2, kFlat = 3 };
 
 constexpr const char* collective_name(Collective collective) {
   switch (collective) {
-    case Collective::kAllReduce: return "all_reduce";
-    case Collective::kBroadcast: return "broadcast";
-    case Collective::kBarrier: return "barrier";
+    case Collective::kAllReduce:
+      return "all_reduce";
+    case Collective::kBroadcast:
+      return "broadcast";
+    case Collective::kBarrier:
+      return "barrier";
   }
   return "unknown";
 }
 
 constexpr const char* algo_name(Algo algo) {
   switch (algo) {
-    case Algo::kAuto: return "auto";
-    case Algo::kRing: return "ring";
-    case Algo::kTwoShot: return "two_shot";
-    case Algo::kFlat: return "flat";
+    case Algo::kAuto:
+      return "auto";
+    case Algo::kRing:
+      return "ring";
+    case Algo::kTwoShot:
+      return "two_shot";
+    case Algo::kFlat:
+      return "flat";
   }
   return "unknown";
 }
@@ -95,10 +102,10 @@ static_assert(sizeof(ControlPage) <= kControlBytes);
 /// What a rank tells its peers when it fails; packed into one word so that it is set atomically.
 struct AbortReason {
   ErrorCode code = ErrorCode::kOk;
-  uint16_t reporter = 0;   // the rank that raised first
-  uint16_t culprit = 0;    // the rank it names
-  uint8_t detail = 0;      // AbortDetail
-  uint32_t seq = 0;        // low bits of the failing operation (0: whatever the operation); 16 are kept
+  uint16_t reporter = 0;  // the rank that raised first
+  uint16_t culprit = 0;   // the rank it names
+  uint8_t detail = 0;     // AbortDetail
+  uint32_t seq = 0;       // low bits of the failing operation (0: whatever the operation); 16 are kept
 
   uint64_t pack() const {
     return (static_cast<uint64_t>(code) << 56) | (static_cast<uint64_t>(detail) << 48) |

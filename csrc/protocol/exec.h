@@ -16,7 +16,8 @@
 //   publish_and_release(out, s, in, t)       both, with one barrier of the lanes
 //   signal_all(flow, seq)                    publish to every peer
 //   wait_all(flow, seq) -> bool              arrive from every peer
-//   load_counter(c[, root]), store_counter(c, v[, root])  messages of a flow so far: kept where the executor runs, so that
+//   load_counter(c[, root]), store_counter(c, v[, root])  messages of a flow so far: kept where the executor runs, so
+//   that
 //                                            a captured CUDA graph can be replayed; never reset
 //
 // A wait ends by arrival, by deadline or by abort; then it returns nullptr / false, uniformly over the lanes,

@@ -11,16 +11,18 @@ int dtype_of_format(const char* format, Py_ssize_t itemsize) {
   if (*format == '@' || *format == '=' || *format == '<') ++format;
   if (format[0] == '\0' || format[1] != '\0') return -1;
   switch (format[0]) {
-    case 'f': return static_cast<int>(DType::kF32);
-    case 'e': return static_cast<int>(DType::kF16);
-    case 'd': return static_cast<int>(DType::kF64);
+    case 'f':
+      return static_cast<int>(DType::kF32);
+    case 'e':
+      return static_cast<int>(DType::kF16);
+    case 'd':
+      return static_cast<int>(DType::kF64);
     case 'i':
     case 'l':
     case 'q':
-      return itemsize == 4   ? static_cast<int>(DType::kI32)
-             : itemsize == 8 ? static_cast<int>(DType::kI64)
-                             : -1;
-    default: return -1;
+      return itemsize == 4 ? static_cast<int>(DType::kI32) : itemsize == 8 ? static_cast<int>(DType::kI64) : -1;
+    default:
+      return -1;
   }
 }
 
@@ -33,8 +35,8 @@ py::tuple buffer_view(const py::object& array) {
   const auto address = reinterpret_cast<uintptr_t>(view.buf);
   const Py_ssize_t count = view.itemsize == 0 ? 0 : view.len / view.itemsize;
   const bool contiguous = PyBuffer_IsContiguous(&view, 'C') != 0;
-  py::tuple result = py::make_tuple(address, count, dtype, contiguous, view.readonly == 0,
-                                    view.format == nullptr ? "" : view.format);
+  py::tuple result =
+      py::make_tuple(address, count, dtype, contiguous, view.readonly == 0, view.format == nullptr ? "" : view.format);
   // The caller keeps `array` alive; holding the view as well would only cost a second object.
   PyBuffer_Release(&view);
   return result;

@@ -67,8 +67,8 @@ PyObject* fast_all_reduce(PyObject* self, PyObject* const* args, Py_ssize_t num_
 }
 
 PyMethodDef fast_method = {"fast_all_reduce",
-                           reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fast_all_reduce)),
-                           METH_FASTCALL, "All-reduce in place: (array, op, algo) or (address, count, dtype, op, algo)."};
+                           reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fast_all_reduce)), METH_FASTCALL,
+                           "All-reduce in place: (array, op, algo) or (address, count, dtype, op, algo)."};
 
 }  // namespace
 

@@ -49,7 +49,8 @@ void initialise(const py::dict& by_name, unsigned long main_thread) {
       {ErrorCode::kInternal, "DcommError"},
   };
   for (const auto& [code, name] : names) {
-    exception_classes[static_cast<size_t>(code)] = py::object(by_name[name]).release().ptr();  // lives as long as the module
+    exception_classes[static_cast<size_t>(code)] =
+        py::object(by_name[name]).release().ptr();  // lives as long as the module
   }
 }
 
@@ -137,9 +138,9 @@ void bind_work(py::module_& m) {
 void bind_communicator(py::module_& m) {
   py::class_<Communicator, std::shared_ptr<Communicator>>(m, "Communicator")
       .def_static("of_threads", &of_threads, py::arg("world_size"))
-      .def_static("connect", &connect, py::arg("rank"), py::arg("world_size"), py::arg("meeting_key"),
-                  py::arg("exact"), py::arg("init_counter"), py::arg("config_hash"), py::arg("version"),
-                  py::arg("timeout_s"), py::arg("force_shm"))
+      .def_static("connect", &connect, py::arg("rank"), py::arg("world_size"), py::arg("meeting_key"), py::arg("exact"),
+                  py::arg("init_counter"), py::arg("config_hash"), py::arg("version"), py::arg("timeout_s"),
+                  py::arg("force_shm"))
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("closed", &Communicator::closed)
@@ -154,18 +155,16 @@ void bind_communicator(py::module_& m) {
              result["num_bytes"] = stats.num_bytes;
              return result;
            })
-      .def(
-          "all_reduce",
-          [](Communicator& comm, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo,
-             int64_t timeout_ns) {
-            run_released(comm, all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns);
-          })
-      .def(
-          "all_reduce_async",
-          [](Communicator& comm, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo,
-             int64_t timeout_ns) {
-            return comm.enqueue(all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns);
-          })
+      .def("all_reduce",
+           [](Communicator& comm, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo,
+              int64_t timeout_ns) {
+             run_released(comm, all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns);
+           })
+      .def("all_reduce_async",
+           [](Communicator& comm, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo,
+              int64_t timeout_ns) {
+             return comm.enqueue(all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns);
+           })
       .def("broadcast",
            [](Communicator& comm, uintptr_t data, size_t count, int dtype, int root, int64_t timeout_ns) {
              run_released(comm, broadcast_call(data, count, dtype, root), timeout_ns);
@@ -174,18 +173,15 @@ void bind_communicator(py::module_& m) {
            [](Communicator& comm, uintptr_t data, size_t count, int dtype, int root, int64_t timeout_ns) {
              return comm.enqueue(broadcast_call(data, count, dtype, root), timeout_ns);
            })
-      .def("barrier",
-           [](Communicator& comm, int64_t timeout_ns) { run_released(comm, CollectiveCall{}, timeout_ns); })
-      .def("barrier_async", [](Communicator& comm, int64_t timeout_ns) {
-        return comm.enqueue(CollectiveCall{}, timeout_ns);
-      })
+      .def("barrier", [](Communicator& comm, int64_t timeout_ns) { run_released(comm, CollectiveCall{}, timeout_ns); })
+      .def("barrier_async",
+           [](Communicator& comm, int64_t timeout_ns) { return comm.enqueue(CollectiveCall{}, timeout_ns); })
       .def("fast_all_reduce", &make_fast_all_reduce)
       .def("abort", &Communicator::abort)
       .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>())
       .def("leave", &Communicator::leave_now, py::call_guard<py::gil_scoped_release>())
-      .def("_inject_delay", [](Communicator& comm, double seconds) {
-        comm.set_test_delay_ns(static_cast<int64_t>(seconds * 1e9));
-      });
+      .def("_inject_delay",
+           [](Communicator& comm, double seconds) { comm.set_test_delay_ns(static_cast<int64_t>(seconds * 1e9)); });
 }
 
 }  // namespace
@@ -196,9 +192,7 @@ void raise_python(ErrorCode code, const std::string& message) {
   throw py::error_already_set();
 }
 
-InterruptCheck signal_check() {
-  return PyThread_get_thread_ident() == main_thread_ident ? &signals_raised : nullptr;
-}
+InterruptCheck signal_check() { return PyThread_get_thread_ident() == main_thread_ident ? &signals_raised : nullptr; }
 
 void run_released(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns) {
   const InterruptCheck check = signal_check();

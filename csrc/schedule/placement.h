@@ -25,7 +25,7 @@ enum class Flow : uint8_t {
   kRingCredit = 3,  // push only: "the hop's slot is free again"
   kFifo = 4,        // one-to-many messages with credits (broadcast)
   kFifoCredit = 5,
-  kBarrier = 6,     // no data
+  kBarrier = 6,  // no data
 };
 inline constexpr int kNumFlows = 7;
 
@@ -33,9 +33,7 @@ inline constexpr int kNumFlows = 7;
 DCOMM_HOST_DEVICE constexpr Flow credit_flow(Flow flow) {
   return flow == Flow::kRing ? Flow::kRingCredit : Flow::kFifoCredit;
 }
-DCOMM_HOST_DEVICE constexpr bool is_credit(Flow flow) {
-  return flow == Flow::kRingCredit || flow == Flow::kFifoCredit;
-}
+DCOMM_HOST_DEVICE constexpr bool is_credit(Flow flow) { return flow == Flow::kRingCredit || flow == Flow::kFifoCredit; }
 
 enum class PlacementKind : uint8_t { kBounce = 0, kPush = 1 };
 

@@ -12,12 +12,8 @@
 
 namespace dcomm {
 
-DCOMM_HOST_DEVICE constexpr int ring_next(int rank, int world_size) {
-  return rank + 1 == world_size ? 0 : rank + 1;
-}
-DCOMM_HOST_DEVICE constexpr int ring_prev(int rank, int world_size) {
-  return rank == 0 ? world_size - 1 : rank - 1;
-}
+DCOMM_HOST_DEVICE constexpr int ring_next(int rank, int world_size) { return rank + 1 == world_size ? 0 : rank + 1; }
+DCOMM_HOST_DEVICE constexpr int ring_prev(int rank, int world_size) { return rank == 0 ? world_size - 1 : rank - 1; }
 
 /// Steps (hops) of one all-reduce: 2 (n - 1).
 DCOMM_HOST_DEVICE constexpr int ring_num_steps(int world_size) { return 2 * (world_size - 1); }

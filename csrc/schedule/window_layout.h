@@ -46,8 +46,8 @@ struct WindowLayout {
     return slots_offset() + index * slot_bytes;
   }
   DCOMM_HOST_DEVICE constexpr size_t window_bytes() const {
-    const size_t fifo_bytes = static_cast<size_t>(num_channels) *
-                              static_cast<size_t>(placement.fifo_slots_per_channel()) * fifo_slot_bytes;
+    const size_t fifo_bytes =
+        static_cast<size_t>(num_channels) * static_cast<size_t>(placement.fifo_slots_per_channel()) * fifo_slot_bytes;
     return round_up(fifo_offset() + fifo_bytes, kPageBytes);
   }
 };

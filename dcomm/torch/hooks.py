@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import GradBucket
 
 import dcomm
 from dcomm import arrays
@@ -108,7 +109,7 @@ class HookState:
             logger.warning("dcomm: the process group reduces the gradients: %s", reason)
 
 
-def all_reduce_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def all_reduce_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Average a bucket over all ranks; on the wire in `state.wire_dtype`.
 
     The operation runs on dcomm's progress thread while backward goes on.
@@ -124,17 +125,17 @@ def all_reduce_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.
     return _average(state, bucket, state.wire_dtype)
 
 
-def fp16_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def fp16_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """As :func:`all_reduce_hook`, float32 gradients travelling as float16; sums in float32."""
     return _average(state, bucket, "float16")
 
 
-def bf16_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def bf16_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """As :func:`all_reduce_hook`, float32 gradients travelling as bfloat16; sums in float32."""
     return _average(state, bucket, "bfloat16")
 
 
-def _average(state: HookState, bucket: dist.GradBucket, wire_dtype: Any) -> torch.futures.Future[torch.Tensor]:
+def _average(state: HookState, bucket: GradBucket, wire_dtype: Any) -> torch.futures.Future[torch.Tensor]:
     tensor = bucket.buffer()
     if state._comm is None and not state._delegates:
         state._connect(tensor)
