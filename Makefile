@@ -9,7 +9,7 @@ BIN = $(dir $(PY))
 CMAKE = PATH="$(BIN):$$PATH" cmake -G Ninja
 BUILD = PATH="$(BIN):$$PATH" cmake --build
 SANITIZERS = thread address
-CPP = git ls-files --cached --others --exclude-standard '*.h' '*.cc' '*.cu' '*.cuh'
+CPP = git ls-files --cached --others --exclude-standard '*.h' '*.inc' '*.cc' '*.cu' '*.cuh'
 DEMO_ARGS =
 PYTEST_ARGS =
 

@@ -38,6 +38,7 @@ def _prefer_installed_package() -> None:
 
 
 _prefer_installed_package()
+sys.path.append(str(ROOT / "tests" / "support"))  # rank_threads, rank_processes, reference
 
 
 class _ChecksBuildError(Exception):

@@ -29,7 +29,7 @@ DIRECT = {
     "comm": ("launch",),
     "python": ("comm",),
 }
-CPP_SUFFIXES = {".h", ".hpp", ".cc", ".cpp", ".cu", ".cuh"}
+CPP_SUFFIXES = {".h", ".hpp", ".inc", ".cc", ".cpp", ".cu", ".cuh"}
 # Repository folders that the package must never import.
 OUTSIDE = {"tests", "benchmarks", "examples", "tools", "docs"}
 # Serializers that run code of whoever wrote the bytes.
@@ -152,17 +152,25 @@ def _includes(csrc: Path, path: Path, code: str) -> Iterator[tuple[int, str, str
 
 
 def _deadly_calls(code: str, code_with_strings: str) -> Iterator[tuple[int, str, str]]:
+    bare: list[re.Match[str]] = []
+    deadly: list[re.Match[str]] = []
+    own_methods: set[str] = set()
     for match in DEADLY_CALL.finditer(code):
-        before = match["before"].replace(" ", "")
-        standard = before in ("std::", "::")
-        # `x.abort()`, `Comm::abort()` and the declaration `void abort()` are our own.
-        bare = before == "" or KEYWORDS_BEFORE_CALL.search(code[: match.start("name")]) is not None
-        if standard or bare:
-            yield (
-                *(_line_of(code, match.start("name")), "deadly-call"),
-                f"{match['name']}() ends the user's process or context; raise or record a typed error "
-                "instead (for a method of that name write this->)",
-            )
+        before = "".join(match["before"].split())
+        if before in ("std::", "::"):
+            deadly.append(match)
+        elif before == "" or KEYWORDS_BEFORE_CALL.search(code[: match.start("name")]):
+            bare.append(match)
+        elif before not in (".", "->"):
+            own_methods.add(
+                match["name"]
+            )  # `void abort()` or `Communicator::abort()`: bare calls here mean that
+    deadly += [match for match in bare if match["name"] not in own_methods]
+    for match in deadly:
+        yield (
+            *(_line_of(code, match.start("name")), "deadly-call"),
+            f"{match['name']}() ends the user's process or context; raise or record a typed error instead",
+        )
     for match in DEADLY_ASM.finditer(code_with_strings):
         line = _line_of(code_with_strings, match.start())
         yield line, "deadly-call", "trap kills the CUDA context; set the error word and return instead"
