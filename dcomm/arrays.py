@@ -55,7 +55,8 @@ def _torch_view(tensor: Any) -> View:
     if tensor.layout is not _strided_layout():
         raise TypeError(f"got a {tensor.layout} tensor: dcomm handles dense tensors; convert it with .to_dense()")
     KINDS[type(tensor)] = KIND_TENSOR
-    return View(tensor.data_ptr(), tensor.numel(), code, tensor.is_contiguous(), True, device)
+    plain = tensor.is_contiguous() and not tensor.is_neg()  # a view that negates lazily is read through a copy
+    return View(tensor.data_ptr(), tensor.numel(), code, plain, True, device)
 
 
 def _strided_layout() -> Any:
@@ -109,7 +110,7 @@ def wire_code(wire_dtype: Any) -> int:
 def contiguous_copy(array: Any) -> Any:
     """A C-contiguous copy of a NumPy array or torch tensor."""
     if hasattr(array, "data_ptr"):
-        return array.detach().contiguous()
+        return array.detach().resolve_neg().contiguous()
     return numpy.ascontiguousarray(array)
 
 
@@ -118,11 +119,22 @@ def copy_into(target: Any, source: Any) -> None:
     if hasattr(target, "data_ptr"):
         target.detach().copy_(source)
     else:
-        target[...] = source
+        numpy.asarray(target)[...] = source
+
+
+def check_no_repeats(array: Any) -> None:
+    """Refuse to write through a view that shows one element several times, such as ``tensor.expand()``.
+
+    Raises:
+        ValueError: A stride is 0.
+    """
+    strides = array.stride() if hasattr(array, "data_ptr") else array.strides
+    if any(stride == 0 and length > 1 for stride, length in zip(strides, array.shape, strict=True)):
+        raise ValueError("the result cannot be stored: elements of the array share memory; pass a copy, or out=")
 
 
 def empty_like(array: Any) -> Any:
     """An uninitialised C-contiguous array of the same kind, shape and dtype."""
     if hasattr(array, "data_ptr"):
         return array.detach().new_empty(array.shape)
-    return numpy.empty(array.shape, array.dtype)
+    return numpy.empty_like(numpy.asarray(array), order="C", subok=False)

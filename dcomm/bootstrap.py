@@ -144,6 +144,8 @@ def init(
     else:
         env_key = "/".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
         launch = Launch("arguments", rank, world_size, rank, world_size, env_key)
+    if not (isinstance(launch.rank, int) and isinstance(launch.world_size, int)):
+        raise TypeError(f"rank={launch.rank!r}, world_size={launch.world_size!r}: expected whole numbers")
     if not 0 <= launch.rank < launch.world_size:
         raise ValueError(f"rank={launch.rank}, world_size={launch.world_size}: expected 0 <= rank < world_size")
     if launch.local_world_size != launch.world_size:

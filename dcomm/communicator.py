@@ -133,7 +133,7 @@ class Communicator:
             raise ValueError("stream= is for CUDA arrays; CPU operations have none")
         op_code = _OPS[op] if type(op) is str and op in _OPS else _op_code(op)
         wire = source.dtype if wire_dtype is None else arrays.wire_code(wire_dtype)
-        algo_code = _ALGOS.get(algo)
+        algo_code = _ALGOS.get(algo) if isinstance(algo, str) else None
         if algo_code is None:
             raise ValueError(f"algo={algo!r}: expected one of {', '.join(map(repr, _ALGOS))}")
         timeout_ns = 0 if timeout is None else _timeout_ns(timeout)
@@ -196,8 +196,10 @@ class Communicator:
             staged = arrays.contiguous_copy(x)
             described = arrays.view(staged)
 
-            def finish() -> None:
-                arrays.copy_into(x, staged)
+            if self.rank != src:
+
+                def finish() -> None:
+                    arrays.copy_into(x, staged)
 
         args = (described.address, described.count, described.dtype, src, timeout_ns)
         if async_op:
@@ -218,6 +220,7 @@ class Communicator:
         if async_op:
             return self._track(Work(self._core.barrier_async(timeout_ns), None, (), self.abort))
         self._core.barrier(timeout_ns)
+        self._settle_pending()
         return None
 
     def abort(self) -> None:
@@ -227,7 +230,7 @@ class Communicator:
     def close(self) -> None:
         """Finish queued operations, tell the peers, free the shared memory. Idempotent."""
         self._core.close()
-        self._pending.clear()
+        self._settle_pending()
 
     def __enter__(self) -> Communicator:
         """The communicator itself."""
@@ -262,7 +265,7 @@ class Communicator:
             return self._fast(x, op_code, algo_code)
         if kind == arrays.KIND_TENSOR and x.is_cpu:
             try:
-                address, plain = x.data_ptr(), x.is_contiguous()
+                address, plain = x.data_ptr(), x.is_contiguous() and not x.is_neg()
             except RuntimeError:  # a sparse tensor
                 return False
             code = arrays.TORCH_CODES.get(x.dtype)
@@ -276,6 +279,13 @@ class Communicator:
             self._pending.popleft()
         self._pending.append(work)
         return work
+
+    def _settle_pending(self) -> None:
+        """Forget the queued operations, all of which have ended; results go to non-contiguous arrays now."""
+        while self._pending:
+            work = self._pending.popleft()
+            work._core.wait_for(1.0)  # the core forgets an operation just before it marks the handle
+            work.done()
 
     @staticmethod
     def _check_pair(x: Any, source: arrays.View, out: Any, target: arrays.View) -> None:
@@ -291,6 +301,8 @@ class Communicator:
             raise ValueError("out is read-only: pass a writable array")
         if (source.device < 0) != (target.device < 0):
             raise ValueError("x and out are on different devices: put both on one")
+        if not (source.contiguous and target.contiguous):
+            return  # copied before anything is written
         nbytes = source.count * arrays.DTYPE_BYTES[source.dtype]
         if source.address != target.address and abs(source.address - target.address) < nbytes:
             raise ValueError("x and out overlap in part: pass the same array or disjoint ones")
@@ -299,6 +311,7 @@ class Communicator:
         self, x: Any, result: Any, op: int, wire: int, algo: int, async_op: bool, timeout_ns: int
     ) -> Any:
         """Non-contiguous arrays: copied in, reduced, copied out."""
+        arrays.check_no_repeats(result)
         source = arrays.view(x)
         if source.contiguous:  # only `result` is strided
             staged = arrays.empty_like(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from dcomm import _core
 
 _SLICE_S = 0.05  # how often a wait lets Python look at signals
+_LONGEST_S = 1e9  # what fits the core's 64-bit nanoseconds
+_settling = threading.Lock()  # one for all: only non-contiguous arrays take it
 
 
 def to_seconds(timeout: float | timedelta | None) -> float | None:
@@ -27,7 +30,7 @@ def to_seconds(timeout: float | timedelta | None) -> float | None:
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if not isinstance(seconds, (int, float)):
         raise TypeError(f"timeout={timeout!r}: expected seconds or a datetime.timedelta")
-    if not seconds > 0:
+    if not 0 < seconds <= _LONGEST_S:
         raise ValueError(f"timeout={timeout!r}: expected a positive number of seconds, or None for the default")
     return float(seconds)
 
@@ -57,7 +60,11 @@ class Work:
 
     def done(self) -> bool:
         """True once the operation has ended, well or badly. Never blocks."""
-        return self._core.done()
+        if not self._core.done():
+            return False
+        if self._finish is not None:
+            self.exception()
+        return True
 
     def wait(self, timeout: float | timedelta | None = None) -> Any:
         """Block until the operation has ended.
@@ -87,9 +94,7 @@ class Work:
             self._abort()
             raise
         self._core.raise_if_failed()
-        if self._finish is not None:
-            self._finish()
-            self._finish = None
+        self._settle()
         return self._result
 
     def exception(self) -> BaseException | None:
@@ -100,8 +105,17 @@ class Work:
             self._core.raise_if_failed()
         except Exception as error:
             return error
+        self._settle()
         return None
 
     def result(self) -> Any:
         """Same as :meth:`wait` without a limit."""
         return self.wait()
+
+    def _settle(self) -> None:
+        """Copy the result of a successful operation out to a non-contiguous array, once."""
+        if self._finish is not None:
+            with _settling:
+                if self._finish is not None:
+                    self._finish()
+                    self._finish = None

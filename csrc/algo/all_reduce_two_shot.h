@@ -58,6 +58,8 @@ DCOMM_HOST_DEVICE bool all_reduce_two_shot(Exec& exec, const Kernels& kernels, c
       const int peer = two_shot_peer(rank, world_size, i);
       kernels.decode(exec, plan.segment(peer, channel, tile), exec.inbox(Edge{peer, Flow::kGather}, seq));
     }
+    // Bounce: the next terms go into the slots just read, and a shorter tile is shared out among the lanes differently.
+    exec.sync();
   }
   exec.store_counter(Counter::kTwoShot, first + num_tiles);
   return true;

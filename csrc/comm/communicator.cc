@@ -37,6 +37,15 @@ class FloatEnvironment {
 #endif
 };
 
+const KernelTable* kernel_table_from_environment() {
+  const char* const name = "DCOMM_ISA";
+  try {
+    return select_kernel_table(std::getenv(name));
+  } catch (const Error& error) {
+    throw_error(error.code(), name, ": ", error.what());
+  }
+}
+
 /// One thread at a time inside a communicator.
 class Entry {
  public:
@@ -56,9 +65,12 @@ Communicator::Communicator(int rank, std::shared_ptr<Windows> windows, const Set
     : settings_(settings),
       context_(rank, windows, settings.layout(windows->world_size())),
       scratch_(2 * static_cast<size_t>(windows->world_size())),
-      kernel_table_(select_kernel_table(std::getenv("DCOMM_ISA"))) {
+      kernel_table_(kernel_table_from_environment()) {
   install_fork_guard();
+  fork_generation_ = fork_generation();
 }
+
+bool Communicator::in_child() const { return fork_generation() != fork_generation_; }
 
 std::vector<std::shared_ptr<Communicator>> Communicator::of_threads(int world_size) {
   DCOMM_CHECK(world_size >= 1, ErrorCode::kInvalidArgument, "world_size=", world_size, ": expected at least 1");
@@ -113,7 +125,7 @@ CommunicatorStats Communicator::stats() const {
 }
 
 void Communicator::check_usable() const {
-  DCOMM_CHECK(!in_forked_child(), ErrorCode::kForked,
+  DCOMM_CHECK(!in_child(), ErrorCode::kForked,
               "this communicator belongs to the parent process; a forked child must not use it. Start data-loader "
               "workers with the spawn method, or call dcomm.init() in the child");
   if (DCOMM_UNLIKELY(broken_.load(std::memory_order_acquire))) {
@@ -147,6 +159,8 @@ void Communicator::run(CollectiveCall call, int64_t timeout_ns, InterruptCheck i
   while (!work->wait_for(std::chrono::milliseconds(50))) {
     if (interrupted != nullptr && interrupted(nullptr)) {
       abort();
+      while (!work->wait_for(std::chrono::milliseconds(50))) {
+      }  // the progress thread uses the caller's arrays until the operation has ended, which abort() hastens
       throw Error(ErrorCode::kInterrupted, "interrupted");
     }
   }
@@ -260,7 +274,10 @@ void Communicator::set_broken(ErrorCode code, const std::string& message) {
   broken_.store(true, std::memory_order_release);
 }
 
-void Communicator::break_down(const OpRecord& record, const Failure& failure) {
+void Communicator::break_down(const OpRecord& record, Failure failure) {
+  // In a ring everybody waits for a neighbour, who may wait as well: name the rank that holds all of them up.
+  if (failure.code == ErrorCode::kTimeout && failure.reporter == rank())
+    failure.culprit = rank_behind(context_, failure.culprit);
   AbortReason reason;
   reason.code = failure.code;
   reason.reporter = static_cast<uint16_t>(failure.reporter);
@@ -289,7 +306,7 @@ void Communicator::warn_stalled(void* argument, int peer, int64_t waited_ns) {
 }
 
 void Communicator::abort() {
-  if (in_forked_child() || closed()) return;
+  if (in_child() || closed()) return;
   AbortReason reason;
   reason.code = ErrorCode::kAborted;
   reason.reporter = static_cast<uint16_t>(rank());
@@ -302,12 +319,12 @@ void Communicator::abort() {
 void Communicator::close() { leave(true); }
 
 void Communicator::leave(bool finish_queue) {
-  if (finish_queue && !in_forked_child()) {
+  if (finish_queue && !in_child()) {
     std::unique_lock lock(queue_mutex_);
     queue_changed_.wait(lock, [&] { return queue_.empty(); });  // every operation has a deadline
   }
   if (closed_.exchange(true, std::memory_order_acq_rel)) return;
-  if (in_forked_child()) {
+  if (in_child()) {
     if (progress_.joinable()) progress_.detach();  // the thread exists in the parent only
     return;
   }

@@ -67,16 +67,18 @@ class Communicator {
  private:
   Communicator(int rank, std::shared_ptr<Windows> windows, const Settings& settings);
 
+  bool in_child() const;  // this process was forked from the communicator's
   void check_usable() const;
   void complete_call(CollectiveCall& call) const;
   void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void push(const std::shared_ptr<Work>& work);
   void set_broken(ErrorCode code, const std::string& message);
-  [[noreturn]] void break_down(const OpRecord& record, const Failure& failure);
+  [[noreturn]] void break_down(const OpRecord& record, Failure failure);
   void progress_loop();
   void leave(bool finish_queue);
   static void warn_stalled(void* argument, int peer, int64_t waited_ns);
 
+  uint32_t fork_generation_ = 0;
   Settings settings_;
   HostContext context_;
   std::vector<void*> scratch_;

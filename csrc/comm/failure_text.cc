@@ -74,6 +74,13 @@ OpRecord load_record(const OpRecord& from) {
   return std::bit_cast<OpRecord>(words);
 }
 
+int rank_behind(const HostContext& context, int suspect) {
+  for (int rank = 0; rank < context.world_size; ++rank) {
+    if (begun(context, rank) < begun(context, suspect)) suspect = rank;
+  }
+  return suspect;
+}
+
 std::string describe_positions(const HostContext& context) {
   std::ostringstream text;
   for (int rank = 0; rank < context.world_size; ++rank) {

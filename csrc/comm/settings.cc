@@ -43,7 +43,7 @@ Settings Settings::from_environment(int world_size) {
   Settings settings;
   settings.oversubscribed = world_size > num_cpus();
   const char* algo = std::getenv("DCOMM_ALGO");
-  if (algo != nullptr && *algo != '\0') settings.forced_algo = parse_algo(algo);
+  if (algo != nullptr && *algo != '\0') settings.forced_algo = parse_algo(algo, "DCOMM_ALGO");
   settings.timeout_ns = static_cast<int64_t>(1e9 * read_number("DCOMM_TIMEOUT_S", 300, 0.001, 1e6));
   settings.warn_ns = static_cast<int64_t>(1e9 * read_number("DCOMM_WARN_S", 60, 0.001, 1e6));
   const double window = read_number("DCOMM_WINDOW_BYTES", static_cast<double>(kDefaultWindowBytes), 64 * kKiB, 1e12);
@@ -78,11 +78,11 @@ Algo select_algo(const Settings& settings, Algo requested, uint64_t /*nbytes*/, 
   return Algo::kTwoShot;
 }
 
-Algo parse_algo(const char* name) {
+Algo parse_algo(const char* name, const char* what) {
   for (const Algo algo : {Algo::kAuto, Algo::kRing, Algo::kTwoShot}) {
     if (std::strcmp(name, algo_name(algo)) == 0) return algo;
   }
-  throw_error(ErrorCode::kInvalidArgument, "algo='", name, "': expected 'auto', 'ring' or 'two_shot'");
+  throw_error(ErrorCode::kInvalidArgument, what, "='", name, "': expected 'auto', 'ring' or 'two_shot'");
 }
 
 }  // namespace dcomm

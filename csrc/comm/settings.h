@@ -31,7 +31,7 @@ struct Settings {
 /// The algorithm for a message; a pure function of what all ranks agree on.
 Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes, int world_size);
 
-/// "auto", "ring", "two_shot"; throws kInvalidArgument otherwise.
-Algo parse_algo(const char* name);
+/// "auto", "ring", "two_shot"; throws kInvalidArgument otherwise. what: where the name stood.
+Algo parse_algo(const char* name, const char* what);
 
 }  // namespace dcomm

@@ -106,11 +106,22 @@ std::shared_ptr<Communicator> connect(int rank, int world_size, const std::strin
   options.config_hash = config_hash;
   options.package_version = version;
   options.timeout = std::chrono::nanoseconds(static_cast<int64_t>(timeout_s * 1e9));
+  options.on_wait = [check = signal_check()] {
+    if (check != nullptr && check(nullptr)) throw Error(ErrorCode::kInterrupted, "interrupted during init");
+  };
   std::shared_ptr<Communicator> comm;
+  ErrorCode code = ErrorCode::kOk;
+  std::string message;
   {
     const py::gil_scoped_release release;
-    comm = Communicator::of_processes(options, force_shm);
+    try {
+      comm = Communicator::of_processes(options, force_shm);
+    } catch (const Error& error) {
+      code = error.code();
+      message = error.what();
+    }
   }
+  if (comm == nullptr) raise_python(code, message);
   return releasing(std::move(comm));
 }
 
