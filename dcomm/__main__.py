@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy
@@ -88,6 +89,15 @@ def shm_entries() -> set[str]:
     return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
 
 
+def orphans(names: set[str]) -> list[str]:
+    """Those names in /dev/shm that no process maps: a live one's is not ours, all of ours have ended."""
+    mapped = ""
+    for maps in Path("/proc").glob("[0-9]*/maps") if names else ():
+        with suppress(OSError):  # it ended meanwhile, or it is another user's
+            mapped += maps.read_text(encoding="utf-8", errors="replace")
+    return sorted(name for name in names if f"/dev/shm/{name}" not in mapped)
+
+
 def abstract_sockets() -> dict[str, str]:
     """Inode -> name of the abstract Unix sockets of dcomm on this machine, those of other jobs too."""
     lines = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -122,7 +132,7 @@ def left_behind(job_id: str, shm_before: set[str], sockets: set[str], patience_s
     """What is left of a job: new names in /dev/shm, processes, sockets; empty when all is gone."""
     end = time.monotonic() + patience_s
     while True:
-        left = [f"/dev/shm/{name}" for name in sorted(shm_entries() - shm_before)]
+        left = [f"/dev/shm/{name}" for name in orphans(shm_entries() - shm_before)]
         left += [f"process {pid}" for pid in processes_of(job_id)]
         left += [f"socket {name}" for name in sorted(sockets & set(abstract_sockets().values()))]
         if not left or time.monotonic() > end:

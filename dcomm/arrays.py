@@ -107,6 +107,20 @@ def wire_code(wire_dtype: Any) -> int:
     return DTYPE_CODES[name]
 
 
+def stream_handle(array: Any, stream: Any) -> int:
+    """The CUDA stream to use as an integer; None: the current one of the tensor's device.
+
+    Raises:
+        TypeError: Not a stream.
+    """
+    if stream is None:
+        return int(sys.modules["torch"].cuda.current_stream(array.device).cuda_stream)
+    handle = getattr(stream, "cuda_stream", getattr(stream, "ptr", stream))
+    if not isinstance(handle, int):
+        raise TypeError(f"stream={stream!r}: expected an integer handle, a torch.cuda.Stream or a cupy.cuda.Stream")
+    return handle
+
+
 def contiguous_copy(array: Any) -> Any:
     """A C-contiguous copy of a NumPy array or torch tensor."""
     if hasattr(array, "data_ptr"):

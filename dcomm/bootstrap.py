@@ -6,7 +6,6 @@ Nothing listens on TCP: all ranks of a communicator are on one host and meet at 
 from __future__ import annotations
 
 import os
-import secrets
 import zlib
 from collections import Counter
 from dataclasses import dataclass
@@ -95,7 +94,7 @@ def _text(value: Any) -> str:
 def _key_from_store(store: Any, rank: int, world_size: int, prefix: str) -> str:
     """The meeting token that rank 0 made; raises when the ranks are not on one host."""
     if rank == 0:
-        store.set(f"{prefix}/token", secrets.token_hex(16))
+        store.set(f"{prefix}/token", os.urandom(16).hex())
     store.set(f"{prefix}/host/{rank}", host_identity())
     hosts = [_text(store.get(f"{prefix}/host/{peer}")) for peer in range(world_size)]
     if len(set(hosts)) > 1:

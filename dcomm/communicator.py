@@ -91,9 +91,10 @@ class Communicator:
         """Reduce `x` element by element over all ranks; every rank gets the result, bit for bit the same.
 
         Args:
-            x: (count,) or any shape; float32, float16, bfloat16, float64, int32 or int64; NumPy array, CPU torch
+            x: (count,) or any shape; float32, float16, bfloat16, float64, int32 or int64; NumPy array, torch
                 tensor or writable buffer. Reduced in place unless `out` is given. Non-contiguous arrays are copied
-                in and out.
+                in and out. CUDA tensors: contiguous, float types, ranks that are threads on one GPU; the call blocks
+                the host until all ranks have called and is then asynchronous to the GPU.
             op: "sum" or "avg" (floats only), or the torch.distributed.ReduceOp of that name. Half-precision
                 arrays are summed in float32; integers wrap.
             out: Array of the same shape and dtype that takes the result; `x` is then left as it is.
@@ -103,7 +104,8 @@ class Communicator:
                 "ring".
             async_op: Return a :class:`Work` at once.
             timeout: Seconds (or timedelta) until :class:`CollectiveTimeoutError`; None: the communicator's.
-            stream: CUDA arrays only (the stream to run on).
+            stream: CUDA arrays only: the stream to run on, as an integer handle or a torch or CuPy stream; None: the
+                current stream of the array's device.
 
         Returns:
             `out`, or `x`; a :class:`Work` with `async_op`.
@@ -124,13 +126,6 @@ class Communicator:
             self._check_pair(x, source, out, target)
         elif not source.writable:
             raise ValueError("x is read-only: pass out=, or a writable array")
-        if source.device >= 0 or target.device >= 0:
-            raise CudaError(
-                "got a CUDA array: this build of dcomm serves CPU arrays only; move it with .cpu(), or build with "
-                "DCOMM_CUDA=ON"
-            )
-        if stream is not None:
-            raise ValueError("stream= is for CUDA arrays; CPU operations have none")
         op_code = _OPS[op] if type(op) is str and op in _OPS else _op_code(op)
         wire = source.dtype if wire_dtype is None else arrays.wire_code(wire_dtype)
         algo_code = _ALGOS.get(algo) if isinstance(algo, str) else None
@@ -138,6 +133,17 @@ class Communicator:
             raise ValueError(f"algo={algo!r}: expected one of {', '.join(map(repr, _ALGOS))}")
         timeout_ns = 0 if timeout is None else _timeout_ns(timeout)
 
+        if source.device >= 0:
+            if async_op:
+                raise ValueError("async_op is for CPU arrays: a CUDA call is asynchronous to the host already")
+            if not (source.contiguous and target.contiguous):
+                raise ValueError("got a non-contiguous CUDA array: pass .contiguous()")
+            handle = arrays.stream_handle(x, stream)
+            codes = (source.count, source.dtype, wire, op_code, algo_code)
+            self._core.all_reduce_cuda(source.device, source.address, target.address, *codes, handle, timeout_ns)
+            return x if out is None else out
+        if stream is not None:
+            raise ValueError("stream= is for CUDA arrays; CPU operations have none")
         if not (source.contiguous and target.contiguous):
             return self._all_reduce_staged(x, x if out is None else out, op_code, wire, algo_code, async_op, timeout_ns)
         result = x if out is None else out

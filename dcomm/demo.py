@@ -98,7 +98,8 @@ class _Worker:
         self._gloo: dict[int, Any] = {}
         self._seen: set[str] = set()
         self._salt = 0
-        self._corrupt = os.environ.get("DCOMM_DEMO_CORRUPT") == "1" and comm.rank == comm.world_size - 1
+        # For tests of the checks: which batch of the last rank gets a wrong bit, from 1.
+        self._corrupt = int(os.environ.get("DCOMM_DEMO_CORRUPT", "0")) * (comm.rank == comm.world_size - 1)
 
     def open_gloo(self, store: str, threads: list[int]) -> dict[str, Any]:
         """Join one gloo group for each number of gloo threads, over loopback."""
@@ -125,8 +126,7 @@ class _Worker:
         buffer = self._buffers[dtype][:count]
         call = self._call(buffer, **how)
         us: list[float] = []
-        num_wrong = 0
-        num_warm = 0 if key in self._seen else 1
+        num_wrong, num_warm = 0, 0 if key in self._seen else 1
         self._seen.add(key)
         for batch in range(num_warm + batches):
             self._salt = (self._salt + 1) % _NUM_SALTS  # what is left of an earlier batch is wrong now
@@ -139,9 +139,9 @@ class _Worker:
             if batch >= num_warm:
                 us.append(elapsed / calls / 1e3)
             bits = buffer.view(f"u{buffer.itemsize}")
-            if self._corrupt:
+            self._corrupt -= 1
+            if self._corrupt == 0:
                 bits[count // 2] ^= 1
-                self._corrupt = False
             right = expected[self._salt : self._salt + count].view(bits.dtype)
             num_wrong += int(np.count_nonzero(bits != right))
         return {"us": us, "num_wrong": num_wrong}
@@ -249,8 +249,7 @@ class Ranks:
         environment = {**defaults, **os.environ, "DCOMM_JOB_ID": self.job_id}
         self.processes: list[subprocess.Popen[bytes]] = []
         self._unread = [b""] * world_size
-        numbers = ["--world-size", str(world_size), "--parent", str(os.getpid())]
-        pipe = subprocess.PIPE
+        numbers, pipe = ["--world-size", str(world_size), "--parent", str(os.getpid())], subprocess.PIPE
         try:
             for rank in range(world_size):  # in sessions of their own: Ctrl-C is for the parent, which ends them
                 mine = [sys.executable, "-m", "dcomm.demo", *numbers, "--rank", str(rank)]
@@ -271,8 +270,7 @@ class Ranks:
     def kill(self) -> None:
         """End what still runs, reap it, close the pipes."""
         for process in self.processes:
-            if process.poll() is None:
-                process.kill()
+            process.kill()  # does nothing to one that has been reaped
         for process in self.processes:
             process.wait(timeout=30)
             for pipe in (process.stdin, process.stdout):

@@ -77,10 +77,12 @@ std::vector<std::shared_ptr<Communicator>> Communicator::of_threads(int world_si
   const Settings settings = Settings::from_environment(world_size);
   auto windows = make_heap_windows(world_size, settings.layout(world_size).window_bytes());
   auto exits = std::make_shared<PeerExits>(world_size);
+  auto cuda_group = std::make_shared<CudaThreadGroup>(world_size, CudaGroupOptions::from_environment());
   std::vector<std::shared_ptr<Communicator>> communicators;
   for (int rank = 0; rank < world_size; ++rank) {
     communicators.emplace_back(new Communicator(rank, windows, settings));
     communicators.back()->context_.exits = exits;
+    communicators.back()->cuda_group_ = cuda_group;
   }
   return communicators;
 }
@@ -176,6 +178,28 @@ std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout
   return work;
 }
 
+CudaThreadGroup& Communicator::cuda_group() const {
+  DCOMM_CHECK(cuda_group_ != nullptr, ErrorCode::kCuda,
+              "CUDA arrays are served where the ranks are threads of one process (dcomm.init_threads), not yet between "
+              "processes; move the array with .cpu()");
+  return *cuda_group_;
+}
+
+void Communicator::run_cuda(CudaRankCall call) {
+  const Entry entry(entered_);
+  check_usable();
+  CudaThreadGroup& group = cuda_group();
+  complete_call(call.call);
+  if (call.timeout_ns <= 0) call.timeout_ns = settings_.timeout_ns;
+  group.all_reduce(rank(), call);
+}
+
+void Communicator::synchronize_cuda(int64_t timeout_ns) {
+  const Entry entry(entered_);
+  check_usable();
+  cuda_group().synchronize_check(rank(), timeout_ns > 0 ? timeout_ns : settings_.timeout_ns);
+}
+
 void Communicator::push(const std::shared_ptr<Work>& work) {
   std::lock_guard lock(queue_mutex_);
   if (!progress_.joinable()) progress_ = std::thread([this] { progress_loop(); });
@@ -244,7 +268,9 @@ void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, Inter
 
   HostOp op;
   op.seq = current_.seq;
-  op.hash = fingerprint(current_);
+  // With the history in it: a rank that could finish a broadcast without hearing from all notices in its next
+  // operation that somebody called something else.
+  op.hash = history_ = hash_mix(history_, fingerprint(current_)) | 1;  // 0 means "nothing published yet"
   op.policy = settings_.wait_policy(background);
   op.timeout_ns = timeout_ns > 0 ? timeout_ns : settings_.timeout_ns;
   op.warn_ns = settings_.warn_ns;
@@ -254,8 +280,7 @@ void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, Inter
 
   ControlPage& page = context_.control(rank());
   store_record(page.records[op.seq % 2], current_);
-  std::atomic_ref<uint64_t>(page.header.hash[op.seq % 2]).store(op.hash, std::memory_order_relaxed);
-  std::atomic_ref<uint64_t>(page.header.seq).store(op.seq, std::memory_order_release);
+  begin_operation(context_, op.seq, op.hash);
 
   bool finished = false;
   {
@@ -345,6 +370,7 @@ void Communicator::leave(bool finish_queue) {
     liveness_.reset();  // says goodbye
     return;
   }
+  if (cuda_group_ != nullptr) cuda_group_->leave(rank());
   context_.exits->set(rank(), AbortDetail::kLeft);
   for (int peer = 0; peer < world_size(); ++peer) {
     raise_attention(context_, peer);

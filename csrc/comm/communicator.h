@@ -19,6 +19,7 @@
 #include "comm/settings.h"
 #include "comm/work.h"
 #include "exec/host_exec.h"
+#include "launch/cuda_group.h"
 #include "launch/host_launch.h"
 
 namespace dcomm {
@@ -54,6 +55,12 @@ class Communicator {
   /// broken.
   std::shared_ptr<Work> enqueue(CollectiveCall call, int64_t timeout_ns);
 
+  /// All-reduce of arrays on a GPU that ranks of this process share. Blocks the host until all ranks have called, then
+  /// is asynchronous to the GPU, in order on call.stream. Throws kCuda where the ranks are processes.
+  void run_cuda(CudaRankCall call);
+  /// Blocks until the last GPU operation is done and throws what the GPU reported.
+  void synchronize_cuda(int64_t timeout_ns);
+
   /// Ends every wait on every rank with AbortedError; any thread.
   void abort();
   /// Finishes what is queued, says goodbye to the peers, frees the windows. Idempotent.
@@ -70,6 +77,7 @@ class Communicator {
   bool in_child() const;  // this process was forked from the communicator's
   void check_usable() const;
   void complete_call(CollectiveCall& call) const;
+  CudaThreadGroup& cuda_group() const;
   void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void push(const std::shared_ptr<Work>& work);
   void set_broken(ErrorCode code, const std::string& message);
@@ -83,12 +91,14 @@ class Communicator {
   HostContext context_;
   std::vector<void*> scratch_;
   const KernelTable* kernel_table_;
+  std::shared_ptr<CudaThreadGroup> cuda_group_;  // where the ranks are threads
   std::shared_ptr<Mesh> mesh_;
   std::unique_ptr<Liveness> liveness_;
   std::vector<int> pids_;
 
   uint64_t seq_ = 0;
-  OpRecord current_;  // of the operation being run
+  uint64_t history_ = 0;  // fingerprint of all operations so far
+  OpRecord current_;      // of the operation being run
   int64_t test_delay_ns_ = 0;
   std::atomic<uint64_t> num_operations_{0};
   std::atomic<uint64_t> num_bytes_{0};

@@ -1,10 +1,13 @@
 #include "comm/failure_text.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <bit>
 #include <iomanip>
 #include <sstream>
+
+#include "protocol/fingerprint.h"
 
 namespace dcomm {
 
@@ -43,14 +46,27 @@ std::string rank_text(int rank, const std::vector<int>& pids) {
   return text.str();
 }
 
+/// Operation `seq` of a rank, where its window still has it; else the one it began last.
+OpRecord record_of(const HostContext& context, int rank, uint64_t seq) {
+  const OpRecord record = load_record(context.control(rank).records[seq % 2]);
+  return record.seq == seq ? record : load_record(context.control(rank).records[begun(context, rank) % 2]);
+}
+
 std::string disagreement(const HostContext& context, const Failure& failure) {
+  // One of the two may be an operation ahead, and the fingerprint that differs may be that of the one before.
+  uint64_t seq = std::min(begun(context, failure.reporter), begun(context, failure.culprit));
+  const auto same = [&] {
+    const OpRecord a = record_of(context, failure.reporter, seq), b = record_of(context, failure.culprit, seq);
+    return a.seq == b.seq && fingerprint(a) == fingerprint(b);
+  };
+  if (seq > 1 && same()) --seq;
   std::ostringstream text;
   text << "the ranks disagree about the operation:";
   for (const int rank : {failure.reporter, failure.culprit}) {
-    const uint64_t seq = begun(context, rank);
-    const OpRecord record = load_record(context.control(rank).records[seq % 2]);
+    const OpRecord record = record_of(context, rank, seq);
     text << " rank " << rank << " called " << call_text(record) << " as #" << record.seq << ';';
   }
+  if (same()) text << " an earlier call differed;";
   text << " make every rank issue the same collectives in the same order, with equal arguments";
   return text.str();
 }

@@ -14,6 +14,7 @@
 
 #include "comm/communicator.h"
 #include "comm/fork_guard.h"
+#include "launch/cuda_loader.h"
 #include "python/buffer_view.h"
 #include "python/fast_call.h"
 
@@ -60,6 +61,24 @@ bool signals_raised(void*) {
   return PyErr_CheckSignals() != 0;
 }
 
+/// Runs f without the GIL; its Error becomes the Python exception once the GIL is back.
+template <class F>
+void translate_released(F&& f) {
+  ErrorCode code = ErrorCode::kOk;
+  std::string message;
+  {
+    const py::gil_scoped_release release;
+    try {
+      f();
+      return;
+    } catch (const Error& error) {
+      code = error.code();
+      message = error.what();
+    }
+  }
+  raise_python(code, message);
+}
+
 CollectiveCall all_reduce_call(uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo) {
   CollectiveCall call;
   call.collective = Collective::kAllReduce;
@@ -83,6 +102,17 @@ CollectiveCall broadcast_call(uintptr_t data, size_t count, int dtype, int root)
   call.wire = call.dtype;
   call.root = root;
   return call;
+}
+
+void run_cuda(Communicator& comm, int device, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op,
+              int algo, uintptr_t stream, int64_t timeout_ns) {
+  CudaRankCall call;
+  call.device = device;
+  call.call = all_reduce_call(in, out, count, dtype, wire, op, algo);
+  call.stream = reinterpret_cast<void*>(stream);
+  call.timeout_ns = timeout_ns;
+  call.interrupted = signal_check();
+  translate_released([&] { comm.run_cuda(call); });
 }
 
 /// Deleting a communicator joins threads: never with the GIL held.
@@ -110,18 +140,7 @@ std::shared_ptr<Communicator> connect(int rank, int world_size, const std::strin
     if (check != nullptr && check(nullptr)) throw Error(ErrorCode::kInterrupted, "interrupted during init");
   };
   std::shared_ptr<Communicator> comm;
-  ErrorCode code = ErrorCode::kOk;
-  std::string message;
-  {
-    const py::gil_scoped_release release;
-    try {
-      comm = Communicator::of_processes(options, force_shm);
-    } catch (const Error& error) {
-      code = error.code();
-      message = error.what();
-    }
-  }
-  if (comm == nullptr) raise_python(code, message);
+  translate_released([&] { comm = Communicator::of_processes(options, force_shm); });
   return releasing(std::move(comm));
 }
 
@@ -188,6 +207,11 @@ void bind_communicator(py::module_& m) {
       .def("barrier_async",
            [](Communicator& comm, int64_t timeout_ns) { return comm.enqueue(CollectiveCall{}, timeout_ns); })
       .def("fast_all_reduce", &make_fast_all_reduce)
+      .def("all_reduce_cuda", &run_cuda)
+      .def("synchronize_cuda",
+           [](Communicator& comm, int64_t timeout_ns) {
+             translate_released([&] { comm.synchronize_cuda(timeout_ns); });
+           })
       .def("abort", &Communicator::abort)
       .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>())
       .def("leave", &Communicator::leave_now, py::call_guard<py::gil_scoped_release>())
@@ -207,19 +231,7 @@ InterruptCheck signal_check() { return PyThread_get_thread_ident() == main_threa
 
 void run_released(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns) {
   const InterruptCheck check = signal_check();
-  ErrorCode code = ErrorCode::kOk;
-  std::string message;
-  {
-    const py::gil_scoped_release release;
-    try {
-      comm.run(call, timeout_ns, check);
-      return;
-    } catch (const Error& error) {
-      code = error.code();
-      message = error.what();
-    }
-  }
-  raise_python(code, message);
+  translate_released([&] { comm.run(call, timeout_ns, check); });
 }
 
 }  // namespace dcomm
@@ -237,6 +249,7 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("initialise", &initialise, py::arg("exceptions"), py::arg("main_thread"));
   m.def("in_forked_child", &in_forked_child);
+  m.def("cuda_device_count", &cuda_device_count);
   bind_buffer_view(m);
   bind_work(m);
   bind_communicator(m);

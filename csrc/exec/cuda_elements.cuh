@@ -1,0 +1,185 @@
+// How elements are stored and summed on the device: types, blocks of them, the canonical sum. Floor: exec.
+//
+// Conversions give the bits of base/half.h: the instructions round as it does, but have NaNs of their own.
+#pragma once
+
+#include "base/dtype.h"
+#include "base/half.h"
+#include "exec/cuda_block_exec.cuh"
+
+namespace dcomm {
+
+// ---- Element types. ----
+
+struct CudaF32 {
+  using Stored = uint32_t;
+  static constexpr DType kDType = DType::kF32;
+  static constexpr int kPerWord = 1;
+  DCOMM_DEVICE static void widen(uint32_t word, float* value) { value[0] = f32_from_bits(word); }
+  DCOMM_DEVICE static uint32_t narrow(const float* value) { return f32_bits(value[0]); }
+};
+
+struct CudaBF16 {
+  using Stored = uint16_t;
+  static constexpr DType kDType = DType::kBF16;
+  static constexpr int kPerWord = 2;
+  DCOMM_DEVICE static void widen(uint32_t word, float* value) {
+    value[0] = f32_from_bits(word << 16);
+    value[1] = f32_from_bits(word & 0xffff0000u);
+  }
+  DCOMM_DEVICE static uint32_t narrow(const float* value) {
+    uint32_t word = gpu::narrow_bf16x2(value[0], value[1]);
+    if (value[0] != value[0]) word = (word & 0xffff0000u) | kBF16QuietNan;
+    if (value[1] != value[1]) word = (word & 0x0000ffffu) | (static_cast<uint32_t>(kBF16QuietNan) << 16);
+    return word;
+  }
+};
+
+struct CudaF16 {
+  using Stored = uint16_t;
+  static constexpr DType kDType = DType::kF16;
+  static constexpr int kPerWord = 2;
+  DCOMM_DEVICE static void widen(uint32_t word, float* value) {
+    value[0] = gpu::widen_f16(static_cast<uint16_t>(word & 0xffffu));
+    value[1] = gpu::widen_f16(static_cast<uint16_t>(word >> 16));
+  }
+  DCOMM_DEVICE static uint32_t narrow(const float* value) {
+    uint32_t word = gpu::narrow_f16x2(value[0], value[1]);
+    if (value[0] != value[0]) word = (word & 0xffff0000u) | kF16QuietNan;
+    if (value[1] != value[1]) word = (word & 0x0000ffffu) | (static_cast<uint32_t>(kF16QuietNan) << 16);
+    return word;
+  }
+};
+
+/// kCount elements as they are stored: 16-byte packs, one of 8 bytes, or a single element.
+template <class Element, int kCount>
+struct CudaBlock {
+  static constexpr int kWords = kCount / Element::kPerWord;
+  static constexpr int kPackWords = kWords == 2 ? 2 : 4;
+  static_assert(kWords % kPackWords == 0 && kWords * Element::kPerWord == kCount);
+  uint32_t words[kWords];
+
+  /// index: counted in blocks of kCount elements.
+  DCOMM_DEVICE static CudaBlock load(const std::byte* from, uint32_t index) {
+    CudaBlock block;
+    DCOMM_UNROLL
+    for (int w = 0; w < kWords; w += kPackWords) {
+      const auto pack = gpu::load_pack<kPackWords>(from + (size_t{index} * kWords + w) * 4);
+      DCOMM_UNROLL
+      for (int k = 0; k < kPackWords; ++k) block.words[w + k] = pack.words[k];
+    }
+    return block;
+  }
+  DCOMM_DEVICE void store(std::byte* to, uint32_t index) const {
+    DCOMM_UNROLL
+    for (int w = 0; w < kWords; w += kPackWords) {
+      gpu::Pack<kPackWords> pack;
+      DCOMM_UNROLL
+      for (int k = 0; k < kPackWords; ++k) pack.words[k] = words[w + k];
+      gpu::store_pack(to + (size_t{index} * kWords + w) * 4, pack);
+    }
+  }
+  DCOMM_DEVICE void widen(float (&value)[kCount]) const {
+    DCOMM_UNROLL
+    for (int w = 0; w < kWords; ++w) Element::widen(words[w], value + w * Element::kPerWord);
+  }
+  DCOMM_DEVICE static CudaBlock narrow(const float (&value)[kCount]) {
+    CudaBlock block;
+    DCOMM_UNROLL
+    for (int w = 0; w < kWords; ++w) block.words[w] = Element::narrow(value + w * Element::kPerWord);
+    return block;
+  }
+};
+
+template <class Element>
+struct CudaBlock<Element, 1> {
+  using Stored = typename Element::Stored;
+  Stored element;
+
+  DCOMM_DEVICE static CudaBlock load(const std::byte* from, uint32_t index) {
+    return {gpu::load_element(reinterpret_cast<const Stored*>(from) + index)};
+  }
+  DCOMM_DEVICE void store(std::byte* to, uint32_t index) const {
+    gpu::store_element(reinterpret_cast<Stored*>(to) + index, element);
+  }
+  DCOMM_DEVICE void widen(float (&value)[1]) const {
+    float wide[2];
+    Element::widen(element, wide);
+    value[0] = wide[0];
+  }
+  DCOMM_DEVICE static CudaBlock narrow(const float (&value)[1]) {
+    const float pair[2] = {value[0], 0.0f};
+    return {static_cast<Stored>(Element::narrow(pair))};
+  }
+};
+
+// ---- The canonical sum (schedule/canonical.h). ----
+
+template <int kCount>
+DCOMM_DEVICE void add_to(float (&sum)[kCount], const float (&term)[kCount]) {
+  DCOMM_UNROLL
+  for (int k = 0; k < kCount; ++k) sum[k] = sum[k] + term[k];
+}
+
+/// sum = the balanced tree over terms [kFirst, kFirst + kTerms), kTerms a power of two.
+template <int kFirst, int kTerms, int kCount, class GetTerm>
+DCOMM_DEVICE void sum_balanced(float (&sum)[kCount], const GetTerm& get_term) {
+  if constexpr (kTerms == 1) {
+    get_term(kFirst, sum);
+  } else {
+    float right[kCount];
+    sum_balanced<kFirst, kTerms / 2>(sum, get_term);
+    sum_balanced<kFirst + kTerms / 2, kTerms / 2>(right, get_term);
+    add_to(sum, right);
+  }
+}
+
+/// The binary counter over groups of four terms, for world sizes known at run time only. Its levels are indexed by
+/// unrolled constants, so that they stay in registers.
+template <int kCount>
+class CudaCanonicalSum {
+ public:
+  static constexpr int kGroup = 4;
+  static constexpr int kLevels = 6;
+  static_assert(kMaxLocalRanks <= kGroup << (kLevels - 1));
+
+  /// A whole group's sum; destroyed. Groups come in order.
+  DCOMM_DEVICE void push(float (&group)[kCount]) {
+    const uint32_t index = num_groups_++;
+    bool placed = false;
+    DCOMM_UNROLL
+    for (int level = 0; level < kLevels; ++level) {
+      const bool occupied = ((index >> level) & 1u) != 0;
+      // The earlier terms stand on the left; exchanging the sides leaves every bit as it is.
+      if (!placed && occupied) add_to(group, levels_[level]);
+      if (!placed && !occupied) {
+        copy(levels_[level], group);
+        placed = true;
+      }
+    }
+  }
+  /// sum: what follows the last whole group if has_rest, then the total.
+  DCOMM_DEVICE void finish(float (&sum)[kCount], bool has_rest) const {
+    DCOMM_UNROLL
+    for (int level = 0; level < kLevels; ++level) {
+      if (((num_groups_ >> level) & 1u) == 0) continue;
+      if (has_rest) {
+        add_to(sum, levels_[level]);
+      } else {
+        copy(sum, levels_[level]);
+      }
+      has_rest = true;
+    }
+  }
+
+ private:
+  DCOMM_DEVICE static void copy(float (&to)[kCount], const float (&from)[kCount]) {
+    DCOMM_UNROLL
+    for (int k = 0; k < kCount; ++k) to[k] = from[k];
+  }
+
+  float levels_[kLevels][kCount];
+  uint32_t num_groups_ = 0;
+};
+
+}  // namespace dcomm

@@ -1,0 +1,107 @@
+// What crosses between the core and _cuda.so: plain C, one table of functions for one ABI number. Floor: launch.
+//
+// The CUDA part is a library of its own, opened on first GPU use (cuda_loader.h), so that a CUDA build imports on a
+// machine without a GPU. No C++ type and no exception crosses. Every function returns a DcommCudaStatus and, unless
+// that is kDcommCudaOk, writes one sentence with a next step into (message, message_bytes).
+// Any change here changes kDcommCudaAbi.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+inline constexpr uint32_t kDcommCudaAbi = 1;
+
+extern "C" {
+
+enum DcommCudaStatus : int32_t {
+  kDcommCudaOk = 0,
+  kDcommCudaNoDevice = 1,  // no driver, one that is too old, or no GPU
+  kDcommCudaInvalid = 2,   // arguments
+  kDcommCudaTooLarge = 3,  // more blocks than the GPU holds at once
+  kDcommCudaFailed = 4,    // a CUDA call failed
+  kDcommCudaTimeout = 5,   // the GPU had not finished in time
+};
+
+/// The ranks of one process on one GPU: their windows, counters, events and stop words.
+struct DcommCudaGroup;
+
+struct DcommCudaGroupOptions {
+  int32_t device;
+  int32_t num_ranks;
+  int32_t num_channels;  // blocks per rank; 0: chosen
+  int32_t unused;
+  uint64_t slot_bytes;  // 0: chosen; else a multiple of 4096
+};
+
+struct DcommCudaGroupInfo {
+  int32_t num_channels;
+  int32_t resident_blocks;  // how many this GPU holds at once, of the kernel that needs most
+  uint64_t slot_bytes;
+  uint64_t window_bytes;  // per rank
+};
+
+/// One all-reduce of all ranks; the arrays are indexed by rank. The enumerations are those of base/dtype.h and
+/// protocol/control.h.
+struct DcommCudaAllReduce {
+  int32_t algo;
+  int32_t dtype;
+  int32_t wire;
+  int32_t op;
+  uint64_t count;
+  uint64_t timeout_ns;  // of each wait in the kernel
+  const void* const* in;
+  void* const* out;      // each may be equal to `in`
+  void* const* streams;  // cudaStream_t; each rank's part is ordered on its stream
+};
+
+/// Why a kernel gave up; the group is of no further use.
+struct DcommCudaFailure {
+  int32_t code;  // ErrorCode; 0: no failure
+  int32_t flow;
+  int32_t rank;  // that gave up first
+  int32_t peer;  // that it waited for
+  uint32_t seq;  // low 16 bits of the message's number
+};
+
+struct DcommCudaKernelInfo {
+  char name[64];
+  int32_t num_registers;
+  int32_t local_bytes;  // stack and spills per thread: must be 0
+  int32_t shared_bytes;
+  int32_t max_threads;
+};
+
+struct DcommCudaTable {
+  uint32_t abi;
+  uint32_t num_kernels;
+
+  int32_t (*device_count)(int32_t* count, char* message, size_t message_bytes);
+
+  /// Allocates everything and loads every kernel: no later call allocates or waits for the GPU.
+  int32_t (*group_create)(const DcommCudaGroupOptions* options, DcommCudaGroup** group, DcommCudaGroupInfo* info,
+                          char* message, size_t message_bytes);
+  /// Waits until what was launched is done, 10 s at most, then stops it; frees everything, or leaves the memory
+  /// allocated if a kernel still runs.
+  void (*group_destroy)(DcommCudaGroup* group);
+  /// Asynchronous to the GPU. Any thread, one at a time per group.
+  int32_t (*all_reduce)(DcommCudaGroup* group, const DcommCudaAllReduce* call, char* message, size_t message_bytes);
+  /// What the group's kernels have reported so far; never waits.
+  void (*poll_error)(const DcommCudaGroup* group, DcommCudaFailure* failure);
+  /// Waits on the host until the group's last operation is done.
+  int32_t (*synchronize)(DcommCudaGroup* group, uint64_t timeout_ns, char* message, size_t message_bytes);
+  /// Tells the group's kernels to end; any thread, never waits.
+  void (*stop)(DcommCudaGroup* group);
+
+  /// index < num_kernels.
+  int32_t (*kernel_info)(int32_t device, uint32_t index, DcommCudaKernelInfo* info, char* message,
+                         size_t message_bytes);
+  /// Bytes read + written per second by a device-to-device copy of nbytes: the floor under every collective.
+  int32_t (*copy_bandwidth)(int32_t device, uint64_t nbytes, double* bytes_per_second, char* message,
+                            size_t message_bytes);
+};
+
+/// The library's only symbol. nullptr for an ABI number that it does not know.
+using DcommCudaTableFunction = const DcommCudaTable*(uint32_t abi);
+#define DCOMM_CUDA_TABLE_SYMBOL "dcomm_cuda_table"
+
+}  // extern "C"

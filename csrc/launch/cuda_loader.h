@@ -1,0 +1,18 @@
+// Finds and opens the CUDA part, _cuda.so, on first GPU use. Floor: launch (plain C++; no CUDA header).
+#pragma once
+
+#include "launch/cuda_api.h"
+
+namespace dcomm {
+
+/// The table of _cuda.so beside this library. Throws kCuda, in one sentence with a next step, where the build has no
+/// CUDA part or it cannot be loaded. Any thread; what the first call found holds for the process.
+const DcommCudaTable& cuda_table();
+
+/// How many GPUs this process sees: 1 or more. Throws kCuda where there is no CUDA part, no driver, or no GPU.
+int cuda_device_count();
+
+/// Throws kCuda (kInvalidArgument for kDcommCudaInvalid, kTimeout for kDcommCudaTimeout) unless status is kDcommCudaOk.
+void check_cuda(int32_t status, const char* message);
+
+}  // namespace dcomm

@@ -1,0 +1,72 @@
+// How functions of _cuda.so report: a status and one sentence. Floor: launch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdarg>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+
+#include "launch/cuda_api.h"
+
+namespace dcomm {
+
+/// Where a caller of the C table wants its message.
+class CudaMessage {
+ public:
+  CudaMessage(char* text, size_t num_bytes) : text_(text), num_bytes_(num_bytes) {}
+
+  __attribute__((format(printf, 3, 4))) DcommCudaStatus say(DcommCudaStatus status, const char* format, ...) const {
+    if (text_ == nullptr || num_bytes_ == 0) return status;
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(text_, num_bytes_, format, arguments);
+    va_end(arguments);
+    return status;
+  }
+  DcommCudaStatus failed(const char* what, cudaError_t error) const {
+    return say(kDcommCudaFailed, "%s failed: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+  }
+
+ private:
+  char* const text_;
+  const size_t num_bytes_;
+};
+
+/// Makes `device` the calling thread's current one and puts the previous one back.
+class ScopedDevice {
+ public:
+  explicit ScopedDevice(int device) : device_(device) {
+    status_ = cudaGetDevice(&previous_);
+    if (status_ == cudaSuccess) status_ = cudaSetDevice(device);
+  }
+  ~ScopedDevice() {
+    if (status_ == cudaSuccess && previous_ != device_) cudaSetDevice(previous_);
+  }
+  ScopedDevice(const ScopedDevice&) = delete;
+  ScopedDevice& operator=(const ScopedDevice&) = delete;
+  cudaError_t status() const { return status_; }
+
+ private:
+  const int device_;
+  int previous_ = 0;
+  cudaError_t status_ = cudaSuccess;
+};
+
+/// Sets *count to the number of GPUs, at least 1, or says why there is none.
+DcommCudaStatus count_cuda_devices(int* count, const CudaMessage& message);
+DcommCudaStatus describe_cuda_kernel(int device, uint32_t index, DcommCudaKernelInfo* info, const CudaMessage& message);
+DcommCudaStatus measure_copy_bandwidth(int device, uint64_t nbytes, double* bytes_per_second,
+                                       const CudaMessage& message);
+
+DcommCudaStatus create_cuda_group(const DcommCudaGroupOptions& options, DcommCudaGroup** group,
+                                  DcommCudaGroupInfo* info, const CudaMessage& message);
+void destroy_cuda_group(DcommCudaGroup* group);
+DcommCudaStatus all_reduce_cuda_group(DcommCudaGroup& group, const DcommCudaAllReduce& call,
+                                      const CudaMessage& message);
+DcommCudaStatus synchronize_cuda_group(DcommCudaGroup& group, uint64_t timeout_ns, const CudaMessage& message);
+void stop_cuda_group(DcommCudaGroup& group);
+DcommCudaFailure poll_cuda_group(const DcommCudaGroup& group);
+
+}  // namespace dcomm

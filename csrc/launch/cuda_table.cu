@@ -1,0 +1,73 @@
+// The one symbol of _cuda.so: the C table, with no exception crossing. Floor: launch.
+#include <new>
+
+#include "launch/cuda_api.h"
+#include "launch/cuda_kernels.h"
+#include "launch/cuda_status.cuh"
+
+namespace dcomm {
+
+namespace {
+
+/// The CUDA runtime throws nothing; containers may.
+template <class F>
+int32_t guarded(const CudaMessage& message, const F& f) {
+  try {
+    return f();
+  } catch (const std::bad_alloc&) {
+    return message.say(kDcommCudaFailed, "out of host memory");
+  } catch (...) {
+    return message.say(kDcommCudaFailed, "internal error in the CUDA part; please report it");
+  }
+}
+
+int32_t device_count(int32_t* count, char* text, size_t num_bytes) {
+  return count_cuda_devices(count, CudaMessage(text, num_bytes));
+}
+
+int32_t group_create(const DcommCudaGroupOptions* options, DcommCudaGroup** group, DcommCudaGroupInfo* info, char* text,
+                     size_t num_bytes) {
+  const CudaMessage message(text, num_bytes);
+  return guarded(message, [&] { return create_cuda_group(*options, group, info, message); });
+}
+
+void group_destroy(DcommCudaGroup* group) { destroy_cuda_group(group); }
+
+int32_t all_reduce(DcommCudaGroup* group, const DcommCudaAllReduce* call, char* text, size_t num_bytes) {
+  const CudaMessage message(text, num_bytes);
+  return guarded(message, [&] { return all_reduce_cuda_group(*group, *call, message); });
+}
+
+void poll_error(const DcommCudaGroup* group, DcommCudaFailure* failure) { *failure = poll_cuda_group(*group); }
+
+int32_t synchronize(DcommCudaGroup* group, uint64_t timeout_ns, char* text, size_t num_bytes) {
+  return synchronize_cuda_group(*group, timeout_ns, CudaMessage(text, num_bytes));
+}
+
+void stop(DcommCudaGroup* group) { stop_cuda_group(*group); }
+
+int32_t kernel_info(int32_t device, uint32_t index, DcommCudaKernelInfo* info, char* text, size_t num_bytes) {
+  return describe_cuda_kernel(device, index, info, CudaMessage(text, num_bytes));
+}
+
+int32_t copy_bandwidth(int32_t device, uint64_t nbytes, double* bytes_per_second, char* text, size_t num_bytes) {
+  return measure_copy_bandwidth(device, nbytes, bytes_per_second, CudaMessage(text, num_bytes));
+}
+
+}  // namespace
+
+}  // namespace dcomm
+
+extern "C" __attribute__((visibility("default"))) const DcommCudaTable* dcomm_cuda_table(uint32_t abi) {
+  using namespace dcomm;
+  if (abi != kDcommCudaAbi) return nullptr;
+  static const DcommCudaTable table = {
+      kDcommCudaAbi,   static_cast<uint32_t>(num_cuda_kernels()),
+      &device_count,   &group_create,
+      &group_destroy,  &all_reduce,
+      &poll_error,     &synchronize,
+      &stop,           &kernel_info,
+      &copy_bandwidth,
+  };
+  return &table;
+}

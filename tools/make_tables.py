@@ -1,0 +1,158 @@
+"""Writes the Markdown tables of README.md and docs/ from the measurements in benchmarks/results/.
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. NAME is the stem of a JSON file that
+benchmarks/all_reduce.py wrote (its times by size), or STEM.rounds (the states of the cores) or STEM.figures (what
+was promised and what was reached).
+
+    python tools/make_tables.py            # rewrite the tables
+    python tools/make_tables.py --check    # change nothing; exit 1 if a table is not what the measurements say
+
+Exit 2: a table has no measurement, or a marker has no end. Needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MARKED = re.compile(r"(<!-- table:([\w.-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+OPENING = re.compile(r"<!-- table:[\w.-]+ -->")
+UNITS = ((1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
+
+
+class TableError(Exception):
+    """A table that cannot be made; the message says what to do."""
+
+
+def size_text(nbytes: int) -> str:
+    factor, unit = next(pair for pair in UNITS if nbytes >= pair[0])
+    return f"{nbytes // factor} {unit}"
+
+
+def time_text(us: float) -> str:
+    if us >= 1000:
+        return f"{us / 1000:.3g} ms" if us < 1e6 else f"{us / 1000:.0f} ms"
+    return f"{us:.3g} us" if us < 100 else f"{us:.0f} us"
+
+
+def ratio_text(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio < 10 else f"{ratio:.0f}x"
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + "|".join("---" if index == 0 else "---:" for index in range(len(heads))) + "|"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def variant_name(row: dict[str, Any]) -> str:
+    algo = "" if row["algo"] == "auto" else f" {row['algo']}"
+    wire = f", {row['wire']} wire" if row["wire"] else ""
+    return f"dcomm{algo}{wire}"
+
+
+def provenance(report: dict[str, Any]) -> str:
+    machine, versions = report["machine"], report["versions"]
+    num_rounds = len(report["rounds_used"])
+    return (
+        f"{report['ranks']} ranks, {report['rows'][0]['dtype']}, sum, in place; {machine['cpu']}, {machine['cores']} "
+        f"cores ({report['state']}, {num_rounds} of {len(report['rounds'])} rounds), Linux {machine['kernel']}, "
+        f"{machine['isa']} kernels; {', '.join(f'{name} {version}' for name, version in versions.items())}; "
+        f"{report['date']}, commit {report['commit'][:12]}{'+changes' * report['commit'].endswith('+changes')}; "
+        f"`{report['command']}`"
+    )
+
+
+def sizes_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per message: p50 of each variant, bandwidth, p90 and ratio of the first one, the peer's best."""
+    ours = [row for row in report["rows"] if row["lib"] == "dcomm"]
+    names = list(dict.fromkeys(variant_name(row) for row in ours))
+    has_peer = any("ratio" in row for row in ours)
+    heads = ["message", *names, "p90", "busbw", *(["gloo", "gloo / dcomm"] if has_peer else []), "#wrong"]
+    lines = []
+    for nbytes in dict.fromkeys(row["nbytes"] for row in ours):
+        here = {variant_name(row): row for row in ours if row["nbytes"] == nbytes}
+        first = here[names[0]]
+        cells = [size_text(nbytes), *(time_text(here[name]["p50_us"]) for name in names)]
+        cells += [time_text(first["p90_us"]), f"{first['busbw_gbps']:.2f} GB/s"]
+        if has_peer:
+            cells += [time_text(first["gloo_us"]), ratio_text(first["ratio"])]
+        num_wrong = sum(row["num_wrong"] for row in report["rows"] if row["nbytes"] == nbytes)
+        lines.append([*cells, str(num_wrong)])
+    yield from markdown(heads, lines)
+    yield ""
+    yield provenance(report)
+
+
+def rounds_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per round: the state of the cores before and after it."""
+    lines = []
+    for number, stamp in enumerate(report["rounds"]):
+        pairs = [" / ".join(f"{value:g}" for value in stamp[key]) for key in ("flag_ns", "read_gbps", "eight_byte_us")]
+        used = "yes" if number in report["rounds_used"] else "no"
+        lines.append([str(number + 1), stamp["state"], *pairs, used])
+    yield from markdown(["round", "state", "flag round trip ns", "dirty lines GB/s", "8 B us", "counted"], lines)
+
+
+def figures_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per promised figure."""
+    lines = [
+        [figure["figure"], figure["measured"], "yes" if figure["reached"] else "**no**"]
+        for figure in report.get("figures", [])
+    ]
+    yield from markdown(["figure", "measured", "reached"], lines)
+
+
+KINDS = {"": sizes_table, "rounds": rounds_table, "figures": figures_table}
+
+
+def table(name: str, results: Path) -> str:
+    stem, _, kind = name.partition(".")
+    if kind not in KINDS:
+        raise TableError(f"table:{name}: expected STEM, STEM.rounds or STEM.figures")
+    path = results / f"{stem}.json"
+    if not path.exists():
+        raise TableError(f"table:{name}: {path} is missing; benchmarks/all_reduce.py --json writes it")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return "\n".join(KINDS[kind](report)) + "\n"
+
+
+def rewritten(text: str, results: Path) -> str:
+    """The page with every table made anew."""
+    if len(OPENING.findall(text)) != len(MARKED.findall(text)):
+        raise TableError("a table marker has no `<!-- /table -->`")
+    return MARKED.sub(lambda match: match[1] + table(match[2], results) + match[4], text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page would change")
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1], help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    pages = [args.root / "README.md", *sorted((args.root / "docs").glob("*.md"))]
+    stale = 0
+    for page in pages:
+        if not page.exists():
+            continue
+        before = page.read_text(encoding="utf-8")
+        try:
+            after = rewritten(before, args.root / "benchmarks" / "results")
+        except TableError as error:
+            print(f"{page.relative_to(args.root)}: {error}", file=sys.stderr)
+            return 2
+        if after != before:
+            stale += 1
+            print(f"{page.relative_to(args.root)}: {'differs from the measurements' if args.check else 'rewritten'}")
+            if not args.check:
+                page.write_text(after, encoding="utf-8")
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
