@@ -36,7 +36,7 @@ DCOMM_HOST_DEVICE bool all_reduce_two_shot(Exec& exec, const Kernels& kernels, c
     if (turn < num_tiles) {
       // With the bounce placement these slots held the results that this rank's lanes have just read, in other
       // shares than they will write now if the last segment is shorter.
-      if (turn > 1) exec.sync();
+      if (turn > 1 && !mutated(Mutation::kTwoShotNoReuseSync)) exec.sync();
       for (int i = 1; i < world_size; ++i) {
         const int peer = two_shot_peer(rank, world_size, i);
         kernels.encode(exec, exec.outbox(Edge{peer, Flow::kScatter}, first + turn), plan.segment(peer, channel, turn));

@@ -14,6 +14,7 @@ enum class Mutation : int {
   kTwoShotNoLaneSync,  // two-shot signals before all lanes have written their slots
   kWaitOldEpoch,       // a wait is content with the previous message's sequence number
   kSingleSlot,         // two-shot uses one slot although it looks one tile ahead
+  kTwoShotNoReuseSync,  // two-shot refills a slot before all lanes have read it
   kRelaxedPublish,     // the publishing store is relaxed instead of release
   kCount,
 };
@@ -34,6 +35,8 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "wait_old_epoch";
     case Mutation::kSingleSlot:
       return "single_slot";
+    case Mutation::kTwoShotNoReuseSync:
+      return "two_shot_no_reuse_sync";
     case Mutation::kRelaxedPublish:
       return "relaxed_publish";
     case Mutation::kCount:

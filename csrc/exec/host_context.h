@@ -82,6 +82,8 @@ struct HostContext {
   }
 };
 
+/// Tells the peers, in this rank's header, that it enters operation `seq`; before anything else of the operation.
+void begin_operation(const HostContext& context, uint64_t seq, uint64_t hash);
 /// Publishes `reason` to every rank (first one wins) and wakes whoever sleeps.
 void broadcast_abort(const HostContext& context, const AbortReason& reason);
 /// Makes `rank`'s waits look at its abort line and at its PeerExits.

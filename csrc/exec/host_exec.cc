@@ -58,6 +58,13 @@ void wake_sleepers(const HostContext& context, int rank) {
   }
 }
 
+void begin_operation(const HostContext& context, uint64_t seq, uint64_t hash) {
+  Header& header = context.control(context.rank).header;
+  // Both release: who sees the new hash sees at least the seq before it (headers_differ).
+  std::atomic_ref<uint64_t>(header.hashes[seq % kHeaderHashes]).store(hash, std::memory_order_release);
+  std::atomic_ref<uint64_t>(header.seq).store(seq, std::memory_order_release);
+}
+
 void broadcast_abort(const HostContext& context, const AbortReason& reason) {
   for (int rank = 0; rank < context.world_size; ++rank) {
     AbortLine& line = context.control(rank).abort;
@@ -140,17 +147,21 @@ bool HostExec::must_stop(int64_t waited_ns) {
   return false;
 }
 
-/// A peer that is in the same operation but disagrees about it would otherwise be met as a deadline.
+/// A peer that disagrees about this operation would otherwise be met as a deadline: it waits on other flags, in this
+/// operation or, if it could finish its own idea of it alone (a broadcast's root), in a later one.
 bool HostExec::headers_differ(int64_t waited_ns) {
+  // While the peer is at most this far ahead, it has not begun to overwrite its fingerprint of our operation.
+  constexpr uint64_t kMaxAhead = kHeaderHashes - 2;
   for (int peer = 0; peer < world_size(); ++peer) {
     if (peer == rank()) continue;
     Header& header = context_.control(peer).header;
-    const uint64_t seq = std::atomic_ref<uint64_t>(header.seq).load(std::memory_order_acquire);
-    if (seq != op_.seq) continue;
-    const uint64_t hash = std::atomic_ref<uint64_t>(header.hash[seq % 2]).load(std::memory_order_relaxed);
+    std::atomic_ref<uint64_t> begun(header.seq);
+    const uint64_t ahead = begun.load(std::memory_order_acquire) - op_.seq;  // huge where it is behind
+    if (ahead > kMaxAhead) continue;
+    const uint64_t hash =
+        std::atomic_ref<uint64_t>(header.hashes[op_.seq % kHeaderHashes]).load(std::memory_order_acquire);
     if (hash == op_.hash) continue;
-    // The peer may have moved on between the two loads.
-    if (std::atomic_ref<uint64_t>(header.seq).load(std::memory_order_acquire) != seq) continue;
+    if (begun.load(std::memory_order_acquire) - op_.seq > kMaxAhead) continue;  // it moved on in between
     fail(ErrorCode::kMismatch, peer, AbortDetail::kNone, rank(), waited_ns);
     return true;
   }

@@ -40,7 +40,8 @@ struct Candidate {
 }  // namespace
 
 const KernelTable* select_kernel_table(const char* isa) {
-  const Candidate candidates[] = {  // best first
+  const Candidate candidates[] = {
+      // best first
       {"avx512", cpu_has_avx512() ? kernel_table_avx512() : nullptr},
       {"avx2", cpu_has_avx2() ? kernel_table_avx2() : nullptr},
       {"scalar", kernel_table_scalar()},

@@ -22,8 +22,7 @@ struct Avx2 {
   }
 
   static DCOMM_INLINE U16V narrow_high(U32V a, U32V b) {
-    const __m256i packed = _mm256_packus_epi32(reinterpret_cast<__m256i>(a >> 16),
-                                               reinterpret_cast<__m256i>(b >> 16));
+    const __m256i packed = _mm256_packus_epi32(reinterpret_cast<__m256i>(a >> 16), reinterpret_cast<__m256i>(b >> 16));
     return reinterpret_cast<U16V>(_mm256_permute4x64_epi64(packed, 0xd8));  // the pack works per 128 bits
   }
 

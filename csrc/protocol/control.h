@@ -19,6 +19,9 @@ namespace dcomm {
 /// How many fingerprints a flag keeps; at least the depth of any placement.
 inline constexpr int kHashRing = 4;
 
+/// How many a header keeps.
+inline constexpr int kHeaderHashes = 8;
+
 /// Which of a flag's fingerprints belongs to message `seq`. Not one by operation: with changing roots a rank may
 /// be many broadcasts ahead of a slow reader. On its flag it is at most `depth` messages ahead, or, in a ring without
 /// credits, world_size messages, which touch two tiles. The verifier checks it (tests/cc/verifier.h).
@@ -80,11 +83,14 @@ struct OpRecord {
 static_assert(sizeof(OpRecord) == 32);
 
 /// The owner's position; one line, whatever the algorithm. Peers read it on a stall only.
+/// By changing roots and small broadcasts a rank may get ahead of a peer that disagrees and waits elsewhere: so the
+/// fingerprints of the last operations are kept.
 struct alignas(kFlagBytes) Header {
-  uint64_t seq = 0;           // the operation begun last; stored (release) after hash[seq % 2]
-  uint64_t hash[2] = {0, 0};  // by parity of seq: a rank is at most one operation ahead of a reader's interest
-  uint64_t completed = 0;     // the operation finished last
+  uint64_t seq = 0;                    // the operation begun last; stored (release) after its hash
+  uint64_t hashes[kHeaderHashes] = {}; // by seq % kHeaderHashes
+  uint64_t completed = 0;              // the operation finished last
 };
+static_assert(sizeof(Header) == kFlagBytes);
 
 /// Why the communicator broke. `attention` is polled by every wait; nonzero means: look closer.
 struct alignas(kFlagBytes) AbortLine {

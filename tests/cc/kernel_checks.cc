@@ -1,0 +1,169 @@
+// Checks of the tile functions' choice, conversions and copies: every table that this CPU runs, bit by bit,
+// against base/half.h.
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kernel_types.h"
+
+namespace dcomm::kernel_checks {
+namespace {
+
+// ---- The tables. ----
+
+CHECK_CASE(kernel_table_selection) {
+  const KernelTable* best = select_kernel_table(nullptr);
+  EXPECT(best != nullptr);
+  EXPECT(select_kernel_table("") == best);
+  EXPECT(select_kernel_table("scalar") == kernel_table_scalar());
+  EXPECT(available_tables().back() == best);
+  try {
+    select_kernel_table("sse9");
+    EXPECT_MSG(false, "an unknown name was accepted");
+  } catch (const Error& error) {
+    EXPECT(error.code() == ErrorCode::kInvalidArgument);
+    const std::string text = error.what();
+    for (const char* part : {"sse9", "unknown", "scalar, avx2, avx512", "of which this CPU runs"}) {
+      EXPECT_MSG(text.find(part) != std::string::npos, text + ": does not say " + part);
+    }
+  }
+  for (const KernelTable* table : available_tables()) {
+    EXPECT(select_kernel_table(table->isa) == table);
+    for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
+      for (int wire = 0; wire < kNumDTypes; ++wire) {
+        const auto d = static_cast<DType>(dtype), w = static_cast<DType>(wire);
+        const bool expected = dtype == wire || (d == DType::kF32 && is_half(w));
+        EXPECT_EQ(table->find(d, w) != nullptr, expected);
+      }
+    }
+  }
+}
+
+// ---- Conversions. ----
+
+template <class Half>
+void check_encode(const KernelTable& table, const std::vector<float>& values, double divisor) {
+  std::vector<uint16_t> wire(values.size());
+  table.find(DType::kF32, Half::kDType)->encode(wire.data(), values.data(), values.size(), divisor);
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (wire[i] == Half::narrow(divided(values[i], divisor))) continue;
+    EXPECT_EQ(std::string(table.isa) + " " + dtype_name(Half::kDType), "half.h");
+    EXPECT_EQ(f32_bits(values[i]), i);
+  }
+}
+
+template <class Half>
+void check_all_halves(const KernelTable& table) {
+  std::vector<uint16_t> halves(65536);
+  for (size_t i = 0; i < halves.size(); ++i) halves[i] = static_cast<uint16_t>(i);
+  std::vector<float> wide(halves.size());
+  table.find(DType::kF32, Half::kDType)->decode(wide.data(), halves.data(), halves.size());
+  for (size_t i = 0; i < halves.size(); ++i) {
+    EXPECT_EQ(f32_bits(wide[i]), f32_bits(Half::widen(halves[i])));
+  }
+  std::vector<uint16_t> back(halves.size());
+  table.find(DType::kF32, Half::kDType)->encode(back.data(), wide.data(), wide.size(), 1.0);
+  for (size_t i = 0; i < halves.size(); ++i) {
+    EXPECT_EQ(back[i], std::isnan(wide[i]) ? Half::narrow(wide[i]) : halves[i]);
+  }
+}
+
+/// The midpoint of each pair of neighbouring halves, of either sign, and the floats beside it.
+template <class Half>
+std::vector<float> midpoints(uint16_t infinity) {
+  std::vector<float> values;
+  for (uint16_t half = 0; half < infinity; ++half) {
+    const double low = Half::widen(half);
+    const uint16_t next = static_cast<uint16_t>(half + 1);
+    // Beyond the largest half one more step of the same width: there rounding up gives inf.
+    const double high = next < infinity ? Half::widen(next) : 2 * low - Half::widen(static_cast<uint16_t>(half - 1));
+    const uint32_t middle = f32_bits(static_cast<float>((low + high) / 2));
+    for (uint32_t bits : {middle - 1, middle, middle + 1}) {
+      values.push_back(f32_from_bits(bits));
+      values.push_back(f32_from_bits(bits | 0x80000000u));
+    }
+  }
+  return values;
+}
+
+CHECK_CASE(kernel_conversions_all_halves) {
+  for (const KernelTable* table : available_tables()) {
+    check_all_halves<F16>(*table);
+    check_all_halves<BF16>(*table);
+  }
+}
+
+CHECK_CASE(kernel_conversions_midpoints) {
+  const std::vector<float> f16 = midpoints<F16>(0x7c00);
+  const std::vector<float> bf16 = midpoints<BF16>(0x7f80);
+  for (const KernelTable* table : available_tables()) {
+    check_encode<F16>(*table, f16, 1.0);
+    check_encode<BF16>(*table, bf16, 1.0);
+  }
+}
+
+CHECK_CASE(kernel_conversions_random) {
+  Random random(1);
+  std::vector<float> values(1000000 / kThinning);
+  for (float& value : values) value = f32_from_bits(random_element<F32>(random, true));
+  for (const KernelTable* table : available_tables()) {
+    for (double divisor : {1.0, 2.0, 3.0, 8.0}) {
+      check_encode<F16>(*table, values, divisor);
+      check_encode<BF16>(*table, values, divisor);
+    }
+  }
+}
+
+template <class User, class Wire>
+void check_encode_decode(const KernelTable& table, Random& random) {
+  const TileFunctions& functions = *table.find(User::kDType, Wire::kDType);
+  constexpr size_t kUser = sizeof(typename User::Bits), kWire = sizeof(typename Wire::Bits);
+  const Fenced user_memory(kMaxCount * kUser), wire_memory(kMaxCount * kWire);
+  std::vector<char> buffer(kMaxCount * 8 + 2 * kMargin);
+  for (size_t count : kCounts) {
+    for (double divisor : {1.0, 2.0, 3.0}) {
+      for (size_t shift : {0, 1, 3, 64}) {
+        // The source ends at the fence, the target (at any alignment) has margins.
+        char* const user = user_memory.last(count * kUser);
+        for (size_t i = 0; i < count; ++i) set<User>(user, i, random_element<User>(random, i % 3 == 0));
+        char* const target = buffer.data() + kMargin / 2 + shift % 64;
+        std::memset(buffer.data(), kUntouched, buffer.size());
+        functions.encode(target, user, count, divisor);
+        for (size_t i = 0; i < count; ++i) {
+          // No conversion: the bits as they are.
+          const bool copied = User::kDType == Wire::kDType && divided(typename User::Acc(4), divisor) == 4;
+          const auto value = divided(User::widen(get<User>(user, i)), divisor);
+          const auto expected = copied ? static_cast<typename Wire::Bits>(get<User>(user, i))
+                                       : Wire::narrow(static_cast<typename Wire::Acc>(value));
+          EXPECT_EQ(get<Wire>(target, i), expected);
+        }
+        EXPECT(is_untouched(target + count * kWire, kMargin / 4));
+        EXPECT(is_untouched(buffer.data(), static_cast<size_t>(target - buffer.data())));
+
+        char* const wire = wire_memory.last(count * kWire);
+        for (size_t i = 0; i < count; ++i) set<Wire>(wire, i, random_element<Wire>(random, i % 3 == 0));
+        std::memset(buffer.data(), kUntouched, buffer.size());
+        functions.decode(target, wire, count);
+        for (size_t i = 0; i < count; ++i) {
+          const auto bits = get<Wire>(wire, i);
+          const auto expected =
+              User::kDType == Wire::kDType ? static_cast<typename User::Bits>(bits) : User::narrow(Wire::widen(bits));
+          EXPECT_EQ(get<User>(target, i), expected);
+        }
+        EXPECT(is_untouched(target + count * kUser, kMargin / 4));
+        EXPECT(is_untouched(buffer.data(), static_cast<size_t>(target - buffer.data())));
+      }
+    }
+  }
+}
+
+CHECK_CASE(kernel_encode_decode) {
+  Random random(2);
+  for (const KernelTable* table : available_tables()) {
+    for_each_pair([&]<class User, class Wire>() { check_encode_decode<User, Wire>(*table, random); });
+  }
+}
+
+}  // namespace
+}  // namespace dcomm::kernel_checks
