@@ -34,8 +34,8 @@ DCOMM_HOST_DEVICE bool all_reduce_two_shot(Exec& exec, const Kernels& kernels, c
 
   for (uint64_t turn = 0; turn <= num_tiles; ++turn) {
     if (turn < num_tiles) {
-      // With the bounce placement these slots held the results that this rank's lanes have just read, in other
-      // shares than they will write now if the last segment is shorter.
+      // Bounce: these slots held the results that this rank's lanes have just read, and a shorter tile is shared out
+      // among the lanes differently.
       if (turn > 1 && !mutated(Mutation::kTwoShotNoReuseSync)) exec.sync();
       for (int i = 1; i < world_size; ++i) {
         const int peer = two_shot_peer(rank, world_size, i);
@@ -58,8 +58,6 @@ DCOMM_HOST_DEVICE bool all_reduce_two_shot(Exec& exec, const Kernels& kernels, c
       const int peer = two_shot_peer(rank, world_size, i);
       kernels.decode(exec, plan.segment(peer, channel, tile), exec.inbox(Edge{peer, Flow::kGather}, seq));
     }
-    // Bounce: the next terms go into the slots just read, and a shorter tile is shared out among the lanes differently.
-    exec.sync();
   }
   exec.store_counter(Counter::kTwoShot, first + num_tiles);
   return true;

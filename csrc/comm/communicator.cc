@@ -202,7 +202,7 @@ void Communicator::synchronize_cuda(int64_t timeout_ns) {
 
 void Communicator::push(const std::shared_ptr<Work>& work) {
   std::lock_guard lock(queue_mutex_);
-  if (!progress_.joinable()) progress_ = std::thread([this] { progress_loop(); });
+  if (progress_ == nullptr) progress_ = std::make_unique<std::thread>([this] { progress_loop(); });
   queue_.push_back(work);
   num_queued_.fetch_add(1, std::memory_order_release);
   queue_changed_.notify_all();
@@ -350,7 +350,7 @@ void Communicator::leave(bool finish_queue) {
   }
   if (closed_.exchange(true, std::memory_order_acq_rel)) return;
   if (in_child()) {
-    if (progress_.joinable()) progress_.detach();  // the thread exists in the parent only
+    static_cast<void>(progress_.release());  // the thread exists in the parent only: neither to be joined nor detached
     return;
   }
   if (!finish_queue && num_queued_.load(std::memory_order_acquire) != 0) {
@@ -365,7 +365,7 @@ void Communicator::leave(bool finish_queue) {
     stopping_ = true;
     queue_changed_.notify_all();
   }
-  if (progress_.joinable()) progress_.join();
+  if (progress_ != nullptr && progress_->joinable()) progress_->join();
   if (liveness_ != nullptr) {
     liveness_.reset();  // says goodbye
     return;

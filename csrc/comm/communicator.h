@@ -115,7 +115,7 @@ class Communicator {
   std::deque<std::shared_ptr<Work>> queue_;  // front: running
   std::atomic<size_t> num_queued_{0};
   bool stopping_ = false;
-  std::thread progress_;
+  std::unique_ptr<std::thread> progress_;
 };
 
 }  // namespace dcomm

@@ -10,15 +10,10 @@
 #include "base/dtype.h"
 #include "exec/cuda_block_exec.cuh"
 #include "exec/cuda_elements.cuh"
+#include "protocol/averaging.h"
 #include "schedule/partition.h"
 
 namespace dcomm {
-
-/// Where an average divides (as bind_kernels in launch/host_launch.cc): a narrowed wire divides each term before its
-/// cast, and so does a ring whose partial sums travel in half precision; otherwise the sum is divided once.
-DCOMM_HOST_DEVICE constexpr bool cuda_divides_terms(DType dtype, DType wire, bool is_ring) {
-  return is_half(wire) && (wire != dtype || is_ring);
-}
 
 /// User: element type of the arrays. Wire: of the slots. kRanks: the world size if known at compile time (2, 4 or
 /// 8), else 0.

@@ -20,7 +20,7 @@ extern __shared__ std::byte* shared_windows[];
 template <class User, class Wire, int kRanks>
 __global__ void __launch_bounds__(gpu::kBlockThreads, 1) k_all_reduce_two_shot(const __grid_constant__ CudaJob job) {
   CudaBlockExec exec(job, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x), shared_windows);
-  constexpr bool kDividesTerms = cuda_divides_terms(User::kDType, Wire::kDType, false);
+  constexpr bool kDividesTerms = divides_terms(User::kDType, Wire::kDType, false);
   const CudaKernels<User, Wire, kRanks, kDividesTerms> kernels(job.arrays[blockIdx.y], job.divisor);
   all_reduce_two_shot(exec, kernels, job.plan);
 }
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(gpu::kBlockThreads, 1) k_all_reduce_two_shot(c
 template <class User, class Wire>
 __global__ void __launch_bounds__(gpu::kBlockThreads, 1) k_all_reduce_ring(const __grid_constant__ CudaJob job) {
   CudaBlockExec exec(job, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x), shared_windows);
-  constexpr bool kDividesTerms = cuda_divides_terms(User::kDType, Wire::kDType, true);
+  constexpr bool kDividesTerms = divides_terms(User::kDType, Wire::kDType, true);
   const CudaKernels<User, Wire, 0, kDividesTerms> kernels(job.arrays[blockIdx.y], job.divisor);
   all_reduce_ring(exec, kernels, job.plan);
 }

@@ -4,6 +4,7 @@
 #include "algo/all_reduce_two_shot.h"
 #include "algo/barrier.h"
 #include "algo/broadcast.h"
+#include "protocol/averaging.h"
 
 namespace dcomm {
 
@@ -18,9 +19,7 @@ HostKernels bind_kernels(const CollectiveCall& call, int world_size, const Kerne
   kernels.user_bytes = dtype_bytes(call.dtype);
   kernels.wire_bytes = dtype_bytes(call.wire);
   if (call.collective == Collective::kAllReduce && call.op == ReduceOp::kAvg) {
-    // A narrowed wire divides each term in float32 before its cast; so does a ring whose partial sums travel in
-    // half precision, which could overflow where the mean does not. Otherwise the sum is divided once.
-    const bool divide_first = is_half(call.wire) && (call.wire != call.dtype || call.algo == Algo::kRing);
+    const bool divide_first = divides_terms(call.dtype, call.wire, call.algo == Algo::kRing);
     (divide_first ? kernels.pre_divisor : kernels.post_divisor) = static_cast<double>(world_size);
   }
   return kernels;

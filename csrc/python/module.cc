@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -115,12 +116,20 @@ void run_cuda(Communicator& comm, int device, uintptr_t in, uintptr_t out, size_
   translate_released([&] { comm.run_cuda(call); });
 }
 
-/// Deleting a communicator joins threads: never with the GIL held.
-std::shared_ptr<Communicator> releasing(std::shared_ptr<Communicator> comm) {
-  Communicator* raw = comm.get();
-  return {raw, [keep = std::move(comm)](Communicator*) mutable {
-            const py::gil_scoped_release release;
-            keep.reset();
+/// For objects that threads wait on or serve. A forked child does not delete them: the threads are not there to be
+/// joined, yet the condition variables count their waits. Deleting a communicator joins: never with the GIL held.
+template <class T>
+std::shared_ptr<T> releasing(std::shared_ptr<T> object) {
+  T* raw = object.get();
+  return {raw, [keep = std::move(object), generation = fork_generation()](T*) mutable {
+            if (fork_generation() != generation) {
+              static_cast<void>(new std::shared_ptr<T>(std::move(keep)));
+              return;
+            }
+            if constexpr (std::is_same_v<T, Communicator>) {
+              const py::gil_scoped_release release;
+              keep.reset();
+            }
           }};
 }
 
@@ -193,7 +202,7 @@ void bind_communicator(py::module_& m) {
       .def("all_reduce_async",
            [](Communicator& comm, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo,
               int64_t timeout_ns) {
-             return comm.enqueue(all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns);
+             return releasing(comm.enqueue(all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns));
            })
       .def("broadcast",
            [](Communicator& comm, uintptr_t data, size_t count, int dtype, int root, int64_t timeout_ns) {
@@ -201,11 +210,11 @@ void bind_communicator(py::module_& m) {
            })
       .def("broadcast_async",
            [](Communicator& comm, uintptr_t data, size_t count, int dtype, int root, int64_t timeout_ns) {
-             return comm.enqueue(broadcast_call(data, count, dtype, root), timeout_ns);
+             return releasing(comm.enqueue(broadcast_call(data, count, dtype, root), timeout_ns));
            })
       .def("barrier", [](Communicator& comm, int64_t timeout_ns) { run_released(comm, CollectiveCall{}, timeout_ns); })
       .def("barrier_async",
-           [](Communicator& comm, int64_t timeout_ns) { return comm.enqueue(CollectiveCall{}, timeout_ns); })
+           [](Communicator& comm, int64_t timeout_ns) { return releasing(comm.enqueue(CollectiveCall{}, timeout_ns)); })
       .def("fast_all_reduce", &make_fast_all_reduce)
       .def("all_reduce_cuda", &run_cuda)
       .def("synchronize_cuda",

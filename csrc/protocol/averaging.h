@@ -1,0 +1,15 @@
+// Where an average divides. Floor: protocol (host and device).
+#pragma once
+
+#include "base/dtype.h"
+
+namespace dcomm {
+
+/// True: each term is divided in float32 before it is cast or added. A narrowed wire does so, and so does a ring whose
+/// partial sums travel in half precision, which could overflow where the mean does not. False: the sum is divided
+/// once, at the end.
+DCOMM_HOST_DEVICE constexpr bool divides_terms(DType dtype, DType wire, bool is_ring) {
+  return is_half(wire) && (wire != dtype || is_ring);
+}
+
+}  // namespace dcomm

@@ -1,0 +1,348 @@
+// Ranks that are threads meet and one launches for all: against a C table that only notes what it is told.
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "launch/cuda_group.h"
+#include "launch/cuda_loader.h"
+
+namespace dcomm {
+namespace {
+
+constexpr int64_t kLongNs = 20'000'000'000;
+constexpr int64_t kShortNs = 60'000'000;
+
+/// What the fake CUDA part was asked for, and what it shall answer; one check at a time uses it.
+struct Fake {
+  std::atomic<int> num_created{0};
+  std::atomic<int> num_destroyed{0};
+  std::atomic<int> num_stopped{0};
+  std::atomic<int> num_launched{0};
+  DcommCudaGroupOptions options{};
+  DcommCudaAllReduce call{};
+  std::vector<const void*> in;
+  std::vector<void*> out;
+  std::vector<void*> streams;
+  int32_t create_status = kDcommCudaOk;
+  int32_t launch_status = kDcommCudaOk;
+  int32_t synchronize_status = kDcommCudaOk;
+  DcommCudaFailure failure{};
+};
+Fake* fake = nullptr;
+
+DcommCudaGroup* fake_group() { return reinterpret_cast<DcommCudaGroup*>(fake); }
+
+int32_t answer(int32_t status, char* message, size_t message_bytes) {
+  if (status != kDcommCudaOk) std::snprintf(message, message_bytes, "the fake says %d", static_cast<int>(status));
+  return status;
+}
+
+int32_t fake_create(const DcommCudaGroupOptions* options, DcommCudaGroup** group, DcommCudaGroupInfo* info,
+                    char* message, size_t message_bytes) {
+  ++fake->num_created;
+  fake->options = *options;
+  *info = {options->num_channels, 132, options->slot_bytes, 0};
+  if (fake->create_status == kDcommCudaOk) *group = fake_group();
+  return answer(fake->create_status, message, message_bytes);
+}
+void fake_destroy(DcommCudaGroup*) { ++fake->num_destroyed; }
+int32_t fake_all_reduce(DcommCudaGroup*, const DcommCudaAllReduce* call, char* message, size_t message_bytes) {
+  ++fake->num_launched;
+  fake->call = *call;
+  const int n = fake->options.num_ranks;
+  fake->in.assign(call->in, call->in + n);
+  fake->out.assign(call->out, call->out + n);
+  fake->streams.assign(call->streams, call->streams + n);
+  return answer(fake->launch_status, message, message_bytes);
+}
+void fake_poll(const DcommCudaGroup*, DcommCudaFailure* failure) { *failure = fake->failure; }
+int32_t fake_synchronize(DcommCudaGroup*, uint64_t, char* message, size_t message_bytes) {
+  return answer(fake->synchronize_status, message, message_bytes);
+}
+void fake_stop(DcommCudaGroup*) { ++fake->num_stopped; }
+
+const DcommCudaTable kTable = {kDcommCudaAbi,    0,          nullptr,           &fake_create, &fake_destroy,
+                               &fake_all_reduce, &fake_poll, &fake_synchronize, &fake_stop,   nullptr,
+                               nullptr};
+
+struct UseFake {
+  Fake state;
+  UseFake() { fake = &state; }
+  ~UseFake() { fake = nullptr; }
+};
+
+CudaRankCall good_call(int rank, int64_t timeout_ns = kLongNs) {
+  CudaRankCall call;
+  call.call.collective = Collective::kAllReduce;
+  call.call.algo = Algo::kRing;
+  call.call.wire = DType::kF16;
+  call.call.count = 1000;
+  call.call.in = reinterpret_cast<const void*>(static_cast<uintptr_t>(0x1000 + rank));
+  call.call.out = reinterpret_cast<void*>(static_cast<uintptr_t>(0x2000 + rank));
+  call.stream = reinterpret_cast<void*>(static_cast<uintptr_t>(0x3000 + rank));
+  call.timeout_ns = timeout_ns;
+  return call;
+}
+
+struct Result {
+  ErrorCode code = ErrorCode::kOk;
+  std::string message;
+};
+
+Result attempt(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return {error.code(), error.what()};
+  }
+  return {};
+}
+
+/// Every rank in `calls` calls from a thread of its own.
+std::vector<Result> run_ranks(CudaThreadGroup& group, const std::vector<CudaRankCall>& calls) {
+  std::vector<Result> results(calls.size());
+  std::vector<std::thread> threads;
+  for (size_t r = 0; r < calls.size(); ++r) {
+    threads.emplace_back([&, r] { results[r] = attempt([&] { group.all_reduce(static_cast<int>(r), calls[r]); }); });
+  }
+  for (auto& thread : threads) thread.join();
+  return results;
+}
+
+std::vector<CudaRankCall> good_calls(int world_size) {
+  std::vector<CudaRankCall> calls;
+  for (int r = 0; r < world_size; ++r) calls.push_back(good_call(r));
+  return calls;
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+CHECK_CASE(cuda_group_launches_once_for_all) {
+  UseFake use;
+  {
+    CudaThreadGroup group(4, CudaGroupOptions{7, 8192}, &kTable);
+    for (int turn = 0; turn < 50; ++turn) {
+      for (const Result& result : run_ranks(group, good_calls(4))) EXPECT_EQ(result.message, std::string());
+    }
+    EXPECT_EQ(use.state.num_created.load(), 1);
+    EXPECT_EQ(use.state.num_launched.load(), 50);
+    EXPECT_EQ(use.state.options.num_ranks, 4);
+    EXPECT_EQ(use.state.options.num_channels, 7);
+    EXPECT_EQ(use.state.options.slot_bytes, uint64_t{8192});
+    EXPECT_EQ(use.state.call.count, uint64_t{1000});
+    EXPECT_EQ(use.state.call.wire, static_cast<int32_t>(DType::kF16));
+    EXPECT_EQ(use.state.call.timeout_ns, uint64_t{21'000'000'000});
+    for (int r = 0; r < 4; ++r) {
+      EXPECT(use.state.in[static_cast<size_t>(r)] == good_call(r).call.in);
+      EXPECT(use.state.out[static_cast<size_t>(r)] == good_call(r).call.out);
+      EXPECT(use.state.streams[static_cast<size_t>(r)] == good_call(r).stream);
+    }
+    EXPECT_EQ(use.state.num_destroyed.load(), 0);
+  }
+  EXPECT_EQ(use.state.num_destroyed.load(), 1);
+}
+
+CHECK_CASE(cuda_group_of_one) {
+  UseFake use;
+  CudaThreadGroup group(1, {}, &kTable);
+  group.all_reduce(0, good_call(0));
+  EXPECT_EQ(use.state.num_launched.load(), 1);
+}
+
+CHECK_CASE(cuda_group_mismatch_raises_on_all) {
+  UseFake use;
+  CudaThreadGroup group(3, {}, &kTable);
+  const std::function<void(CudaRankCall&)> changes[] = {
+      [](CudaRankCall& call) { call.call.count = 999; },
+      [](CudaRankCall& call) { call.call.dtype = DType::kBF16; },
+      [](CudaRankCall& call) { call.call.wire = DType::kBF16; },
+      [](CudaRankCall& call) { call.call.op = ReduceOp::kAvg; },
+      [](CudaRankCall& call) { call.call.algo = Algo::kTwoShot; },
+      [](CudaRankCall& call) { call.device = 1; },
+  };
+  const char* const both_sides[][2] = {{"1000 x", "999 x"}, {"float32", "bfloat16"}, {"float16 wire", "bfloat16 wire"},
+                                       {"sum", "avg"},      {"ring", "two_shot"},    {"cuda:0", "cuda:1"}};
+  for (size_t i = 0; i < std::size(changes); ++i) {
+    auto calls = good_calls(3);
+    changes[i](calls[2]);
+    for (const Result& result : run_ranks(group, calls)) {
+      EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kMismatch));
+      EXPECT_MSG(contains(result.message, both_sides[i][0]) && contains(result.message, both_sides[i][1]) &&
+                     contains(result.message, "rank 2"),
+                 result.message);
+    }
+  }
+  EXPECT_EQ(use.state.num_launched.load(), 0);
+  for (const Result& result : run_ranks(group, good_calls(3))) EXPECT_EQ(result.message, std::string());
+}
+
+CHECK_CASE(cuda_group_deadline_names_the_missing) {
+  UseFake use;
+  CudaThreadGroup group(3, {}, &kTable);
+  const auto results = run_ranks(group, {good_call(0, kShortNs)});
+  EXPECT_EQ(static_cast<int>(results[0].code), static_cast<int>(ErrorCode::kTimeout));
+  EXPECT_MSG(contains(results[0].message, "ranks 1, 2"), results[0].message);
+  const Result late = attempt([&] { group.all_reduce(1, good_call(1)); });  // at once, not after its own deadline
+  EXPECT_EQ(static_cast<int>(late.code), static_cast<int>(ErrorCode::kTimeout));
+  EXPECT_EQ(use.state.num_launched.load(), 0);
+}
+
+CHECK_CASE(cuda_group_deadline_of_one_ends_all) {
+  UseFake use;
+  CudaThreadGroup group(3, {}, &kTable);
+  const auto results = run_ranks(group, {good_call(0), good_call(1, kShortNs)});
+  for (const Result& result : results) {
+    EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kTimeout));
+    EXPECT_MSG(contains(result.message, "rank 2,"), result.message);
+  }
+}
+
+CHECK_CASE(cuda_group_reports_what_kernels_report) {
+  UseFake use;
+  CudaThreadGroup group(2, {}, &kTable);
+  run_ranks(group, good_calls(2));
+  use.state.failure = {static_cast<int32_t>(ErrorCode::kTimeout), 2, 1, 0, 17};
+  for (const Result& result : run_ranks(group, good_calls(2))) {
+    EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kTimeout));
+    EXPECT_MSG(contains(result.message, "rank 1 gave up") && contains(result.message, "rank 0"), result.message);
+  }
+  EXPECT_EQ(use.state.num_launched.load(), 1);
+  const Result checked = attempt([&] { group.synchronize_check(0, kLongNs); });
+  EXPECT_EQ(static_cast<int>(checked.code), static_cast<int>(ErrorCode::kTimeout));
+}
+
+CHECK_CASE(cuda_group_synchronize_check) {
+  UseFake use;
+  CudaThreadGroup group(1, {}, &kTable);
+  group.synchronize_check(0, kLongNs);  // nothing to wait for
+  group.all_reduce(0, good_call(0));
+  group.synchronize_check(0, kLongNs);
+  use.state.synchronize_status = kDcommCudaTimeout;
+  const Result slow = attempt([&] { group.synchronize_check(0, kLongNs); });
+  EXPECT_EQ(static_cast<int>(slow.code), static_cast<int>(ErrorCode::kTimeout));
+}
+
+CHECK_CASE(cuda_group_refusals) {
+  UseFake use;
+  CudaThreadGroup group(2, {}, &kTable);
+  use.state.launch_status = kDcommCudaInvalid;  // found before anything was enqueued: stays usable
+  for (const Result& result : run_ranks(group, good_calls(2))) {
+    EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kInvalidArgument));
+  }
+  use.state.launch_status = kDcommCudaOk;
+  for (const Result& result : run_ranks(group, good_calls(2))) EXPECT_EQ(result.message, std::string());
+  auto calls = good_calls(2);
+  for (auto& call : calls) call.call.collective = Collective::kBroadcast;
+  for (const Result& result : run_ranks(group, calls)) {
+    EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kInvalidArgument));
+  }
+  calls = good_calls(2);
+  for (auto& call : calls) call.device = 1;
+  for (const Result& result : run_ranks(group, calls)) EXPECT_MSG(contains(result.message, "cuda:1"), result.message);
+  use.state.launch_status = kDcommCudaFailed;
+  for (int turn = 0; turn < 2; ++turn) {
+    for (const Result& result : run_ranks(group, good_calls(2))) {
+      EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kCuda));
+    }
+  }
+}
+
+CHECK_CASE(cuda_group_too_many_ranks) {
+  UseFake use;
+  use.state.create_status = kDcommCudaTooLarge;
+  CudaThreadGroup group(2, {}, &kTable);
+  for (const Result& result : run_ranks(group, good_calls(2))) {
+    EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kCuda));
+  }
+  EXPECT_EQ(use.state.num_launched.load(), 0);
+}
+
+CHECK_CASE(cuda_group_stop_and_leave) {
+  UseFake use;
+  {
+    CudaThreadGroup group(2, {}, &kTable);
+    run_ranks(group, good_calls(2));
+    std::thread stopper([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      group.stop("rank 1 called abort()");
+    });
+    const auto results = run_ranks(group, {good_call(0)});
+    stopper.join();
+    EXPECT_EQ(static_cast<int>(results[0].code), static_cast<int>(ErrorCode::kAborted));
+    EXPECT_EQ(use.state.num_stopped.load(), 1);
+  }
+  CudaThreadGroup group(2, {}, &kTable);
+  std::thread leaver([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    group.leave(1);
+  });
+  auto results = run_ranks(group, {good_call(0)});
+  leaver.join();
+  EXPECT_EQ(static_cast<int>(results[0].code), static_cast<int>(ErrorCode::kPeerLost));
+  CudaThreadGroup empty(2, {}, &kTable);
+  empty.leave(1);
+  results = run_ranks(empty, {good_call(0)});  // needs no deadline
+  EXPECT_EQ(static_cast<int>(results[0].code), static_cast<int>(ErrorCode::kPeerLost));
+  EXPECT_MSG(contains(results[0].message, "rank 1"), results[0].message);
+}
+
+CHECK_CASE(cuda_group_interrupt) {
+  UseFake use;
+  CudaThreadGroup group(3, {}, &kTable);
+  std::vector<CudaRankCall> calls = {good_call(0), good_call(1)};
+  calls[0].interrupted = [](void*) { return true; };
+  const auto results = run_ranks(group, calls);
+  EXPECT_EQ(static_cast<int>(results[0].code), static_cast<int>(ErrorCode::kInterrupted));
+  EXPECT_EQ(static_cast<int>(results[1].code), static_cast<int>(ErrorCode::kAborted));
+}
+
+CHECK_CASE(cuda_group_two_threads_as_one_rank) {
+  UseFake use;
+  CudaThreadGroup group(2, {}, &kTable);
+  Result first;
+  std::thread thread([&] { first = attempt([&] { group.all_reduce(0, good_call(0)); }); });
+  Result second;
+  do {
+    second = attempt([&] { group.all_reduce(0, good_call(0, kShortNs)); });
+    if (second.code == ErrorCode::kTimeout) break;  // this one came first; the other got the error
+  } while (second.code == ErrorCode::kOk);
+  group.leave(1);
+  thread.join();
+  const bool seen = second.code == ErrorCode::kConcurrentUse || first.code == ErrorCode::kConcurrentUse;
+  EXPECT(seen);
+}
+
+CHECK_CASE(cuda_group_options_from_environment) {
+  setenv("DCOMM_CUDA_CHANNELS", "12", 1);
+  setenv("DCOMM_CUDA_SLOT_BYTES", "65536", 1);
+  const CudaGroupOptions options = CudaGroupOptions::from_environment();
+  setenv("DCOMM_CUDA_CHANNELS", "many", 1);
+  const Result bad = attempt([] { CudaGroupOptions::from_environment(); });
+  unsetenv("DCOMM_CUDA_CHANNELS");
+  unsetenv("DCOMM_CUDA_SLOT_BYTES");
+  EXPECT_EQ(options.num_channels, 12);
+  EXPECT_EQ(options.slot_bytes, uint64_t{65536});
+  EXPECT_EQ(static_cast<int>(bad.code), static_cast<int>(ErrorCode::kInvalidArgument));
+  EXPECT_MSG(contains(bad.message, "DCOMM_CUDA_CHANNELS='many'"), bad.message);
+}
+
+/// The checks are built without a CUDA part beside them.
+CHECK_CASE(cuda_loader_without_cuda_part) {
+  for (int turn = 0; turn < 2; ++turn) {
+    const Result result = attempt([] { cuda_device_count(); });
+    EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kCuda));
+    EXPECT_MSG(contains(result.message, "DCOMM_CUDA=ON"), result.message);
+  }
+  CudaThreadGroup group(1);
+  const Result result = attempt([&] { group.all_reduce(0, good_call(0)); });
+  EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kCuda));
+}
+
+}  // namespace
+}  // namespace dcomm

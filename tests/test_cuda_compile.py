@@ -1,0 +1,126 @@
+"""The CUDA part as far as a machine without a GPU can tell: it compiles, its kernels keep to their registers, the
+machine code holds no instruction that would give other bits or read stale data, and a missing GPU is said clearly.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import dcomm
+from dcomm import _core
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "csrc" / "launch").glob("*.cu"))
+# The flags of CMakeLists.txt that decide over the machine code.
+FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-arch=sm_90", "-Xptxas", "-v", "-Werror", "all-warnings"]
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    candidates = [os.environ.get("CUDACXX"), f"{home}/bin/nvcc" if home else None, "/usr/local/cuda/bin/nvcc", "nvcc"]
+    for candidate in candidates:
+        if candidate and (found := shutil.which(candidate)):
+            return found
+    return None
+
+
+def instructions(sass: str) -> dict[str, Counter[str]]:
+    """How often each instruction stands in each function of the text of nvdisasm or cuobjdump."""
+    functions: dict[str, Counter[str]] = {}
+    current: Counter[str] | None = None
+    for line in sass.splitlines():
+        if match := re.match(r"\s*(?:\.text\.(\S+):|Function : (\S+))", line):
+            current = functions.setdefault(match[1] or match[2], Counter())
+        elif current is not None and (match := INSTRUCTION.search(line)):
+            current[match[1]] += 1
+    return {name: counts for name, counts in functions.items() if counts}
+
+
+def sass_problems(name: str, counts: Counter[str]) -> list[str]:
+    """What must not be in a kernel that communicates."""
+    problems = [
+        f"{name}: {instruction}"
+        for instruction in counts
+        if re.match(r"(LDL|STL)\b", instruction) or (instruction.startswith("LDG") and ".CONSTANT" in instruction)
+    ]
+    # Fused multiply-adds belong to the correctly rounded division only, which kernels for 2, 4 or 8 ranks replace
+    # by an exact multiplication: they hold none.
+    unrolled = re.search(r"k_all_reduce_two_shot\w*Li[248]E", name) is not None
+    if unrolled and any(re.match(r"[FDH]FMA\b(?!2)", instruction) for instruction in counts):
+        problems.append(f"{name}: fused multiply-add")
+    if counts["LDG.E.128"] == 0 or counts["STG.E.128"] == 0:
+        problems.append(f"{name}: no 16-byte accesses")
+    return problems
+
+
+def test_sass_problems_are_found() -> None:
+    good = Counter({"LDG.E.128": 4, "STG.E.128": 4, "FADD": 8})
+    unrolled = "_ZN5dcomm21k_all_reduce_two_shotINS_7CudaF32ENS_7CudaF32ELi8EEEvNS_7CudaJobE"
+    assert sass_problems(unrolled, good) == []
+    for bad in ("LDL.64", "STL", "LDG.E.128.CONSTANT", "FFMA", "FFMA.RZ"):
+        assert sass_problems(unrolled, good + Counter([bad])) != [], bad
+    assert sass_problems(unrolled, Counter({"LDG.E": 4})) != []
+    assert sass_problems("k_all_reduce_ring", good + Counter(["FFMA"])) == []  # divides by any world size
+    text = ".text.k:\n        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;\n"
+    assert instructions(text) == {"k": Counter({"LDG.E.128": 1})}
+
+
+@pytest.fixture(scope="module")
+def cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of sm_90 cubins with ptxas' reports."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc on this machine")
+    folder = tmp_path_factory.mktemp("cubins")
+    for source in SOURCES:
+        target = folder / f"{source.stem}.cubin"
+        command = [nvcc, *FLAGS, f"-I{ROOT / 'csrc'}", "-cubin", "-o", str(target), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+        (folder / f"{target.name}.ptxas.log").write_text(done.stdout + done.stderr)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kernels_keep_to_their_registers(cubins: Path) -> None:
+    script = ROOT / "tools" / "check_cuda_resources.py"
+    done = subprocess.run([sys.executable, str(script), str(cubins)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_machine_code(cubins: Path) -> None:
+    nvdisasm = shutil.which("nvdisasm")
+    if nvdisasm is None:
+        pytest.skip("no nvdisasm on this machine (pip install nvidia-cuda-nvdisasm)")
+    done = subprocess.run(
+        [nvdisasm, "-c", str(cubins / "cuda_launch.cubin")], capture_output=True, text=True, check=True
+    )
+    functions = instructions(done.stdout)
+    assert len(functions) == 25
+    problems = [problem for name, counts in functions.items() for problem in sass_problems(name, counts)]
+    assert problems == []
+
+
+def test_missing_gpu_is_one_clear_sentence() -> None:
+    try:
+        count = _core.cuda_device_count()
+    except dcomm.CudaError as error:
+        text = str(error)
+        assert "\n" not in text
+        assert "CPU arrays" in text  # what to do instead
+        assert any(word in text for word in ("no CUDA part", "no NVIDIA driver", "NVIDIA driver supports", "no GPU"))
+    else:
+        assert count >= 1
+        pytest.skip(f"this machine has {count} GPUs")
