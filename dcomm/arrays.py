@@ -25,7 +25,7 @@ KIND_BUFFER, KIND_TENSOR = 1, 2
 KINDS: dict[type, int] = {numpy.ndarray: KIND_BUFFER}
 TORCH_CODES: dict[Any, int] = {}  # torch dtypes of dense tensors seen so far
 
-_wire_codes: dict[Any, int] = {}
+WIRE_CODES: dict[Any, int] = {}  # wire_dtype arguments seen so far
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def view(array: Any) -> View:
 def wire_code(wire_dtype: Any) -> int:
     """The dtype code of a `wire_dtype` argument: a name, or a NumPy or torch dtype."""
     try:
-        return _wire_codes[wire_dtype]
+        return WIRE_CODES[wire_dtype]
     except (KeyError, TypeError):
         pass
     name = str(getattr(wire_dtype, "name", None) or getattr(wire_dtype, "__name__", None) or wire_dtype)
@@ -103,7 +103,7 @@ def wire_code(wire_dtype: Any) -> int:
     name = _WIRE_ALIASES.get(name, name)
     if name not in DTYPE_CODES:
         raise ValueError(f"wire_dtype={wire_dtype!r}: expected None, 'float16' ('fp16') or 'bfloat16' ('bf16')")
-    _wire_codes[wire_dtype] = DTYPE_CODES[name]
+    WIRE_CODES[wire_dtype] = DTYPE_CODES[name]
     return DTYPE_CODES[name]
 
 

@@ -116,8 +116,8 @@ class Communicator:
             PeerLostError, CollectiveTimeoutError, MismatchError, AbortedError, ForkedProcessError,
             ConcurrentUseError: See :mod:`dcomm.errors`.
         """
-        plain = out is None and wire_dtype is None and async_op is False and timeout is None and stream is None
-        if plain and self._all_reduce_plain(x, op, algo):
+        plain = out is None and async_op is False and timeout is None and stream is None
+        if plain and self._all_reduce_plain(x, op, algo, wire_dtype):
             return x
         source = arrays.view(x)
         target = source
@@ -138,9 +138,9 @@ class Communicator:
                 raise ValueError("async_op is for CPU arrays: a CUDA call is asynchronous to the host already")
             if not (source.contiguous and target.contiguous):
                 raise ValueError("got a non-contiguous CUDA array: pass .contiguous()")
-            handle = arrays.stream_handle(x, stream)
+            stream_id = arrays.stream_handle(x, stream)
             codes = (source.count, source.dtype, wire, op_code, algo_code)
-            self._core.all_reduce_cuda(source.device, source.address, target.address, *codes, handle, timeout_ns)
+            self._core.all_reduce_cuda(source.device, source.address, target.address, *codes, stream_id, timeout_ns)
             return x if out is None else out
         if stream is not None:
             raise ValueError("stream= is for CUDA arrays; CPU operations have none")
@@ -260,15 +260,16 @@ class Communicator:
         state = ", closed" if self.closed else ""
         return f"dcomm.Communicator(rank={self.rank}, world_size={self.world_size}{state})"
 
-    def _all_reduce_plain(self, x: Any, op: Any, algo: str) -> bool:
+    def _all_reduce_plain(self, x: Any, op: Any, algo: str, wire_dtype: Any) -> bool:
         """The shortest way for the common call; False: take the long one, which also explains what is wrong."""
         try:
             op_code, algo_code = _OPS[op], _ALGOS[algo]
+            wire = -1 if wire_dtype is None else arrays.WIRE_CODES[wire_dtype]
         except (KeyError, TypeError):
             return False
         kind = arrays.KINDS.get(type(x))
         if kind == arrays.KIND_BUFFER:
-            return self._fast(x, op_code, algo_code)
+            return self._fast(x, op_code, algo_code, wire)
         if kind == arrays.KIND_TENSOR and x.is_cpu:
             try:
                 address, plain = x.data_ptr(), x.is_contiguous() and not x.is_neg()
@@ -276,7 +277,7 @@ class Communicator:
                 return False
             code = arrays.TORCH_CODES.get(x.dtype)
             if plain and code is not None:
-                return self._fast(address, x.numel(), code, op_code, algo_code)
+                return self._fast(address, x.numel(), code, op_code, algo_code, wire)
         return False
 
     def _track(self, work: Work) -> Work:

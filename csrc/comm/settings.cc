@@ -65,11 +65,9 @@ WindowLayout Settings::layout(int world_size) const {
 }
 
 WaitPolicy Settings::wait_policy(bool background) const {
-  // A futex wake costs about 27 us on an idle core, so it pays to poll for about as long. Polling for longer costs
-  // a busy machine dear: a spinner uses up the slice that its peer needs (10x at a load of 5 per core).
   if (background) return {2'000, 20'000, true};
   if (oversubscribed) return {1'000, 20'000, true};
-  return {20'000, 0, true};
+  return {100'000, 0, true};
 }
 
 Algo select_algo(const Settings& settings, Algo requested, uint64_t /*nbytes*/, int /*world_size*/) {

@@ -16,9 +16,31 @@ namespace dcomm {
 
 /// How a wait passes the time: poll, then offer the core, then sleep on the flag's futex.
 struct WaitPolicy {
-  int64_t spin_ns = 0;       // poll with `pause`
+  int64_t spin_ns = 0;       // poll with `pause`; cut short while polling keeps failing, see SpinHistory
   int64_t yield_ns = 0;      // then sched_yield between polls
   bool strict_wake = false;  // signallers use a full barrier before they look for sleepers (ranks > CPUs)
+};
+
+/// Whether polling has paid lately. It must outlast a futex wake (27 to 55 us), or one late rank makes both sides sleep
+/// in every wait from then on; but on a busy machine a spinner uses up the time slice that its peer needs.
+class SpinHistory {
+ public:
+  int64_t budget_ns(int64_t full_ns) const {
+    const uint32_t failures = load();
+    return failures < kPatience || failures % kRetryEvery == 0 ? full_ns : kShortNs < full_ns ? kShortNs : full_ns;
+  }
+  void note(bool arrived_while_polling) {
+    std::atomic_ref<uint32_t>(failures_).store(arrived_while_polling ? 0 : load() + 1, std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr uint32_t kPatience = 3;
+  static constexpr uint32_t kRetryEvery = 16;
+  static constexpr int64_t kShortNs = 2'000;
+  uint32_t load() const {
+    return std::atomic_ref<uint32_t>(const_cast<uint32_t&>(failures_)).load(std::memory_order_relaxed);
+  }
+  uint32_t failures_ = 0;  // consecutive; a hint, so lanes may lose an update
 };
 
 /// Messages of each flow so far; equal on all ranks between operations.
@@ -65,6 +87,7 @@ struct HostContext {
   std::shared_ptr<Windows> windows;
   std::vector<ChannelCounters> counters;  // by channel
   std::shared_ptr<PeerExits> exits;
+  SpinHistory spin_history;
 
   HostContext(int rank_, std::shared_ptr<Windows> windows_, const WindowLayout& layout_)
       : rank(rank_),

@@ -193,9 +193,11 @@ bool HostExec::wait_slow(Flag& flag, uint64_t target, int peer) {
     cpu_relax();
   }
   const int64_t start = now_ns();
+  const int64_t spin_ns = context_.spin_history.budget_ns(op_.policy.spin_ns);
   int64_t next_header_check = kHeaderCheckNs;
   int64_t next_interrupt_check = kInterruptCheckNs;
   bool warned = false;
+  int slept = 0;
   for (;;) {
     const int64_t waited = now_ns() - start;
     if (DCOMM_UNLIKELY(attention.load(std::memory_order_acquire) != 0)) {
@@ -221,15 +223,19 @@ bool HostExec::wait_slow(Flag& flag, uint64_t target, int peer) {
         op_.stalled(op_.argument, peer, waited);
       }
     }
-    if (waited < op_.policy.spin_ns) {
+    if (waited < spin_ns) {
       for (int poll = 0; poll < kPollsPerClock; ++poll) {
-        if (arrived()) return true;
+        if (arrived()) {
+          context_.spin_history.note(true);
+          return true;
+        }
         cpu_relax();
       }
-    } else if (waited < op_.policy.spin_ns + op_.policy.yield_ns) {
+    } else if (waited < spin_ns + op_.policy.yield_ns) {
       if (arrived()) return true;
       sched_yield();
     } else {
+      if (slept++ == 0) context_.spin_history.note(false);
       int64_t slice = kMaxSleepNs;
       if (op_.timeout_ns - waited < slice) slice = op_.timeout_ns - waited;
       sleep_on(flag, target, slice);

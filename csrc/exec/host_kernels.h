@@ -22,9 +22,9 @@ namespace dcomm {
 struct ReduceTile {
   const void* const* inputs = nullptr;  // num_inputs wire pointers; inputs[own_index] is not read
   int num_inputs = 0;
-  int own_index = -1;          // position of this rank's own (user) input in the order
-  const void* own = nullptr;   // user elements
-  void* out = nullptr;         // user elements, or nullptr
+  int own_index = -1;                   // position of this rank's own (user) input in the order
+  const void* own = nullptr;            // user elements
+  void* out = nullptr;                  // user elements, or nullptr
   void* const* wire_outputs = nullptr;  // each may be one of `inputs` (reduced in place)
   int num_wire_outputs = 0;
   size_t count = 0;

@@ -11,11 +11,11 @@ namespace {
 constexpr const char* kCapsuleName = "dcomm.Communicator";
 using Holder = std::shared_ptr<Communicator>;
 
-bool read_codes(PyObject* const* args, ReduceOp& op, Algo& algo) {
-  const long op_code = PyLong_AsLong(args[0]);
-  const long algo_code = PyLong_AsLong(args[1]);
-  op = static_cast<ReduceOp>(op_code);
-  algo = static_cast<Algo>(algo_code);
+bool read_codes(PyObject* const* args, CollectiveCall& call) {
+  call.op = static_cast<ReduceOp>(PyLong_AsLong(args[0]));
+  call.algo = static_cast<Algo>(PyLong_AsLong(args[1]));
+  const long wire = PyLong_AsLong(args[2]);
+  call.wire = wire < 0 ? call.dtype : static_cast<DType>(wire);
   return PyErr_Occurred() == nullptr;
 }
 
@@ -47,16 +47,15 @@ PyObject* fast_all_reduce(PyObject* self, PyObject* const* args, Py_ssize_t num_
   if (holder == nullptr) return nullptr;
   CollectiveCall call;
   call.collective = Collective::kAllReduce;
-  if (num_args == 3) {
-    if (!read_codes(args + 1, call.op, call.algo)) return nullptr;
+  if (num_args == 4) {
     if (!read_array(args[0], call)) Py_RETURN_FALSE;
-  } else if (num_args == 5) {
-    if (!read_address(args, call) || !read_codes(args + 3, call.op, call.algo)) return nullptr;
+  } else if (num_args == 6) {
+    if (!read_address(args, call)) return nullptr;
   } else {
-    PyErr_SetString(PyExc_TypeError, "expected (array, op, algo) or (address, count, dtype, op, algo)");
+    PyErr_SetString(PyExc_TypeError, "expected (array, op, algo, wire) or (address, count, dtype, op, algo, wire)");
     return nullptr;
   }
-  call.wire = call.dtype;
+  if (!read_codes(args + num_args - 3, call)) return nullptr;
   try {
     run_released(**holder, call, 0);
   } catch (py::error_already_set& error) {
@@ -68,7 +67,7 @@ PyObject* fast_all_reduce(PyObject* self, PyObject* const* args, Py_ssize_t num_
 
 PyMethodDef fast_method = {"fast_all_reduce",
                            reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fast_all_reduce)), METH_FASTCALL,
-                           "All-reduce in place: (array, op, algo) or (address, count, dtype, op, algo)."};
+                           "All-reduce in place: (array, op, algo, wire) or (address, count, dtype, op, algo, wire)."};
 
 }  // namespace
 

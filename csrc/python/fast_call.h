@@ -11,9 +11,9 @@
 
 namespace dcomm {
 
-/// A callable for synchronous in-place all-reduces without wire or timeout:
-///   call(array, op, algo)                    array: exports a C-contiguous writable buffer
-///   call(address, count, dtype, op, algo)
+/// A callable for synchronous in-place all-reduces with the communicator's timeout; wire -1: the array's dtype.
+///   call(array, op, algo, wire)                    array: exports a C-contiguous writable buffer
+///   call(address, count, dtype, op, algo, wire)
 /// Returns True when done, False when the array needs the long way. Throws as Communicator::run.
 pybind11::object make_fast_all_reduce(std::shared_ptr<Communicator> comm);
 

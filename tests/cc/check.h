@@ -43,12 +43,11 @@ inline void expect(bool condition, const std::string& text, const char* file, in
 }  // namespace dcomm::checks
 
 /// Defines and registers a check: CHECK_CASE(ring_covers_everything) { ... }
-#define CHECK_CASE(name)                                                       \
-  static void name();                                                          \
-  static const ::dcomm::checks::Registrar registrar_##name{#name, &name};      \
+#define CHECK_CASE(name)                                                  \
+  static void name();                                                     \
+  static const ::dcomm::checks::Registrar registrar_##name{#name, &name}; \
   static void name()
 
 #define EXPECT_EQ(a, b) ::dcomm::checks::expect_eq((a), (b), #a " == " #b, __FILE__, __LINE__)
 #define EXPECT(condition) ::dcomm::checks::expect((condition), #condition, __FILE__, __LINE__)
-#define EXPECT_MSG(condition, message) \
-  ::dcomm::checks::expect((condition), (message), __FILE__, __LINE__)
+#define EXPECT_MSG(condition, message) ::dcomm::checks::expect((condition), (message), __FILE__, __LINE__)

@@ -68,7 +68,7 @@ template <class User, class Wire>
 void ring_kernel(const CudaJob& job, int local_rank, int channel, std::byte** shared) {
   CudaBlockExec exec(job, local_rank, channel, shared);
   const CudaKernels<User, Wire, 0, divides_terms(User::kDType, Wire::kDType, true)> kernels(job.arrays[local_rank],
-                                                                                                 job.divisor);
+                                                                                            job.divisor);
   all_reduce_ring(exec, kernels, job.plan);
 }
 
