@@ -184,9 +184,7 @@ def test_message_names_file_line_and_rule(tree: Path) -> None:
     _write(tree, {"csrc/base/a.h": '\n\n#include "comm/it.h"\n'})
     done = subprocess.run([sys.executable, SCRIPT, tree], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stdout.startswith(
-        'csrc/base/a.h:3: [floor] "comm/it.h": base may include nothing, but not comm\n'
-    )
+    assert done.stdout.startswith('csrc/base/a.h:3: [floor] "comm/it.h": base may include nothing, but not comm\n')
 
 
 def test_empty_folder_is_not_a_pass(tmp_path: Path) -> None:

@@ -86,9 +86,7 @@ def problems(kernels: list[Kernel], max_kernels: int) -> list[str]:
         found.append("no kernel in the logs: was the CUDA module compiled with DCOMM_PTXAS_LOG=ON?")
     for kernel in kernels:
         if kernel.stack_bytes:
-            found.append(
-                f"{kernel.arch} {kernel.name}: {kernel.stack_bytes} bytes of stack frame, expected 0"
-            )
+            found.append(f"{kernel.arch} {kernel.name}: {kernel.stack_bytes} bytes of stack frame, expected 0")
         if kernel.spill_store_bytes or kernel.spill_load_bytes:
             found.append(
                 f"{kernel.arch} {kernel.name}: spills {kernel.spill_store_bytes} bytes of stores and "
@@ -111,11 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     for path in options.paths:
         if path.is_dir():
             # A log without its object is that of a source file which is gone.
-            logs += [
-                log
-                for log in sorted(path.rglob("*.ptxas.log"))
-                if log.with_suffix("").with_suffix("").exists()
-            ]
+            logs += [log for log in sorted(path.rglob("*.ptxas.log")) if log.with_suffix("").with_suffix("").exists()]
         else:
             logs.append(path)
     kernels = [kernel for log in logs for kernel in parse(log.read_text(errors="replace"))]

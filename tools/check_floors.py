@@ -162,9 +162,7 @@ def _deadly_calls(code: str, code_with_strings: str) -> Iterator[tuple[int, str,
         elif before == "" or KEYWORDS_BEFORE_CALL.search(code[: match.start("name")]):
             bare.append(match)
         elif before not in (".", "->"):
-            own_methods.add(
-                match["name"]
-            )  # `void abort()` or `Communicator::abort()`: bare calls here mean that
+            own_methods.add(match["name"])  # `void abort()` or `Communicator::abort()`: bare calls here mean that
     deadly += [match for match in bare if match["name"] not in own_methods]
     for match in deadly:
         yield (
@@ -256,8 +254,7 @@ def _check_import(name: str, zone: str, *, at_import: bool) -> Iterator[tuple[st
     elif top not in sys.stdlib_module_names and top not in MODULE_LEVEL[zone]:
         yield (
             "dependency",
-            f"{name}: not a dependency of this folder; `import dcomm` needs NumPy only, "
-            "so import it in the function",
+            f"{name}: not a dependency of this folder; `import dcomm` needs NumPy only, so import it in the function",
         )
 
 

@@ -39,6 +39,7 @@ MUTATIONS = {
     "no_credit_wait": Expectation(("protocol_push_credits", "protocol_fifo_credits"), JITTER),
     "credit_off_by_one": Expectation(("protocol_push_credits", "protocol_fifo_credits"), JITTER),
     "two_shot_no_lane_sync": Expectation(("protocol_two_shot_lanes",)),
+    "two_shot_no_reuse_sync": Expectation(("protocol_two_shot_reuse",)),
     "wait_old_epoch": Expectation(("protocol_epochs",), JITTER),
     "single_slot": Expectation(("protocol_two_slots",)),
     "relaxed_publish": Expectation(("protocol_release_store",)),

@@ -8,14 +8,14 @@ namespace dcomm {
 
 enum class Mutation : int {
   kNone = 0,
-  kRingNoLaneSync,     // ring publishes before all lanes have written the slot
-  kNoCreditWait,       // a pushed slot is overwritten without waiting for its credit
-  kCreditOffByOne,     // ... or one message too early
-  kTwoShotNoLaneSync,  // two-shot signals before all lanes have written their slots
-  kWaitOldEpoch,       // a wait is content with the previous message's sequence number
-  kSingleSlot,         // two-shot uses one slot although it looks one tile ahead
+  kRingNoLaneSync,      // ring publishes before all lanes have written the slot
+  kNoCreditWait,        // a pushed slot is overwritten without waiting for its credit
+  kCreditOffByOne,      // ... or one message too early
+  kTwoShotNoLaneSync,   // two-shot signals before all lanes have written their slots
+  kWaitOldEpoch,        // a wait is content with the previous message's sequence number
+  kSingleSlot,          // two-shot uses one slot although it looks one tile ahead
   kTwoShotNoReuseSync,  // two-shot refills a slot before all lanes have read it
-  kRelaxedPublish,     // the publishing store is relaxed instead of release
+  kRelaxedPublish,      // the publishing store is relaxed instead of release
   kCount,
 };
 

@@ -32,16 +32,26 @@ enum class EventKind : uint8_t {
 
 constexpr const char* event_name(EventKind kind) {
   switch (kind) {
-    case EventKind::kAcquire: return "acquire";
-    case EventKind::kPublish: return "publish";
-    case EventKind::kArrive: return "arrive";
-    case EventKind::kRelease: return "release";
-    case EventKind::kEncode: return "encode";
-    case EventKind::kDecode: return "decode";
-    case EventKind::kAccumulate: return "accumulate";
-    case EventKind::kFinish: return "finish";
-    case EventKind::kForward: return "forward";
-    case EventKind::kReduceCanonical: return "reduce_canonical";
+    case EventKind::kAcquire:
+      return "acquire";
+    case EventKind::kPublish:
+      return "publish";
+    case EventKind::kArrive:
+      return "arrive";
+    case EventKind::kRelease:
+      return "release";
+    case EventKind::kEncode:
+      return "encode";
+    case EventKind::kDecode:
+      return "decode";
+    case EventKind::kAccumulate:
+      return "accumulate";
+    case EventKind::kFinish:
+      return "finish";
+    case EventKind::kForward:
+      return "forward";
+    case EventKind::kReduceCanonical:
+      return "reduce_canonical";
   }
   return "unknown";
 }
@@ -136,9 +146,7 @@ class RecordExec {
   }
 
   uint64_t load_counter(Counter counter, int root = 0) const { return counters_[counter_index(counter, root)]; }
-  void store_counter(Counter counter, uint64_t value, int root = 0) {
-    counters_[counter_index(counter, root)] = value;
-  }
+  void store_counter(Counter counter, uint64_t value, int root = 0) { counters_[counter_index(counter, root)] = value; }
 
   /// For RecordKernels. Null where a kernel has no such slot.
   Event& note_data(EventKind kind, Range range, RecordedSlot* to, const RecordedSlot* from) {

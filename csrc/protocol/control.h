@@ -86,9 +86,9 @@ static_assert(sizeof(OpRecord) == 32);
 /// By changing roots and small broadcasts a rank may get ahead of a peer that disagrees and waits elsewhere: so the
 /// fingerprints of the last operations are kept.
 struct alignas(kFlagBytes) Header {
-  uint64_t seq = 0;                    // the operation begun last; stored (release) after its hash
-  uint64_t hashes[kHeaderHashes] = {}; // by seq % kHeaderHashes
-  uint64_t completed = 0;              // the operation finished last
+  uint64_t seq = 0;                     // the operation begun last; stored (release) after its hash
+  uint64_t hashes[kHeaderHashes] = {};  // by seq % kHeaderHashes
+  uint64_t completed = 0;               // the operation finished last
 };
 static_assert(sizeof(Header) == kFlagBytes);
 

@@ -1,0 +1,185 @@
+// What an all-reduce must give, element by element, from DECISIONS 1, 3 and 4 alone: no code of the library is used,
+// and half precision is rounded by floating-point arithmetic instead of integer tricks. Slow and plain.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "base/dtype.h"
+#include "protocol/control.h"
+
+namespace dcomm::checks {
+
+using Bytes = std::vector<unsigned char>;
+
+/// The two half formats: significant bits, and the exponent (of frexp) of the least normal number.
+struct HalfFormat {
+  int precision;
+  int least_exponent;
+  double greatest;
+};
+inline HalfFormat half_format(DType dtype) {
+  if (dtype == DType::kF16) return {11, -13, 65504.0};
+  return {8, -125, (2.0 - std::ldexp(1.0, -7)) * std::ldexp(1.0, 127)};
+}
+
+/// The nearest number of the format, ties to even; inf beyond its range.
+inline float round_to_half(float value, DType dtype) {
+  if (std::isnan(value) || std::isinf(value) || value == 0.0f) return value;
+  const HalfFormat format = half_format(dtype);
+  int exponent = 0;
+  std::frexp(value, &exponent);
+  const double quantum = std::ldexp(1.0, std::max(exponent, format.least_exponent) - format.precision);
+  const double rounded = std::nearbyint(static_cast<double>(value) / quantum) * quantum;
+  if (std::fabs(rounded) > format.greatest) return std::copysign(std::numeric_limits<float>::infinity(), value);
+  return static_cast<float>(rounded);
+}
+
+/// The bits of a number that the format holds exactly; NaN is the canonical quiet one.
+inline uint16_t half_bits(float value, DType dtype) {
+  const HalfFormat format = half_format(dtype);
+  const int fraction_bits = format.precision - 1;
+  const int exponent_bits = 15 - fraction_bits;
+  const int infinity = ((1 << exponent_bits) - 1) << fraction_bits;
+  if (std::isnan(value)) return static_cast<uint16_t>(infinity | 1 << (fraction_bits - 1));
+  const int sign = std::signbit(value) ? 0x8000 : 0;
+  if (std::isinf(value)) return static_cast<uint16_t>(sign | infinity);
+  int exponent = 0;
+  std::frexp(value, &exponent);
+  const double quantum = std::ldexp(1.0, std::max(exponent, format.least_exponent) - format.precision);
+  const int significand = static_cast<int>(std::fabs(value) / quantum);  // the hidden bit carries into the exponent
+  const int steps = value == 0.0f ? 0 : std::max(exponent - format.least_exponent, 0);
+  return static_cast<uint16_t>(sign | ((steps << fraction_bits) + significand));
+}
+
+inline float half_value(uint16_t bits, DType dtype) {
+  const HalfFormat format = half_format(dtype);
+  const int fraction_bits = format.precision - 1;
+  const int exponent = (bits & 0x7fff) >> fraction_bits;
+  const int fraction = bits & ((1 << fraction_bits) - 1);
+  double value = 0.0;
+  if (exponent == (1 << (15 - fraction_bits)) - 1) {
+    value = fraction != 0 ? std::numeric_limits<double>::quiet_NaN() : std::numeric_limits<double>::infinity();
+  } else if (exponent == 0) {
+    value = std::ldexp(fraction, format.least_exponent - format.precision);
+  } else {
+    value = std::ldexp(fraction + (1 << fraction_bits), format.least_exponent - format.precision + exponent - 1);
+  }
+  return static_cast<float>((bits & 0x8000) != 0 ? -value : value);
+}
+
+struct ReduceCase {
+  DType dtype = DType::kF32;
+  DType wire = DType::kF32;
+  ReduceOp op = ReduceOp::kSum;
+  Algo algo = Algo::kTwoShot;
+};
+
+/// Acc: float, double, or unsigned (wraps).
+template <class Acc>
+class Reference {
+ public:
+  Reference(const ReduceCase& what, int world_size)
+      : what_(what),
+        n_(world_size),
+        divide_first_(what.op == ReduceOp::kAvg && is_half(what.wire) &&
+                      (what.wire != what.dtype || what.algo == Algo::kRing)) {}
+
+  Bytes all_reduce(const std::vector<Bytes>& inputs, size_t count) const {
+    Bytes result(count * dtype_bytes(what_.dtype));
+    const auto n = static_cast<size_t>(n_);
+    const size_t chunk_count = ((count + n - 1) / n + 15) / 16 * 16;
+    std::vector<Acc> terms(n);
+    for (size_t i = 0; i < count; ++i) {
+      for (size_t rank = 0; rank < n; ++rank) {
+        terms[rank] = load(inputs[rank], i);
+        if (divide_first_) terms[rank] = terms[rank] / static_cast<Acc>(n_);
+      }
+      store(result, i, what_.algo == Algo::kRing ? ring(terms, i / chunk_count) : two_shot(terms));
+    }
+    return result;
+  }
+
+ private:
+  Acc two_shot(std::vector<Acc> terms) const {
+    for (Acc& term : terms) term = on_wire(term);
+    return on_wire(averaged(tree(terms, 0, terms.size())));
+  }
+
+  static Acc tree(const std::vector<Acc>& terms, size_t lo, size_t hi) {
+    if (hi - lo == 1) return terms[lo];
+    size_t power = 1;
+    while (power * 2 < hi - lo) power *= 2;
+    return static_cast<Acc>(tree(terms, lo, lo + power) + tree(terms, lo + power, hi));
+  }
+
+  /// Chunk c in the order c+1, ..., c; what travels is rounded at every hop.
+  Acc ring(const std::vector<Acc>& terms, size_t chunk) const {
+    const size_t n = terms.size();
+    Acc sum = on_wire(terms[(chunk + 1) % n]);
+    for (size_t i = 2; i < n; ++i) sum = on_wire(static_cast<Acc>(sum + terms[(chunk + i) % n]));
+    return on_wire(averaged(static_cast<Acc>(sum + terms[chunk])));
+  }
+
+  Acc averaged(Acc sum) const {
+    return what_.op == ReduceOp::kAvg && !divide_first_ ? static_cast<Acc>(sum / static_cast<Acc>(n_)) : sum;
+  }
+
+  Acc on_wire(Acc value) const {
+    if constexpr (std::is_same_v<Acc, float>) {
+      if (is_half(what_.wire)) return round_to_half(value, what_.wire);
+    }
+    return value;
+  }
+
+  Acc load(const Bytes& from, size_t i) const {
+    if constexpr (std::is_same_v<Acc, float>) {
+      if (is_half(what_.dtype)) {
+        uint16_t bits = 0;
+        std::memcpy(&bits, &from[i * 2], 2);
+        return half_value(bits, what_.dtype);
+      }
+    }
+    Acc value;
+    std::memcpy(&value, &from[i * sizeof(Acc)], sizeof(Acc));
+    return value;
+  }
+
+  void store(Bytes& to, size_t i, Acc value) const {
+    if constexpr (std::is_same_v<Acc, float>) {
+      if (is_half(what_.dtype)) {
+        const uint16_t bits = half_bits(value, what_.dtype);
+        std::memcpy(&to[i * 2], &bits, 2);
+        return;
+      }
+    }
+    if constexpr (std::is_floating_point_v<Acc>) {
+      if (std::isnan(value)) value = std::numeric_limits<Acc>::quiet_NaN();
+    }
+    std::memcpy(&to[i * sizeof(Acc)], &value, sizeof(Acc));
+  }
+
+  const ReduceCase what_;
+  const int n_;
+  const bool divide_first_;
+};
+
+inline Bytes reference_all_reduce(const ReduceCase& what, const std::vector<Bytes>& inputs, size_t count) {
+  const int n = static_cast<int>(inputs.size());
+  switch (what.dtype) {
+    case DType::kF64:
+      return Reference<double>(what, n).all_reduce(inputs, count);
+    case DType::kI32:
+      return Reference<uint32_t>(what, n).all_reduce(inputs, count);
+    case DType::kI64:
+      return Reference<uint64_t>(what, n).all_reduce(inputs, count);
+    default:
+      return Reference<float>(what, n).all_reduce(inputs, count);
+  }
+}
+
+}  // namespace dcomm::checks

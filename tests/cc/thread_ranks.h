@@ -1,0 +1,182 @@
+// Ranks that are threads of this process: windows on the heap, and for every rank num_channels x num_lanes threads
+// that run operations on the host executor, as the threads of so many CUDA blocks would.
+#pragma once
+
+#include <atomic>
+#include <barrier>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "launch/host_launch.h"
+#include "memory/windows.h"
+#include "protocol/fingerprint.h"
+#include "visible_kernels.h"
+
+namespace dcomm::checks {
+
+struct GroupConfig {
+  int world_size = 2;
+  PlacementKind placement = PlacementKind::kBounce;
+  int depth = 2;
+  int num_channels = 1;
+  int num_lanes = 1;
+  size_t slot_bytes = 1024;
+  size_t fifo_slot_bytes = 1024;
+  int64_t timeout_ns = 10'000'000'000;  // so that a lost message is a failed check and not a hang
+  // More threads than cores: spinning would only keep the awaited one from running.
+  WaitPolicy policy{0, 100'000, true};
+  bool failure_tells_peers = true;  // as the Communicator does
+  int64_t warn_ns = 60'000'000'000;
+  InterruptCheck interrupted = nullptr;
+  StallWarning stalled = nullptr;
+  void* argument = nullptr;
+};
+
+/// One rank's part in an operation.
+struct RankCall : CollectiveCall {
+  bool is_absent = false;  // the rank stops before this operation
+  uint64_t salt = 0;       // changes the fingerprint only
+  int delay_ms = 0;        // the rank comes late
+};
+
+/// How one rank fared.
+struct Outcome {
+  dcomm::Failure failure;  // kOk where all went well
+  size_t num_completed = 0;
+};
+
+class ThreadRanks {
+ public:
+  explicit ThreadRanks(const GroupConfig& config) : config_(config) {
+    const WindowLayout layout{{config.placement, config.world_size, config.depth},
+                              config.num_channels,
+                              config.slot_bytes,
+                              config.fifo_slot_bytes};
+    const auto windows = make_heap_windows(config.world_size, layout.window_bytes());
+    for (int rank = 0; rank < config.world_size; ++rank) {
+      contexts_.push_back(std::make_unique<HostContext>(rank, windows, layout));
+    }
+  }
+
+  HostContext& context(int rank) { return *contexts_[static_cast<size_t>(rank)]; }
+  uint64_t next_seq() const { return seq_ + 1; }
+
+  /// Runs calls[operation][rank] back to back; returns the outcomes by rank. `meanwhile` runs in the calling thread.
+  template <class F>
+  std::vector<Outcome> run(const std::vector<std::vector<RankCall>>& calls, F&& meanwhile) {
+    std::vector<std::unique_ptr<Rank>> ranks;
+    for (int rank = 0; rank < config_.world_size; ++rank) ranks.push_back(make_rank(rank, calls));
+    seq_ += calls.size();
+    std::vector<std::thread> threads;
+    for (auto& rank : ranks) {
+      for (int channel = 0; channel < config_.num_channels; ++channel) {
+        for (int lane = 0; lane < config_.num_lanes; ++lane) {
+          threads.emplace_back([this, &rank, channel, lane] { run_lane_thread(*rank, channel, lane); });
+        }
+      }
+    }
+    meanwhile();
+    for (std::thread& thread : threads) thread.join();
+    std::vector<Outcome> outcomes;
+    for (auto& rank : ranks) outcomes.push_back(rank->outcome);
+    return outcomes;
+  }
+  std::vector<Outcome> run(const std::vector<std::vector<RankCall>>& calls) {
+    return run(calls, [] {});
+  }
+
+ private:
+  struct Step {
+    CollectiveCall call;
+    HostKernels kernels;
+    ChunkPlan plan;
+    HostOp op;
+    OpRecord record;
+    int delay_ms = 0;
+  };
+  struct Rank {
+    explicit Rank(int num_threads) : all(num_threads) {}
+    HostContext* context = nullptr;
+    std::vector<std::unique_ptr<Step>> steps;
+    std::vector<std::unique_ptr<LaneBarrier>> lanes;  // by channel
+    std::barrier<> all;
+    Outcome outcome;
+  };
+
+  std::unique_ptr<Rank> make_rank(int rank, const std::vector<std::vector<RankCall>>& calls) {
+    auto made = std::make_unique<Rank>(config_.num_channels * config_.num_lanes);
+    made->context = &context(rank);
+    for (int channel = 0; channel < config_.num_channels; ++channel) {
+      made->lanes.push_back(std::make_unique<LaneBarrier>(config_.num_lanes));
+    }
+    for (size_t i = 0; i < calls.size(); ++i) {
+      const RankCall& call = calls[i][static_cast<size_t>(rank)];
+      if (call.is_absent) break;
+      auto step = std::make_unique<Step>();
+      step->call = call;
+      step->kernels = bind_kernels(call, config_.world_size, thread_kernels());
+      step->plan = plan_call(call, made->context->layout);
+      step->record.seq = seq_ + 1 + i;
+      step->record.count = call.count;
+      step->record.collective = call.collective;
+      step->record.algo = call.algo;
+      step->record.dtype = call.dtype;
+      step->record.wire = call.wire;
+      step->record.op = call.op;
+      step->record.root = call.root;
+      step->op.seq = step->record.seq;
+      step->op.hash = fingerprint(step->record) ^ call.salt;
+      step->op.policy = config_.policy;
+      step->op.timeout_ns = config_.timeout_ns;
+      step->op.warn_ns = config_.warn_ns;
+      step->op.interrupted = config_.interrupted;
+      step->op.stalled = config_.stalled;
+      step->op.argument = config_.argument;
+      step->delay_ms = call.delay_ms;
+      made->steps.push_back(std::move(step));
+    }
+    return made;
+  }
+
+  void run_lane_thread(Rank& rank, int channel, int lane) {
+    const bool leads = channel == 0 && lane == 0;
+    std::vector<void*> scratch(2 * static_cast<size_t>(config_.world_size));
+    for (const auto& step : rank.steps) {
+      if (leads && step->delay_ms != 0) std::this_thread::sleep_for(std::chrono::milliseconds(step->delay_ms));
+      if (leads) begin_operation(*rank.context, step->op.seq, step->op.hash);
+      rank.all.arrive_and_wait();
+      HostExec exec(*rank.context, step->op, *rank.lanes[static_cast<size_t>(channel)], channel, lane, scratch.data());
+      run_lane(exec, step->call, step->kernels, step->plan);
+      rank.all.arrive_and_wait();
+      if (step->op.failed.load(std::memory_order_acquire)) {
+        if (leads) fail(rank, step->op);
+        return;
+      }
+      if (!leads) continue;
+      ++rank.outcome.num_completed;
+      std::atomic_ref<uint64_t>(rank.context->control(rank.context->rank).header.completed)
+          .store(step->op.seq, std::memory_order_release);
+    }
+  }
+
+  void fail(Rank& rank, const HostOp& op) const {
+    rank.outcome.failure = op.failure;
+    if (!config_.failure_tells_peers) return;
+    AbortReason reason;
+    reason.code = op.failure.code;
+    reason.reporter = static_cast<uint16_t>(op.failure.reporter);
+    reason.culprit = static_cast<uint16_t>(op.failure.culprit);
+    reason.detail = static_cast<uint8_t>(op.failure.detail);
+    reason.seq = static_cast<uint32_t>(op.seq);
+    broadcast_abort(*rank.context, reason);
+  }
+
+  const GroupConfig config_;
+  std::vector<std::unique_ptr<HostContext>> contexts_;
+  uint64_t seq_ = 0;
+};
+
+}  // namespace dcomm::checks

@@ -1,0 +1,165 @@
+// The verifier must be able to fail: each check here breaks a record or a placement and expects the report.
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "verifier.h"
+
+namespace dcomm::checks {
+namespace {
+
+Scenario scenario_of(Algo algo, PlacementKind kind, int world_size, int depth) {
+  Scenario scenario;
+  scenario.placement = {kind, world_size, depth};
+  scenario.slot_count = 32;  // 3 or 4 turns
+  scenario.operations.assign(4, {Collective::kAllReduce, algo, 100 * static_cast<size_t>(world_size), 0});
+  return scenario;
+}
+
+Scenario broadcasts(PlacementKind kind, int world_size) {
+  Scenario scenario;
+  scenario.placement = {kind, world_size, 2};
+  scenario.fifo_slot_count = 32;
+  scenario.operations.assign(3, {Collective::kBroadcast, Algo::kFlat, 100, 1});
+  return scenario;
+}
+
+std::string verify_all_orders(const Scenario& scenario, const Record& programs) {
+  for (const auto kind : {Order::kRoundRobin, Order::kAscending, Order::kStarve}) {
+    const std::string problem = verify(scenario, programs, {kind, 1});
+    if (!problem.empty()) return problem;
+  }
+  return "";
+}
+
+/// `spoil` changes rank 1's programs; the report must then hold `wanted`, and be empty without.
+void expect_report(const Scenario& scenario, const char* wanted, const std::function<void(Program&)>& spoil) {
+  Record programs = record(scenario);
+  EXPECT_EQ(verify_all_orders(scenario, programs), std::string());
+  for (auto& operation : programs[0]) spoil(operation[1]);
+  const std::string problem = verify_all_orders(scenario, programs);
+  EXPECT_MSG(problem.find(wanted) != std::string::npos, "wanted '" + std::string(wanted) + "', got '" + problem + "'");
+}
+
+void erase_events(Program& program, const std::function<bool(const Event&)>& which) {
+  auto& events = program.events;
+  events.erase(std::remove_if(events.begin(), events.end(), which), events.end());
+}
+
+auto kind_is(EventKind kind) {
+  return [kind](const Event& event) { return event.kind == kind; };
+}
+
+}  // namespace
+
+CHECK_CASE(verifier_reports_wrong_chunk) {
+  const Scenario ring = scenario_of(Algo::kRing, PlacementKind::kBounce, 4, 2);
+  expect_report(ring, "the slot holds", [](Program& program) {
+    for (Event& event : program.events) {
+      if (event.kind == EventKind::kAccumulate) event.range.offset += 16;
+    }
+  });
+  // All ranks agree on the wrong chunk: every message fits, the order of summation does not.
+  Record programs = record(ring);
+  for (auto& operation : programs[0]) {
+    for (Program& program : operation) {
+      for (Event& event : program.events) {
+        if (event.range.count != 0) event.range.offset = (event.range.offset + 112) % 448;  // chunks of 112
+      }
+    }
+  }
+  EXPECT(verify_all_orders(ring, programs).find("not (((") != std::string::npos);
+}
+
+CHECK_CASE(verifier_reports_missing_terms) {
+  const Scenario two_shot = scenario_of(Algo::kTwoShot, PlacementKind::kBounce, 5, 2);
+  expect_report(two_shot, "not (((0+1)+(2+3))+4)", [](Program& program) {
+    for (SlotRef& slot : program.operands) {
+      if (slot.window == 0) slot.window = 2;  // rank 0's terms are taken to be rank 2's
+    }
+  });
+  expect_report(two_shot, "not stored exactly once", [](Program& program) {
+    const auto decode = std::find_if(program.events.begin(), program.events.end(), kind_is(EventKind::kDecode));
+    program.events.insert(decode, *decode);
+  });
+  expect_report(two_shot, "not stored exactly once", [](Program& program) {
+    program.events.erase(std::find_if(program.events.begin(), program.events.end(), kind_is(EventKind::kDecode)));
+  });
+}
+
+CHECK_CASE(verifier_reports_too_few_slots) {
+  for (const auto kind : {PlacementKind::kBounce, PlacementKind::kPush}) {
+    const Scenario two_shot = scenario_of(Algo::kTwoShot, kind, 3, 1);  // but one turn of look-ahead
+    EXPECT(verify_all_orders(two_shot, record(two_shot)).find("race") != std::string::npos);
+  }
+  const Scenario ring = scenario_of(Algo::kRing, PlacementKind::kPush, 3, 1);  // everyone waits for a credit
+  EXPECT(verify_all_orders(ring, record(ring)).find("deadlock") != std::string::npos);
+}
+
+CHECK_CASE(verifier_reports_missing_credits) {
+  const Scenario ring = scenario_of(Algo::kRing, PlacementKind::kPush, 5, 2);
+  expect_report(ring, "race: write and rank 2's read",
+                [](Program& program) { erase_events(program, kind_is(EventKind::kAcquire)); });
+  expect_report(ring, "deadlock", [](Program& program) { erase_events(program, kind_is(EventKind::kRelease)); });
+  for (const auto kind : {PlacementKind::kBounce, PlacementKind::kPush}) {
+    expect_report(broadcasts(kind, 3), "race: write and",
+                  [](Program& program) { erase_events(program, kind_is(EventKind::kAcquire)); });
+  }
+}
+
+CHECK_CASE(verifier_reports_lost_messages) {
+  const Scenario ring = scenario_of(Algo::kRing, PlacementKind::kBounce, 3, 2);
+  expect_report(ring, "published out of turn", [](Program& program) {
+    program.events.erase(std::find_if(program.events.begin(), program.events.end(), kind_is(EventKind::kPublish)));
+  });
+  Scenario barriers = ring;
+  barriers.operations.assign(1, {});
+  expect_report(barriers, "deadlock", [](Program& program) { erase_events(program, kind_is(EventKind::kPublish)); });
+  expect_report(barriers, "nobody waits for", [](Program& program) {
+    program.events.push_back(program.events[0]);
+    program.events.back().seq = 1;
+  });
+  const Scenario two_shot = scenario_of(Algo::kTwoShot, PlacementKind::kPush, 3, 2);
+  expect_report(two_shot, "race", [](Program& program) {  // reads before it waits
+    const auto reduce =
+        std::find_if(program.events.begin(), program.events.end(), kind_is(EventKind::kReduceCanonical));
+    const auto arrive = std::find_if(program.events.begin(), program.events.end(), kind_is(EventKind::kArrive));
+    std::rotate(arrive, reduce, reduce + 1);
+  });
+}
+
+CHECK_CASE(verifier_reports_single_slot) {
+  for (const auto kind : {PlacementKind::kBounce, PlacementKind::kPush}) {
+    const Scenario scenario = scenario_of(Algo::kTwoShot, kind, 3, 2);
+    Record programs = record(scenario);
+    const auto collapse = [](SlotRef& slot) { slot.index -= slot.index % 2; };
+    for (auto& operation : programs[0]) {
+      for (Program& program : operation) {
+        for (Event& event : program.events) {
+          collapse(event.to);
+          collapse(event.from);
+        }
+        for (SlotRef& slot : program.operands) collapse(slot);
+      }
+    }
+    EXPECT(verify_all_orders(scenario, programs).find("race") != std::string::npos);
+  }
+}
+
+CHECK_CASE(verifier_reports_input_read_after_result) {
+  Program program;
+  Event event;
+  event.range = {16, 16};
+  event.kind = EventKind::kDecode;
+  program.events.push_back(event);
+  event.kind = EventKind::kEncode;
+  event.range = {32, 16};
+  program.events.push_back(event);
+  EXPECT_EQ(detail::check_in_place(program), std::string());
+  program.events.back().range = {24, 16};
+  EXPECT(!detail::check_in_place(program).empty());
+}
+
+}  // namespace dcomm::checks

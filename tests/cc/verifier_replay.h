@@ -1,0 +1,386 @@
+// One thread plays all ranks: replays the recorded programs of one channel and looks for trouble.
+//
+// Slots hold symbols: "the sum ((0+1)+(2+3)) over elements [a, b) of operation k". Every access carries a vector
+// clock that advances with messages only. A message that is waited for passes on what its sender knew when it
+// sent THAT message, though a real flag may show a later one: so two accesses count as ordered only if every
+// possible timing orders them, and one replay speaks for all timings. Replays in several orders still differ in
+// how far ranks run ahead of each other, which the fingerprints depend on.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "exec/record_exec.h"
+#include "protocol/control.h"
+
+namespace dcomm::checks {
+
+/// Sums over ranks as interned trees: equal expressions have equal numbers.
+class Expressions {
+ public:
+  int input(int rank) { return intern(-1, rank); }
+  int add(int a, int b) { return intern(a, b); }
+
+  /// DECISIONS.md 1, literally: [lo, hi) is split at lo + the largest power of two below its length.
+  int tree(const std::vector<int>& terms, size_t lo, size_t hi) {
+    if (hi - lo == 1) return terms[lo];
+    size_t power = 1;
+    while (power * 2 < hi - lo) power *= 2;
+    const int left = tree(terms, lo, lo + power);
+    return add(left, tree(terms, lo + power, hi));
+  }
+
+  std::string text(int expression) const {
+    const auto [a, b] = nodes_[static_cast<size_t>(expression)];
+    return a < 0 ? std::to_string(b) : "(" + text(a) + "+" + text(b) + ")";
+  }
+
+ private:
+  int intern(int a, int b) {
+    const auto [at, is_new] = index_.try_emplace({a, b}, static_cast<int>(nodes_.size()));
+    if (is_new) nodes_.emplace_back(a, b);
+    return at->second;
+  }
+  std::map<std::pair<int, int>, int> index_;
+  std::vector<std::pair<int, int>> nodes_;
+};
+
+/// A part of an operation's result as one rank stored it.
+struct Output {
+  Range range;
+  int expression = -1;
+};
+
+/// Of one operation.
+struct OperationTrace {
+  std::vector<std::vector<Output>> outputs;  // by rank
+  std::vector<size_t> elements_sent;         // by rank
+  int steps = 0;                             // messages in the longest chain, credits not counted
+};
+
+class Replay {
+ public:
+  /// programs[operation][rank], all of one channel; they outlive the Replay.
+  Replay(const Placement& placement, size_t slot_count, size_t fifo_slot_count, Expressions& expressions,
+         const std::vector<std::vector<Program>>& programs, std::vector<OperationTrace>& traces)
+      : placement_(placement),
+        n_(placement.world_size),
+        slot_counts_{slot_count, fifo_slot_count},
+        expressions_(expressions),
+        programs_(programs),
+        traces_(traces),
+        ranks_(static_cast<size_t>(n_)),
+        clocks_(static_cast<size_t>(n_ * n_)),
+        edges_(static_cast<size_t>(n_ * n_ * kNumFlows)),
+        slots_(static_cast<size_t>(n_ * (placement.slots_per_channel() + placement.fifo_slots_per_channel()))) {
+    for (int rank = 0; rank < n_; ++rank) clock(rank)[rank] = 1;
+  }
+
+  enum class Step { kMoved, kBlocked, kDone };
+
+  /// Lets `rank` do its next event, if it need not wait for it.
+  Step step(int rank) {
+    RankState& state = ranks_[static_cast<size_t>(rank)];
+    while (state.operation < programs_.size() && state.next == program(rank).events.size()) {
+      OperationTrace& trace = traces_[state.operation++];
+      trace.steps = std::max(trace.steps, state.level);
+      state.next = 0;
+      state.level = 0;
+    }
+    if (state.operation == programs_.size()) return Step::kDone;
+    const Event& event = program(rank).events[state.next];
+    if (!execute(rank, event)) return Step::kBlocked;
+    ++state.next;
+    return Step::kMoved;
+  }
+
+  int world_size() const { return n_; }
+  /// The first thing found wrong; empty so far.
+  const std::string& report() const { return report_; }
+  bool ok() const { return report_.empty(); }
+
+  /// Nobody can move: says who waits for what.
+  void report_deadlock() {
+    std::ostringstream text;
+    text << "deadlock:";
+    for (int rank = 0; rank < n_; ++rank) {
+      const RankState& state = ranks_[static_cast<size_t>(rank)];
+      if (state.operation < programs_.size()) text << " [" << where(rank) << ']';
+    }
+    fail(text.str());
+  }
+
+  /// At the end: every message was waited for.
+  void check_edges() {
+    for (size_t i = 0; i < edges_.size(); ++i) {
+      const auto flow = static_cast<Flow>(i / static_cast<size_t>(n_) % kNumFlows);
+      if (is_credit(flow) || edges_[i].published == edges_[i].taken) continue;
+      fail("a message that nobody waits for, flow " + std::to_string(static_cast<int>(flow)));
+    }
+  }
+
+ private:
+  struct RankState {
+    size_t operation = 0;
+    size_t next = 0;    // event
+    int level = 0;      // longest chain of messages so far in this operation
+    int snapshot = -1;  // of the clock, shared by publishes without an event in between
+  };
+  struct Pending {
+    int snapshot;
+    int level;
+  };
+  struct EdgeState {
+    uint64_t published = 0;
+    uint64_t taken = 0;
+    std::vector<Pending> pending;  // published and not taken yet, from `head` on
+    size_t head = 0;
+    std::array<size_t, kHashRing> hashes{};  // stand-ins: the operation
+  };
+  struct SlotState {
+    Range range;
+    size_t operation = 0;
+    int expression = -1;
+    int writer = -1;
+    uint32_t write_clock = 0;
+    std::vector<std::pair<int, uint32_t>> reads;  // since the last write: rank, its clock
+  };
+
+  const Program& program(int rank) const {
+    return programs_[ranks_[static_cast<size_t>(rank)].operation][static_cast<size_t>(rank)];
+  }
+  uint32_t* clock(int rank) { return &clocks_[static_cast<size_t>(rank * n_)]; }
+  bool knows(int rank, int other, uint32_t time) { return clock(rank)[other] >= time; }
+  EdgeState& edge(int to, Flow flow, int from) {
+    return edges_[static_cast<size_t>((to * kNumFlows + static_cast<int>(flow)) * n_ + from)];
+  }
+
+  std::string where(int rank) const {
+    const RankState& state = ranks_[static_cast<size_t>(rank)];
+    std::ostringstream text;
+    text << "rank " << rank << " operation " << state.operation << " event " << state.next;
+    if (state.operation < programs_.size() && state.next < program(rank).events.size()) {
+      const Event& event = program(rank).events[state.next];
+      text << ' ' << event_name(event.kind) << " flow " << static_cast<int>(event.flow) << " peer " << event.peer
+           << " seq " << event.seq;
+    }
+    return text.str();
+  }
+
+  void fail(const std::string& what) {
+    if (report_.empty()) report_ = what;
+  }
+  void fail(int rank, const std::string& what) { fail(what + " at " + where(rank)); }
+
+  // ---- Messages ----
+
+  void publish(int rank, Flow flow, int peer, uint64_t seq) {
+    RankState& state = ranks_[static_cast<size_t>(rank)];
+    EdgeState& to = edge(peer, flow, rank);
+    if (to.published != seq) return fail(rank, "published out of turn, expected " + std::to_string(to.published));
+    if (state.snapshot < 0) {
+      state.snapshot = new_snapshot(rank);
+      ++clock(rank)[rank];  // what the rank does from now on is not in the snapshot
+    }
+    ++snapshot_uses_[static_cast<size_t>(state.snapshot)];
+    to.pending.push_back({state.snapshot, is_credit(flow) ? 0 : state.level + 1});
+    to.hashes[static_cast<size_t>(flag_hash_index(flow, seq, n_))] = state.operation;
+    ++to.published;
+  }
+
+  /// False: not there yet.
+  bool take(int rank, Flow flow, int peer, uint64_t seq) {
+    RankState& state = ranks_[static_cast<size_t>(rank)];
+    EdgeState& from = edge(rank, flow, peer);
+    if (from.taken != seq) {
+      fail(rank, "waits out of turn, expected " + std::to_string(from.taken));
+      return true;
+    }
+    if (from.published <= seq) return false;
+    if (!is_credit(flow) && from.hashes[static_cast<size_t>(flag_hash_index(flow, seq, n_))] != state.operation) {
+      fail(rank, "the fingerprint on the flag is another operation's");
+    }
+    const Pending message = from.pending[from.head++];
+    if (from.head == from.pending.size()) {
+      from.pending.clear();
+      from.head = 0;
+    }
+    ++from.taken;
+    drop_shared_snapshot(state);
+    state.level = std::max(state.level, message.level);
+    uint32_t* const mine = clock(rank);
+    const uint32_t* const theirs = &snapshots_[static_cast<size_t>(message.snapshot * n_)];
+    if (mine[peer] < theirs[peer]) {  // else all of it is known already
+      for (int i = 0; i < n_; ++i) mine[i] = std::max(mine[i], theirs[i]);
+    }
+    unuse_snapshot(message.snapshot);
+    return true;
+  }
+
+  int new_snapshot(int rank) {
+    int snapshot = 0;
+    if (free_snapshots_.empty()) {
+      snapshot = static_cast<int>(snapshot_uses_.size());
+      snapshot_uses_.push_back(0);
+      snapshots_.resize(snapshots_.size() + static_cast<size_t>(n_));
+    } else {
+      snapshot = free_snapshots_.back();
+      free_snapshots_.pop_back();
+    }
+    std::copy(clock(rank), clock(rank) + n_, &snapshots_[static_cast<size_t>(snapshot * n_)]);
+    snapshot_uses_[static_cast<size_t>(snapshot)] = 1;
+    return snapshot;
+  }
+  void unuse_snapshot(int snapshot) {
+    if (--snapshot_uses_[static_cast<size_t>(snapshot)] == 0) free_snapshots_.push_back(snapshot);
+  }
+  void drop_shared_snapshot(RankState& state) {
+    if (state.snapshot >= 0) unuse_snapshot(state.snapshot);
+    state.snapshot = -1;
+  }
+
+  // ---- Slots ----
+
+  SlotState* slot(int rank, const SlotRef& ref, Range range) {
+    const int own = placement_.slots_per_channel();
+    const int fifo = placement_.fifo_slots_per_channel();
+    if (ref.window < 0 || ref.window >= n_ || ref.index < 0 || ref.index >= (ref.fifo ? fifo : own)) {
+      fail(rank, "no such slot");
+      return nullptr;
+    }
+    if (range.count > slot_counts_[ref.fifo ? 1 : 0]) fail(rank, "more than a slot holds");
+    return &slots_[static_cast<size_t>(ref.window * (own + fifo) + (ref.fifo ? own : 0) + ref.index)];
+  }
+
+  int read(int rank, const SlotRef& ref, Range range) {
+    SlotState* const from = slot(rank, ref, range);
+    if (from == nullptr) return -1;
+    if (from->writer < 0) {
+      fail(rank, "read of a slot that was never written");
+      return -1;
+    }
+    if (!knows(rank, from->writer, from->write_clock)) {
+      fail(rank, "race: read and rank " + std::to_string(from->writer) + "'s write of a slot");
+    }
+    if (from->operation != ranks_[static_cast<size_t>(rank)].operation || from->range.offset != range.offset ||
+        from->range.count != range.count) {
+      fail(rank, "the slot holds [" + std::to_string(from->range.offset) + ", +" + std::to_string(from->range.count) +
+                     ") of operation " + std::to_string(from->operation) + ", wanted [" + std::to_string(range.offset) +
+                     ", +" + std::to_string(range.count) + ")");
+    }
+    from->reads.emplace_back(rank, clock(rank)[rank]);
+    return from->expression;
+  }
+
+  void write(int rank, const SlotRef& ref, Range range, int expression) {
+    SlotState* const to = slot(rank, ref, range);
+    if (to == nullptr) return;
+    if (to->writer >= 0 && !knows(rank, to->writer, to->write_clock)) {
+      fail(rank, "race: write and rank " + std::to_string(to->writer) + "'s write of a slot");
+    }
+    for (const auto& [reader, time] : to->reads) {
+      if (!knows(rank, reader, time)) {
+        fail(rank, "race: write and rank " + std::to_string(reader) + "'s read of a slot");
+      }
+    }
+    to->range = range;
+    to->operation = ranks_[static_cast<size_t>(rank)].operation;
+    to->expression = expression;
+    to->writer = rank;
+    to->write_clock = clock(rank)[rank];
+    to->reads.clear();
+  }
+
+  void store(int rank, Range range, int expression) {
+    const size_t operation = ranks_[static_cast<size_t>(rank)].operation;
+    traces_[operation].outputs[static_cast<size_t>(rank)].push_back({range, expression});
+  }
+
+  // ---- Events ----
+
+  bool execute(int rank, const Event& event) {
+    switch (event.kind) {
+      case EventKind::kAcquire: {
+        const auto depth = static_cast<uint64_t>(placement_.depth);
+        if (!placement_.needs_credit(event.flow) || event.seq < depth) return true;
+        return take(rank, credit_flow(event.flow), event.peer, event.seq - depth);
+      }
+      case EventKind::kPublish: {
+        const size_t operation = ranks_[static_cast<size_t>(rank)].operation;
+        traces_[operation].elements_sent[static_cast<size_t>(rank)] += event.range.count;
+        publish(rank, event.flow, event.peer, event.seq);
+        return true;
+      }
+      case EventKind::kArrive:
+        return take(rank, event.flow, event.peer, event.seq);
+      case EventKind::kRelease:
+        if (placement_.needs_credit(event.flow)) publish(rank, credit_flow(event.flow), event.peer, event.seq);
+        return true;
+      default:
+        drop_shared_snapshot(ranks_[static_cast<size_t>(rank)]);
+        if (event.range.count != 0) move_data(rank, event);
+        return true;
+    }
+  }
+
+  void move_data(int rank, const Event& event) {
+    const Range range = event.range;
+    switch (event.kind) {
+      case EventKind::kEncode:
+        return write(rank, event.to, range, expressions_.input(rank));
+      case EventKind::kDecode:
+        return store(rank, range, read(rank, event.from, range));
+      case EventKind::kAccumulate:
+      case EventKind::kFinish: {
+        const int sum = expressions_.add(read(rank, event.from, range), expressions_.input(rank));
+        write(rank, event.to, range, sum);
+        if (event.kind == EventKind::kFinish) store(rank, range, sum);
+        return;
+      }
+      case EventKind::kForward: {
+        const int value = read(rank, event.from, range);
+        write(rank, event.to, range, value);
+        return store(rank, range, value);
+      }
+      case EventKind::kReduceCanonical:
+        return reduce_canonical(rank, event);
+      default:
+        return;
+    }
+  }
+
+  void reduce_canonical(int rank, const Event& event) {
+    const SlotRef* const from = &program(rank).operands[event.first_operand];
+    std::vector<int> terms(static_cast<size_t>(n_), expressions_.input(rank));
+    for (int peer = 0; peer < n_; ++peer) {
+      if (peer != rank) terms[static_cast<size_t>(peer)] = read(rank, from[peer], event.range);
+    }
+    const int sum = expressions_.tree(terms, 0, terms.size());
+    for (int peer = 0; peer < n_; ++peer) {
+      if (peer != rank) write(rank, from[n_ + peer], event.range, sum);
+    }
+    store(rank, event.range, sum);
+  }
+
+  const Placement placement_;
+  const int n_;
+  const std::array<size_t, 2> slot_counts_;
+  Expressions& expressions_;
+  const std::vector<std::vector<Program>>& programs_;
+  std::vector<OperationTrace>& traces_;
+  std::vector<RankState> ranks_;
+  std::vector<uint32_t> clocks_;     // rank x rank
+  std::vector<uint32_t> snapshots_;  // pool, world_size clocks each
+  std::vector<int> snapshot_uses_;
+  std::vector<int> free_snapshots_;
+  std::vector<EdgeState> edges_;
+  std::vector<SlotState> slots_;
+  std::string report_;
+};
+
+}  // namespace dcomm::checks

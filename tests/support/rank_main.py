@@ -1,0 +1,42 @@
+"""Body of a rank process: rank_main.py TASK, where TASK is the JSON that rank_processes.py writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+_task: dict[str, Any] = {}
+
+
+def mark(name: str) -> None:
+    """Tells the test that this rank has come to the place called `name`."""
+    Path(_task["folder"], f"{_task['rank']}.mark-{name}").touch()
+
+
+def store_value(value: Any) -> None:
+    """What the worker returns; a worker that ends without returning calls this itself."""
+    path = Path(_task["folder"], f"{_task['rank']}.value")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value))
+    os.replace(partial, path)
+
+
+def main() -> None:
+    sys.modules["rank_main"] = sys.modules["__main__"]  # for the worker's `from rank_main import mark`
+    _task.update(json.loads(sys.argv[1]))
+    spec = importlib.util.spec_from_file_location("rank_worker", _task["script"])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["rank_worker"] = module
+    spec.loader.exec_module(module)
+    value = getattr(module, _task["function"])(_task["rank"], _task["world_size"], **_task["args"])
+    store_value(value)
+
+
+if __name__ == "__main__":
+    main()
