@@ -30,7 +30,7 @@ test: install
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 demo: install
-	$(PY) -m torch.distributed.run --standalone --nproc-per-node 2 examples/train_gpt.py --compare $(DEMO_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc-per-node 2 examples/train_gpt.py --compare $(DEMO_ARGS)
 
 lint:
 	$(BIN)ruff check .

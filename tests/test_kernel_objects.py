@@ -92,6 +92,12 @@ def test_takes_slot_lines_with_write_intent(kernel_object):
     assert "prefetchw" in run("objdump", "-d", str(path))
 
 
+def test_the_installed_core_contracts_nothing():
+    from dcomm import _core
+
+    assert forbidden_instructions(run("objdump", "-d", "--no-show-raw-insn", _core.__file__)) == []
+
+
 def test_a_contracted_build_would_be_caught(tmp_path):
     source = tmp_path / "contracted.cc"
     source.write_text(

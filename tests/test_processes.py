@@ -131,14 +131,17 @@ def test_two_versions_in_one_job(odd_rank: int) -> None:
         assert value["error"] == "VersionMismatchError", value
         assert f"rank {odd_rank} has 9.8.7" in value["text"]
         assert "install the same dcomm for all ranks" in value["text"]
-        assert value["seconds"] < 5  # includes waiting for the last process to start
+        assert value["seconds"] < 2
 
 
 def test_different_world_sizes() -> None:
-    args = [{"my_world_size": 2 if rank == 0 else 3} for rank in range(3)]
-    for value in process_values(3, SCRIPT, "init_and_report", args):
+    args = [{"my_world_size": 2 if rank == 0 else 3, "timeout": 3.0} for rank in range(3)]
+    values = process_values(3, SCRIPT, "init_and_report", args)
+    for value in values[:2]:
         assert value["error"] == "ValueError", value
-        assert "world_size differs: rank 0 has 2" in value["text"]
+        assert "world_size differs: rank 0 has 2, rank 1 has 3" in value["text"]
+    # Two ranks are all that rank 0 waits for, so the third may find that it has raised and gone.
+    assert values[2]["error"] in ("ValueError", "CollectiveTimeoutError"), values[2]
 
 
 def test_a_rank_that_never_comes_is_named() -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,16 @@ _task: dict[str, Any] = {}
 def mark(name: str) -> None:
     """Tells the test that this rank has come to the place called `name`."""
     Path(_task["folder"], f"{_task['rank']}.mark-{name}").touch()
+
+
+def wait_for_all() -> None:
+    """Returns when all rank processes have come here: from then on they are milliseconds apart, not process starts."""
+    mark("here")
+    paths = [Path(_task["folder"], f"{rank}.mark-here") for rank in range(_task["world_size"])]
+    deadline = time.monotonic() + 40
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < deadline, "not all rank processes have started"
+        time.sleep(0.002)
 
 
 def store_value(value: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rank_main import wait_for_all
 
 import dcomm
 
@@ -86,6 +87,7 @@ def by_store(rank: int, world_size: int, kind: str, folder: str, port: int = 0) 
 
 def init_and_report(rank: int, world_size: int, **kwargs: Any) -> dict[str, Any]:
     """init() and its error, if any; `my_rank` and `my_world_size` override."""
+    wait_for_all()
     start = time.monotonic()
     my_rank, my_size = kwargs.pop("my_rank", rank), kwargs.pop("my_world_size", world_size)
     time.sleep(kwargs.pop("delay", 0.0))
