@@ -133,7 +133,9 @@ def test_random_disagreements_are_never_silent() -> None:
 @pytest.mark.parametrize("algo", ["two_shot", "ring"])
 @pytest.mark.parametrize(("world_size", "late"), [(2, 0), (2, 1), (4, 1), (4, 2), (5, 0)])
 def test_timeout_names_the_rank_behind(world_size: int, late: int, algo: str) -> None:
+    """First to give up is a rank that, in a ring, has heard from its neighbour: the rank behind is farther away."""
     timeout = 0.3
+    first = (late - 1) % world_size
 
     def body(comm: dcomm.Communicator) -> tuple[float, str] | None:
         comm.barrier()
@@ -144,7 +146,7 @@ def test_timeout_names_the_rank_behind(world_size: int, late: int, algo: str) ->
             return None
         start = time.monotonic()
         with pytest.raises(dcomm.CollectiveTimeoutError) as caught:
-            comm.all_reduce(f32(100), algo=algo, timeout=timeout)
+            comm.all_reduce(f32(100), algo=algo, timeout=timeout if comm.rank == first else 2 * timeout)
         return time.monotonic() - start, str(caught.value)
 
     results = thread_outcomes(world_size, body, timeout=20)
@@ -172,6 +174,20 @@ def test_slow_is_fine_and_warns_once(capfd: pytest.CaptureFixture[str], monkeypa
     err = capfd.readouterr().err
     assert err.count("dcomm: rank 0 has waited") == 1
     assert "for rank 1; positions: rank 0 in #1, rank 1 finished #0" in err
+
+
+@pytest.mark.parametrize("algo", ["two_shot", "ring"])
+def test_a_peer_that_is_done_may_leave(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others may still wait for each other in the operation that it has completed."""
+    monkeypatch.setenv("DCOMM_WINDOW_BYTES", "65536")  # small windows are made fast
+
+    def body(comm: dcomm.Communicator) -> float:
+        result = float(comm.all_reduce(f32(20_000), algo=algo, timeout=30)[-1])
+        comm.close()
+        return result
+
+    for _ in range(100):
+        assert thread_outcomes(6, body) == [6.0] * 6
 
 
 def test_a_peer_that_closes_is_named() -> None:
