@@ -60,6 +60,7 @@ def test_a_killed_rank_is_named_by_every_survivor() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_many_kills() -> None:
     delays_ms: list[float] = []
     for seed in range(100, 300):
