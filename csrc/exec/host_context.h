@@ -18,7 +18,8 @@ namespace dcomm {
 struct WaitPolicy {
   int64_t spin_ns = 0;       // poll with `pause`; cut short while polling keeps failing, see SpinHistory
   int64_t yield_ns = 0;      // then sched_yield between polls
-  bool strict_wake = false;  // signallers use a full barrier before they look for sleepers (ranks > CPUs)
+  bool strict_wake = false;  // signallers use a full barrier before they look for sleepers
+  bool may_move = false;     // leave a CPU shared with the awaited rank before sleeping (ranks <= CPUs)
 };
 
 /// Whether polling has paid lately. It must outlast a futex wake (27 to 55 us), or one late rank makes both sides sleep
@@ -29,6 +30,7 @@ class SpinHistory {
     const uint32_t failures = load();
     return failures < kPatience || failures % kRetryEvery == 0 ? full_ns : kShortNs < full_ns ? kShortNs : full_ns;
   }
+  bool failing_for_long() const { return load() > 2 * kPatience; }
   void note(bool arrived_while_polling) {
     std::atomic_ref<uint32_t>(failures_).store(arrived_while_polling ? 0 : load() + 1, std::memory_order_relaxed);
   }

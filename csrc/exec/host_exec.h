@@ -202,6 +202,7 @@ class HostExec {
   }
 
   bool wait_slow(Flag& flag, uint64_t target, int peer);
+  void move_away_from(int peer) const;
   bool sleep_on(Flag& flag, uint64_t target, int64_t max_ns);
   bool must_stop(int64_t waited_ns);
   bool headers_differ(int64_t waited_ns);

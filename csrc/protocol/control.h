@@ -89,6 +89,7 @@ struct alignas(kFlagBytes) Header {
   uint64_t seq = 0;                     // the operation begun last; stored (release) after its hash
   uint64_t hashes[kHeaderHashes] = {};  // by seq % kHeaderHashes
   uint64_t completed = 0;               // the operation finished last
+  uint32_t cpu = 0;                     // host: where the operation began; two ranks on one CPU move apart
 };
 static_assert(sizeof(Header) == kFlagBytes);
 
