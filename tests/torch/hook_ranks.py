@@ -34,6 +34,14 @@ def start(rank: int, world_size: int, folder: str) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
 
 
+def stop() -> None:
+    """Leave together. DDP keeps gloo's threads alive beyond destroy_process_group; a tensor that they release while the
+    interpreter exits would abort the process ("terminate called without an active exception", torch 2.13)."""
+    dist.barrier()
+    time.sleep(0.1)
+    dist.destroy_process_group()
+
+
 class Branches(torch.nn.Module):
     """Three layers, and two branches of which a step uses one."""
 
@@ -112,7 +120,7 @@ def compare_one(rank: int, mode: dict[str, Any]) -> dict[str, Any]:
 def compare(rank: int, world_size: int, folder: str, modes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     start(rank, world_size, folder)
     results = {name: compare_one(rank, mode) for name, mode in modes.items()}
-    dist.destroy_process_group()
+    stop()
     return results
 
 
@@ -181,7 +189,7 @@ def overlap(rank: int, world_size: int, folder: str, blocking: bool) -> dict[str
         for delay, found in steps_ms.items():
             state.communicator._core._inject_delay(delay)
             found.append(step())
-    dist.destroy_process_group()
+    stop()
     return {
         "returns_ms": statistics.median(returns_ms),
         "plain_ms": statistics.median(steps_ms[0.0]),
@@ -223,7 +231,7 @@ def on_several_hosts(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         same = same and all(
             torch.equal(a.grad, b.grad) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True)
         )
-    dist.destroy_process_group()
+    stop()
     return {"same": same, "communicator": state.communicator is not None}
 
 
@@ -259,7 +267,7 @@ def chained_collectives(rank: int, world_size: int, folder: str) -> dict[str, fl
     for _ in range(5):
         ddp.zero_grad()
         ddp(torch.full((1, 5), float(rank))).sum().backward()
-    dist.destroy_process_group()
+    stop()
     return {"depth": float(x[0]), "gradient": float(ddp.module.weight.grad[0, 0])}
 
 
