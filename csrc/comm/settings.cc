@@ -65,9 +65,9 @@ WindowLayout Settings::layout(int world_size) const {
 }
 
 WaitPolicy Settings::wait_policy(bool background) const {
-  if (background) return {2'000, 20'000, true, false};
-  if (oversubscribed) return {1'000, 20'000, true, false};
-  return {100'000, 0, true, true};
+  if (background) return {2'000, 20'000, false};
+  if (oversubscribed) return {1'000, 20'000, false};
+  return {100'000, 0, true};
 }
 
 Algo select_algo(const Settings& settings, Algo requested, uint64_t /*nbytes*/, int /*world_size*/) {

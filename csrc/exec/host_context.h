@@ -16,13 +16,12 @@ namespace dcomm {
 
 /// How a wait passes the time: poll, then offer the core, then sleep on the flag's futex.
 struct WaitPolicy {
-  int64_t spin_ns = 0;       // poll with `pause`; cut short while polling keeps failing, see SpinHistory
-  int64_t yield_ns = 0;      // then sched_yield between polls
-  bool strict_wake = false;  // signallers use a full barrier before they look for sleepers
-  bool may_move = false;     // leave a CPU shared with the awaited rank before sleeping (ranks <= CPUs)
+  int64_t spin_ns = 0;    // poll with `pause`; cut short while polling keeps failing, see SpinHistory
+  int64_t yield_ns = 0;   // then sched_yield between polls
+  bool may_move = false;  // leave a CPU shared with the awaited rank before sleeping (ranks <= CPUs)
 };
 
-/// Whether polling has paid lately. It must outlast a futex wake (27 to 55 us), or one late rank makes both sides sleep
+/// Whether polling has paid lately. It must outlast a futex wake, or one late rank makes both sides sleep
 /// in every wait from then on; but on a busy machine a spinner uses up the time slice that its peer needs.
 class SpinHistory {
  public:

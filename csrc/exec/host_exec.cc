@@ -185,8 +185,8 @@ bool HostExec::sleep_on(Flag& flag, uint64_t target, int64_t max_ns) {
 }
 
 /// Two ranks that wake each other in turn on one CPU are never runnable at the same time, so the kernel sees no load to
-/// balance and leaves them there, at some 30 us a message, beside an idle CPU. One leaves, the higher rank first: its
-/// affinity excludes this CPU for a moment, and is then what it was.
+/// balance and leaves them there, at two context switches a message, beside an idle CPU. One leaves, the higher rank
+/// first: its affinity excludes this CPU for a moment, and is then what it was.
 void HostExec::move_away_from(int peer) const {
   const int cpu = sched_getcpu();
   Header& header = context_.control(peer).header;

@@ -159,13 +159,8 @@ class HostExec {
     std::atomic_ref<uint64_t>(flag.hash[flag_hash_index(flow, seq, world_size())])
         .store(op_.hash, std::memory_order_relaxed);
     std::atomic_ref<uint64_t> value(flag.value);
-    if (DCOMM_UNLIKELY(op_.policy.strict_wake)) {
-      value.exchange(seq + 1, std::memory_order_seq_cst);
-    } else {
-      value.store(seq + 1, mutated(Mutation::kRelaxedPublish) ? std::memory_order_relaxed : std::memory_order_release);
-    }
-    // Without the full barrier a sleeper can be overlooked only if its own re-check and the kernel's
-    // comparison both beat our store buffer; it then sleeps for its slice (10 ms), not for ever.
+    // Releases the slot; and an exchange, not a store, because the look for sleepers must not overtake it (sleep_on).
+    value.exchange(seq + 1, mutated(Mutation::kRelaxedPublish) ? std::memory_order_relaxed : std::memory_order_seq_cst);
     if (DCOMM_UNLIKELY(std::atomic_ref<uint32_t>(flag.sleepers).load(std::memory_order_seq_cst) != 0)) wake(flag);
   }
 

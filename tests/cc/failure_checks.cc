@@ -85,7 +85,7 @@ std::string name_of(Kind kind, const GroupConfig& config, int rank) {
 
 CHECK_CASE(failure_abort_ends_every_wait) {
   Random random(21);
-  const WaitPolicy policies[] = {{0, 0, true, false}, {0, 0, false}, {1'000'000'000, 0, false}, {0, 50'000, true}};
+  const WaitPolicy policies[] = {{0, 0, false}, {1'000'000'000, 0, false}, {0, 50'000, true}};
   size_t next_policy = 0;
   for (const auto placement : {PlacementKind::kBounce, PlacementKind::kPush}) {
     for (const Kind kind : kKinds) {
@@ -136,7 +136,7 @@ CHECK_CASE(failure_peer_exit_ends_every_wait) {
     for (const Kind kind : kKinds) {
       GroupConfig config = group(4, placement);
       config.failure_tells_peers = false;  // each finds out by itself
-      config.policy = {0, 0, true, false};
+      config.policy = {0, 0, false};
       Workload workload(4);
       add(workload, random, kind, 4);
       Calls calls = workload.calls();

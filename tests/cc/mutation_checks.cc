@@ -82,7 +82,7 @@ CHECK_CASE(protocol_two_slots) {
 CHECK_CASE(protocol_release_store) {
   for (const Algo algo : {Algo::kRing, Algo::kTwoShot}) {
     GroupConfig config = group(2, PlacementKind::kBounce, 1);
-    config.policy = {0, 1'000'000'000, false, false};
+    config.policy = {0, 1'000'000'000, false};
     expect_all_reduces(config, algo);
   }
 }
