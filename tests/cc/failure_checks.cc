@@ -1,6 +1,7 @@
 // Every wait ends, and says why: by abort, by a peer's exit, by its deadline, by disagreement, by an interrupt.
 #include <atomic>
 #include <chrono>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
@@ -90,7 +91,7 @@ CHECK_CASE(failure_abort_ends_every_wait) {
   for (const auto placement : {PlacementKind::kBounce, PlacementKind::kPush}) {
     for (const Kind kind : kKinds) {
       GroupConfig config = group(4, placement);
-      config.policy = policies[next_policy++ % 4];
+      config.policy = policies[next_policy++ % std::size(policies)];
       Workload workload(4);
       add(workload, random, kind, 4);
       Calls calls = workload.calls();
