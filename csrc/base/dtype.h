@@ -9,31 +9,95 @@
 
 namespace dcomm {
 
-enum class DType : uint8_t { kF32 = 0, kF16 = 1, kBF16 = 2, kF64 = 3, kI32 = 4, kI64 = 5 };
-inline constexpr int kNumDTypes = 6;
+enum class DType : uint8_t {
+  kF32 = 0,
+  kF16 = 1,
+  kBF16 = 2,
+  kF64 = 3,
+  kI32 = 4,
+  kI64 = 5,
+  kI8 = 6,
+  kU8 = 7,
+  kBool = 8,
+  kC64 = 9,
+  kC128 = 10,
+};
+inline constexpr int kNumDTypes = 11;
 
-enum class ReduceOp : uint8_t { kSum = 0, kAvg = 1 };
-inline constexpr int kNumReduceOps = 2;
+enum class ReduceOp : uint8_t {
+  kSum = 0,
+  kAvg = 1,
+  kProd = 2,
+  kMin = 3,
+  kMax = 4,
+  kBand = 5,
+  kBor = 6,
+  kBxor = 7,
+  kPremulSum = 8,
+};
+inline constexpr int kNumReduceOps = 9;
 
 /// Size of one element in bytes.
 DCOMM_HOST_DEVICE constexpr size_t dtype_bytes(DType dtype) {
   switch (dtype) {
+    case DType::kI8:
+    case DType::kU8:
+    case DType::kBool:
+      return 1;
     case DType::kF16:
     case DType::kBF16:
       return 2;
-    case DType::kF64:
-    case DType::kI64:
-      return 8;
     case DType::kF32:
     case DType::kI32:
       return 4;
+    case DType::kF64:
+    case DType::kI64:
+    case DType::kC64:
+      return 8;
+    case DType::kC128:
+      return 16;
   }
   return 0;
 }
 
-DCOMM_HOST_DEVICE constexpr bool is_integer(DType dtype) { return dtype == DType::kI32 || dtype == DType::kI64; }
+/// bool is none: its sum does not count.
+DCOMM_HOST_DEVICE constexpr bool is_integer(DType dtype) {
+  return dtype == DType::kI8 || dtype == DType::kU8 || dtype == DType::kI32 || dtype == DType::kI64;
+}
 
 DCOMM_HOST_DEVICE constexpr bool is_half(DType dtype) { return dtype == DType::kF16 || dtype == DType::kBF16; }
+
+DCOMM_HOST_DEVICE constexpr bool is_floating(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kF64 || is_half(dtype);
+}
+
+DCOMM_HOST_DEVICE constexpr bool is_complex(DType dtype) { return dtype == DType::kC64 || dtype == DType::kC128; }
+
+/// What a complex element is a pair of; any other type is its own component.
+DCOMM_HOST_DEVICE constexpr DType component_of(DType dtype) {
+  return dtype == DType::kC64 ? DType::kF32 : dtype == DType::kC128 ? DType::kF64 : dtype;
+}
+
+/// Whether `op` can reduce elements of `dtype`.
+DCOMM_HOST_DEVICE constexpr bool is_defined(ReduceOp op, DType dtype) {
+  switch (op) {
+    case ReduceOp::kSum:
+      return true;
+    case ReduceOp::kAvg:
+      return is_floating(dtype) || is_complex(dtype);
+    case ReduceOp::kProd:
+    case ReduceOp::kMin:
+    case ReduceOp::kMax:
+      return !is_complex(dtype);
+    case ReduceOp::kBand:
+    case ReduceOp::kBor:
+    case ReduceOp::kBxor:
+      return is_integer(dtype) || dtype == DType::kBool;
+    case ReduceOp::kPremulSum:
+      return is_floating(dtype);
+  }
+  return false;
+}
 
 constexpr const char* dtype_name(DType dtype) {
   switch (dtype) {
@@ -49,10 +113,42 @@ constexpr const char* dtype_name(DType dtype) {
       return "int32";
     case DType::kI64:
       return "int64";
+    case DType::kI8:
+      return "int8";
+    case DType::kU8:
+      return "uint8";
+    case DType::kBool:
+      return "bool";
+    case DType::kC64:
+      return "complex64";
+    case DType::kC128:
+      return "complex128";
   }
   return "unknown";
 }
 
-constexpr const char* reduce_op_name(ReduceOp op) { return op == ReduceOp::kSum ? "sum" : "avg"; }
+constexpr const char* reduce_op_name(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::kSum:
+      return "sum";
+    case ReduceOp::kAvg:
+      return "avg";
+    case ReduceOp::kProd:
+      return "prod";
+    case ReduceOp::kMin:
+      return "min";
+    case ReduceOp::kMax:
+      return "max";
+    case ReduceOp::kBand:
+      return "band";
+    case ReduceOp::kBor:
+      return "bor";
+    case ReduceOp::kBxor:
+      return "bxor";
+    case ReduceOp::kPremulSum:
+      return "premul_sum";
+  }
+  return "unknown";
+}
 
 }  // namespace dcomm

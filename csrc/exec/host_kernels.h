@@ -16,9 +16,16 @@
 
 namespace dcomm {
 
-/// One reduction: inputs in canonical order, summed as a balanced pairwise tree over the index
+/// x / number, or x * number, in float32 (f64: float64), rounded once; 1 leaves x as it is. Integers and bool
+/// ignore it.
+struct Scale {
+  double number = 1.0;
+  bool multiply = false;
+};
+
+/// One reduction: inputs in canonical order, combined as a balanced pairwise tree over the index
 /// ([lo, hi) is split at lo + the largest power of two below its length), in float32 for f32, f16 and
-/// bf16, in float64 for f64, with wrap-around for integers.
+/// bf16, in float64 for f64, with wrap-around for integers. min and max: NaN wins, -0 < +0.
 struct ReduceTile {
   const void* const* inputs = nullptr;  // num_inputs wire pointers; inputs[own_index] is not read
   int num_inputs = 0;
@@ -28,25 +35,27 @@ struct ReduceTile {
   void* const* wire_outputs = nullptr;  // each may be one of `inputs` (reduced in place)
   int num_wire_outputs = 0;
   size_t count = 0;
-  double pre_divisor = 1.0;   // own is divided by it before anything else (float32 / float64 division)
-  double post_divisor = 1.0;  // the sum is divided by it once, at the end
-  bool round_own = false;     // own goes through the wire type before it is summed
-  bool is_final = false;      // the result's NaNs are made canonical (half wires always do so)
+  Scale pre;               // of the own input, before anything else
+  Scale post;              // of the result, once, at the end
+  bool round_own = false;  // own goes through the wire type before it is combined
+  bool is_final = false;   // the result's NaNs are made canonical (half wires always do so)
 };
 
 struct TileFunctions {
-  /// wire[i] = wire_round(user[i] / divisor)
-  void (*encode)(void* wire, const void* user, size_t count, double divisor);
+  /// wire[i] = wire_round(scaled user[i])
+  void (*encode)(void* wire, const void* user, size_t count, Scale scale);
   /// user[i] = wire[i]
   void (*decode)(void* user, const void* wire, size_t count);
-  /// sum -> out (after rounding through the wire type) and every wire output
+  /// result -> out (after rounding through the wire type) and every wire output
   void (*reduce)(const ReduceTile& tile);
 };
 
 struct KernelTable {
   const char* isa;
-  /// nullptr where (dtype, wire) is not one of: equal types, (f32, f16), (f32, bf16).
-  const TileFunctions* (*find)(DType dtype, DType wire);
+  /// nullptr where `op` is not defined for `dtype`, where (dtype, wire) is not one of: equal types, (f32, f16),
+  /// (f32, bf16); and for complex types, which are reduced as twice as many of their components. avg and premul_sum
+  /// are the functions of sum: what they add stands in the Scales.
+  const TileFunctions* (*find)(DType dtype, DType wire, ReduceOp op);
 };
 
 const KernelTable* kernel_table_scalar();

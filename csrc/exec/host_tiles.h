@@ -15,8 +15,8 @@ struct HostKernels {
   std::byte* out = nullptr;
   size_t user_bytes = 0;  // per element
   size_t wire_bytes = 0;  // per element
-  double pre_divisor = 1.0;
-  double post_divisor = 1.0;
+  Scale pre;              // of this rank's own elements
+  Scale post;             // of the result
 
   const std::byte* source(size_t element) const { return in + element * user_bytes; }
   std::byte* target(size_t element) const { return out + element * user_bytes; }
@@ -24,7 +24,7 @@ struct HostKernels {
   template <class Exec>
   void encode(Exec& exec, std::byte* slot, Range range) const {
     exec.for_each_pack(range.count, [&](size_t first, size_t n) {
-      functions->encode(slot + first * wire_bytes, source(range.offset + first), n, pre_divisor);
+      functions->encode(slot + first * wire_bytes, source(range.offset + first), n, pre);
     });
   }
 
@@ -75,8 +75,8 @@ struct HostKernels {
       tile.wire_outputs = outputs;
       tile.num_wire_outputs = num_outputs;
       tile.count = n;
-      tile.pre_divisor = pre_divisor;
-      tile.post_divisor = post_divisor;
+      tile.pre = pre;
+      tile.post = post;
       tile.round_own = true;  // whoever owns the chunk, the element's terms are the same
       tile.is_final = true;
       functions->reduce(tile);
@@ -99,8 +99,8 @@ struct HostKernels {
       tile.wire_outputs = outputs;
       tile.num_wire_outputs = 1;
       tile.count = n;
-      tile.pre_divisor = pre_divisor;
-      tile.post_divisor = is_final ? post_divisor : 1.0;
+      tile.pre = pre;
+      tile.post = is_final ? post : Scale{};
       tile.is_final = is_final;
       functions->reduce(tile);
     });

@@ -10,7 +10,9 @@ namespace dcomm {
 
 HostKernels bind_kernels(const CollectiveCall& call, int world_size, const KernelTable& table) {
   HostKernels kernels;
-  kernels.functions = table.find(call.dtype, call.wire);
+  DCOMM_CHECK(is_defined(call.op, call.dtype), ErrorCode::kInvalidArgument, "op='", reduce_op_name(call.op),
+              "' is not defined for ", dtype_name(call.dtype), " arrays");
+  kernels.functions = table.find(call.dtype, call.wire, call.op);
   DCOMM_CHECK(kernels.functions != nullptr, ErrorCode::kInvalidArgument, "wire_dtype ", dtype_name(call.wire),
               " is not available for ", dtype_name(call.dtype),
               " arrays; use None, or float16 / bfloat16 with a float32 array");
@@ -20,7 +22,7 @@ HostKernels bind_kernels(const CollectiveCall& call, int world_size, const Kerne
   kernels.wire_bytes = dtype_bytes(call.wire);
   if (call.collective == Collective::kAllReduce && call.op == ReduceOp::kAvg) {
     const bool divide_first = divides_terms(call.dtype, call.wire, call.algo == Algo::kRing);
-    (divide_first ? kernels.pre_divisor : kernels.post_divisor) = static_cast<double>(world_size);
+    (divide_first ? kernels.pre : kernels.post).number = static_cast<double>(world_size);
   }
   return kernels;
 }

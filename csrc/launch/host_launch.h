@@ -22,7 +22,7 @@ struct CollectiveCall {
   size_t count = 0;
 };
 
-/// Divisors, element sizes and tile functions of `call`. Throws kInvalidArgument where (dtype, wire) has none.
+/// Scales, element sizes and tile functions of `call`. Throws kInvalidArgument where (dtype, wire, op) has none.
 HostKernels bind_kernels(const CollectiveCall& call, int world_size, const KernelTable& table);
 
 /// How `call` is cut for this window layout.

@@ -111,14 +111,14 @@ class ReduceCheck {
     tile.wire_outputs = outputs.data();
     tile.num_wire_outputs = static_cast<int>(outputs.size());
     tile.count = count;
-    tile.pre_divisor = flags.pre;
-    tile.post_divisor = flags.post;
+    tile.pre = {flags.pre};
+    tile.post = {flags.post};
     tile.round_own = flags.round_own;
     tile.is_final = flags.is_final;
     const bool any_nan = !flags.is_final && !is_half(Wire::kDType) && num_inputs > 1;
     for (const KernelTable* table : tables_) {
       fill_again(num_inputs, count, own);
-      table->find(User::kDType, Wire::kDType)->reduce(tile);
+      table->find(User::kDType, Wire::kDType, ReduceOp::kSum)->reduce(tile);
       bool good = out == nullptr || matches<User>(out, expected.user, any_nan);
       for (void* output : outputs) {
         good = good && matches<Wire>(output, expected.wire, any_nan);

@@ -2,6 +2,9 @@
 // gcc instruments neither fixed-size memcpy nor masked vector stores, so that races on slots would go unseen.
 #pragma once
 
+#include <cstddef>
+#include <utility>
+
 #include "base/dtype.h"
 #include "exec/host_kernels.h"
 
@@ -14,11 +17,11 @@ namespace dcomm::checks {
 
 #if defined(__SANITIZE_THREAD__)
 
-template <DType kDType, DType kWire>
+template <DType kDType, DType kWire, ReduceOp kOp>
 struct VisibleTile {
-  static const TileFunctions& real() {
-    static const TileFunctions* const functions = select_kernel_table(nullptr)->find(kDType, kWire);
-    return *functions;
+  static const TileFunctions* real() {
+    static const TileFunctions* const functions = select_kernel_table(nullptr)->find(kDType, kWire, kOp);
+    return functions;
   }
   static void reads(const void* begin, size_t count, DType dtype) {
     if (count != 0) __tsan_read_range(const_cast<void*>(begin), count * dtype_bytes(dtype));
@@ -27,15 +30,15 @@ struct VisibleTile {
     if (count != 0) __tsan_write_range(begin, count * dtype_bytes(dtype));
   }
 
-  static void encode(void* wire, const void* user, size_t count, double divisor) {
+  static void encode(void* wire, const void* user, size_t count, Scale scale) {
     reads(user, count, kDType);
     writes(wire, count, kWire);
-    real().encode(wire, user, count, divisor);
+    real()->encode(wire, user, count, scale);
   }
   static void decode(void* user, const void* wire, size_t count) {
     reads(wire, count, kWire);
     writes(user, count, kDType);
-    real().decode(user, wire, count);
+    real()->decode(user, wire, count);
   }
   static void reduce(const ReduceTile& tile) {
     for (int i = 0; i < tile.num_inputs; ++i) {
@@ -44,34 +47,35 @@ struct VisibleTile {
     reads(tile.own, tile.count, kDType);
     for (int i = 0; i < tile.num_wire_outputs; ++i) writes(tile.wire_outputs[i], tile.count, kWire);
     if (tile.out != nullptr) writes(tile.out, tile.count, kDType);
-    real().reduce(tile);
+    real()->reduce(tile);
   }
 
   static constexpr TileFunctions kFunctions{&encode, &decode, &reduce};
+
+  static const TileFunctions* functions() { return real() == nullptr ? nullptr : &kFunctions; }
 };
 
+/// Every (dtype, wire, op), so that this header knows nothing of which of them exist.
+inline constexpr size_t kNumVisible = size_t{kNumDTypes} * kNumDTypes * kNumReduceOps;
+
+constexpr size_t visible_index(DType dtype, DType wire, ReduceOp op) {
+  return (static_cast<size_t>(dtype) * kNumDTypes + static_cast<size_t>(wire)) * kNumReduceOps +
+         static_cast<size_t>(op);
+}
+
+template <size_t... kIndices>
+const TileFunctions* find_visible(size_t index, std::index_sequence<kIndices...>) {
+  using Find = const TileFunctions* (*)();
+  static constexpr Find kFind[] = {&VisibleTile<static_cast<DType>(kIndices / kNumReduceOps / kNumDTypes),
+                                                static_cast<DType>(kIndices / kNumReduceOps % kNumDTypes),
+                                                static_cast<ReduceOp>(kIndices % kNumReduceOps)>::functions...};
+  return kFind[index]();
+}
+
 inline const KernelTable& thread_kernels() {
-  static constexpr KernelTable kTable{"visible", [](DType dtype, DType wire) -> const TileFunctions* {
-                                        if (dtype == DType::kF32 && wire == DType::kF16)
-                                          return &VisibleTile<DType::kF32, DType::kF16>::kFunctions;
-                                        if (dtype == DType::kF32 && wire == DType::kBF16)
-                                          return &VisibleTile<DType::kF32, DType::kBF16>::kFunctions;
-                                        if (dtype != wire) return nullptr;
-                                        switch (dtype) {
-                                          case DType::kF32:
-                                            return &VisibleTile<DType::kF32, DType::kF32>::kFunctions;
-                                          case DType::kF16:
-                                            return &VisibleTile<DType::kF16, DType::kF16>::kFunctions;
-                                          case DType::kBF16:
-                                            return &VisibleTile<DType::kBF16, DType::kBF16>::kFunctions;
-                                          case DType::kF64:
-                                            return &VisibleTile<DType::kF64, DType::kF64>::kFunctions;
-                                          case DType::kI32:
-                                            return &VisibleTile<DType::kI32, DType::kI32>::kFunctions;
-                                          case DType::kI64:
-                                            return &VisibleTile<DType::kI64, DType::kI64>::kFunctions;
-                                        }
-                                        return nullptr;
+  static constexpr KernelTable kTable{"visible", [](DType dtype, DType wire, ReduceOp op) {
+                                        return find_visible(visible_index(dtype, wire, op),
+                                                            std::make_index_sequence<kNumVisible>());
                                       }};
   return kTable;
 }

@@ -93,7 +93,10 @@ inline Bytes random_array(Random& random, DType dtype, size_t count) {
       case DType::kBF16: {
         const float value = round_to_half(static_cast<float>(detail::random_number(random)), dtype);
         detail::put(array, i, half_bits(value, dtype));
+        break;
       }
+      default:
+        break;
     }
   }
   return array;
