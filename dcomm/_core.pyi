@@ -39,9 +39,10 @@ class Communicator:
     def slot_bytes(self) -> int: ...
     @property
     def pids(self) -> list[int]: ...
-    def stats(self) -> dict[str, int]: ...
-    def all_reduce(
+    def stats(self) -> dict[str, Any]: ...
+    def collective(
         self,
+        kind: int,
         source: int,
         target: int,
         count: int,
@@ -49,11 +50,16 @@ class Communicator:
         wire: int,
         op: int,
         algo: int,
+        root: int,
+        factor: float,
+        send_lengths: list[int] | None,
+        recv_lengths: list[int] | None,
         timeout_ns: int,
         /,
     ) -> None: ...
-    def all_reduce_async(
+    def collective_async(
         self,
+        kind: int,
         source: int,
         target: int,
         count: int,
@@ -61,13 +67,13 @@ class Communicator:
         wire: int,
         op: int,
         algo: int,
+        root: int,
+        factor: float,
+        send_lengths: list[int] | None,
+        recv_lengths: list[int] | None,
         timeout_ns: int,
         /,
     ) -> Work: ...
-    def broadcast(self, data: int, count: int, dtype: int, root: int, timeout_ns: int, /) -> None: ...
-    def broadcast_async(self, data: int, count: int, dtype: int, root: int, timeout_ns: int, /) -> Work: ...
-    def barrier(self, timeout_ns: int, /) -> None: ...
-    def barrier_async(self, timeout_ns: int, /) -> Work: ...
     def all_reduce_cuda(
         self,
         device: int,

@@ -15,7 +15,8 @@ from dcomm.work import Work, to_seconds
 
 # Codes of csrc/base/dtype.h and csrc/protocol/control.h.
 _OPS = {"sum": 0, "avg": 1}
-_ALGOS = {"auto": 0, "ring": 1, "two_shot": 2}
+_ALGOS = {"auto": 0, "ring": 1, "two_shot": 2, "one_shot": 4, "tree": 5}
+_ALL_REDUCE, _BROADCAST, _BARRIER = 1, 2, 3
 
 _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
@@ -72,7 +73,7 @@ class Communicator:
         """True after :meth:`close`."""
         return self._core.closed
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         """Operations and array bytes so far: ``{"num_operations": ..., "num_bytes": ...}``."""
         return self._core.stats()
 
@@ -147,21 +148,11 @@ class Communicator:
         if not (source.contiguous and target.contiguous):
             return self._all_reduce_staged(x, x if out is None else out, op_code, wire, algo_code, async_op, timeout_ns)
         result = x if out is None else out
+        args = self._all_reduce_args(source, target, wire, op_code, algo_code, timeout_ns)
         if async_op:
-            handle = self._core.all_reduce_async(
-                source.address,
-                target.address,
-                source.count,
-                source.dtype,
-                wire,
-                op_code,
-                algo_code,
-                timeout_ns,
-            )
+            handle = self._core.collective_async(*args)
             return self._track(Work(handle, result, (x, out), self.abort))
-        self._core.all_reduce(
-            source.address, target.address, source.count, source.dtype, wire, op_code, algo_code, timeout_ns
-        )
+        self._core.collective(*args)
         return result
 
     def broadcast(
@@ -207,10 +198,11 @@ class Communicator:
                 def finish() -> None:
                     arrays.copy_into(x, staged)
 
-        args = (described.address, described.count, described.dtype, src, timeout_ns)
+        address, count, dtype = described.address, described.count, described.dtype
+        args = (_BROADCAST, address, address, count, dtype, -1, 0, 0, src, 1.0, None, None, timeout_ns)
         if async_op:
-            return self._track(Work(self._core.broadcast_async(*args), x, (x, staged), self.abort, finish))
-        self._core.broadcast(*args)
+            return self._track(Work(self._core.collective_async(*args), x, (x, staged), self.abort, finish))
+        self._core.collective(*args)
         if finish is not None:
             finish()
         return x
@@ -223,9 +215,10 @@ class Communicator:
             timeout: As for :meth:`all_reduce`.
         """
         timeout_ns = _timeout_ns(timeout)
+        args = (_BARRIER, 0, 0, 0, 0, -1, 0, 0, 0, 1.0, None, None, timeout_ns)
         if async_op:
-            return self._track(Work(self._core.barrier_async(timeout_ns), None, (), self.abort))
-        self._core.barrier(timeout_ns)
+            return self._track(Work(self._core.collective_async(*args), None, (), self.abort))
+        self._core.collective(*args)
         self._settle_pending()
         return None
 
@@ -314,6 +307,13 @@ class Communicator:
         if source.address != target.address and abs(source.address - target.address) < nbytes:
             raise ValueError("x and out overlap in part: pass the same array or disjoint ones")
 
+    @staticmethod
+    def _all_reduce_args(
+        source: arrays.View, target: arrays.View, wire: int, op: int, algo: int, timeout_ns: int
+    ) -> tuple[Any, ...]:
+        codes = (source.count, source.dtype, wire, op, algo)
+        return (_ALL_REDUCE, source.address, target.address, *codes, 0, 1.0, None, None, timeout_ns)
+
     def _all_reduce_staged(
         self, x: Any, result: Any, op: int, wire: int, algo: int, async_op: bool, timeout_ns: int
     ) -> Any:
@@ -326,15 +326,15 @@ class Communicator:
         else:
             staged = arrays.contiguous_copy(x)
             source = target = arrays.view(staged)
-        args = (source.address, target.address, source.count, source.dtype, wire, op, algo, timeout_ns)
+        args = self._all_reduce_args(source, target, wire, op, algo, timeout_ns)
 
         def finish() -> None:
             arrays.copy_into(result, staged)
 
         if async_op:
-            handle = self._core.all_reduce_async(*args)
+            handle = self._core.collective_async(*args)
             return self._track(Work(handle, result, (x, result, staged), self.abort, finish))
-        self._core.all_reduce(*args)
+        self._core.collective(*args)
         finish()
         return result
 

@@ -16,6 +16,9 @@ enum class Mutation : int {
   kSingleSlot,          // two-shot uses one slot although it looks one tile ahead
   kTwoShotNoReuseSync,  // two-shot refills a slot before all lanes have read it
   kRelaxedPublish,      // the publishing store is relaxed instead of release
+  kRelaxedArrive,       // the load that waits is relaxed instead of acquire
+  kSinglePacketBuffer,  // packets of consecutive operations share one buffer
+  kStalePacketTag,      // a packet of two operations ago is taken for this one's
   kCount,
 };
 
@@ -39,6 +42,12 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "two_shot_no_reuse_sync";
     case Mutation::kRelaxedPublish:
       return "relaxed_publish";
+    case Mutation::kRelaxedArrive:
+      return "relaxed_arrive";
+    case Mutation::kSinglePacketBuffer:
+      return "single_packet_buffer";
+    case Mutation::kStalePacketTag:
+      return "stale_packet_tag";
     case Mutation::kCount:
       break;
   }

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <sstream>
 
 #include "comm/failure_text.h"
 #include "comm/fork_guard.h"
@@ -46,6 +47,17 @@ const KernelTable* kernel_table_from_environment() {
   }
 }
 
+/// The larger of a call's two arrays, on a rank that has both.
+uint64_t array_bytes(const CollectiveCall& call, int world_size) {
+  uint64_t count = call.count;
+  if (call.lengths != nullptr) {
+    for (const size_t length : call.lengths->send) count += length;
+  } else if (has_blocks(call.collective)) {
+    count *= static_cast<uint64_t>(world_size);
+  }
+  return count * dtype_bytes(call.dtype);
+}
+
 /// One thread at a time inside a communicator.
 class Entry {
  public:
@@ -64,7 +76,7 @@ class Entry {
 Communicator::Communicator(int rank, std::shared_ptr<Windows> windows, const Settings& settings)
     : settings_(settings),
       context_(rank, windows, settings.layout(windows->world_size())),
-      scratch_(2 * static_cast<size_t>(windows->world_size())),
+      scratch_(context_),
       kernel_table_(kernel_table_from_environment()) {
   install_fork_guard();
   fork_generation_ = fork_generation();
@@ -123,7 +135,12 @@ std::shared_ptr<Communicator> Communicator::of_processes(const MeshOptions& opti
 Communicator::~Communicator() { leave(false); }
 
 CommunicatorStats Communicator::stats() const {
-  return {num_operations_.load(std::memory_order_relaxed), num_bytes_.load(std::memory_order_relaxed)};
+  CommunicatorStats stats{num_operations_.load(std::memory_order_relaxed),
+                          num_bytes_.load(std::memory_order_relaxed),
+                          num_sent_bytes_.load(std::memory_order_relaxed),
+                          {}};
+  for (const auto& waited : context_.waited_ns) stats.waited_ns.push_back(waited.load(std::memory_order_relaxed));
+  return stats;
 }
 
 void Communicator::check_usable() const {
@@ -137,14 +154,23 @@ void Communicator::check_usable() const {
 }
 
 void Communicator::complete_call(CollectiveCall& call) const {
-  DCOMM_CHECK(call.root >= 0 && call.root < world_size(), ErrorCode::kInvalidArgument, "src=", call.root,
-              ": expected a rank from 0 to ", world_size() - 1);
-  if (call.collective != Collective::kAllReduce) return;
-  DCOMM_CHECK(!(call.op == ReduceOp::kAvg && is_integer(call.dtype)), ErrorCode::kInvalidArgument,
-              "op='avg' is not defined for ", dtype_name(call.dtype), "; use op='sum' and divide, or a float dtype");
+  DCOMM_CHECK(call.root >= 0 && call.root < world_size(), ErrorCode::kInvalidArgument, "rank ", call.root,
+              " as src or dst: expected a rank from 0 to ", world_size() - 1);
+  if (call.lengths != nullptr) {
+    const auto n = static_cast<size_t>(world_size());
+    DCOMM_CHECK(call.lengths->send.size() == n && call.lengths->recv.size() == n, ErrorCode::kInvalidArgument,
+                "send_counts has ", call.lengths->send.size(), " and recv_counts ", call.lengths->recv.size(),
+                " numbers: expected one for each of ", n, " ranks");
+  }
+  if (!reduces(call.collective)) return;
+  DCOMM_CHECK(is_defined(call.op, call.dtype), ErrorCode::kInvalidArgument, "op='", reduce_op_name(call.op),
+              "' is not defined for ", dtype_name(call.dtype),
+              " arrays: avg needs floats or complex numbers, premul_sum floats, prod, min and max no complex numbers, "
+              "band, bor and bxor integers or bool; convert the array, or use op='sum'");
   DCOMM_CHECK(call.wire == call.dtype || (call.dtype == DType::kF32 && is_half(call.wire)), ErrorCode::kInvalidArgument,
               "wire_dtype=", dtype_name(call.wire), " with a ", dtype_name(call.dtype),
               " array: only float32 arrays can travel as float16 or bfloat16; pass wire_dtype=None");
+  if (call.collective != Collective::kAllReduce) return;
   call.algo = select_algo(settings_, call.algo, call.count * dtype_bytes(call.wire), world_size());
 }
 
@@ -247,24 +273,27 @@ void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, Inter
                            bool background) {
   if (DCOMM_UNLIKELY(test_delay_ns_ > 0)) std::this_thread::sleep_for(std::chrono::nanoseconds(test_delay_ns_));
   num_operations_.store(num_operations_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-  num_bytes_.store(num_bytes_.load(std::memory_order_relaxed) + call.count * dtype_bytes(call.dtype),
+  num_bytes_.store(num_bytes_.load(std::memory_order_relaxed) + array_bytes(call, world_size()),
                    std::memory_order_relaxed);
   if (world_size() == 1) {
-    if (call.in != call.out && call.count != 0) {
-      std::memcpy(call.out, call.in, call.count * dtype_bytes(call.dtype));
-    }
-    return;
+    const FloatEnvironment environment;
+    return run_alone(in_components(call), *kernel_table_);
   }
+  if (call.lengths != nullptr) check_lengths(call, timeout_ns, interrupted, background);
+  execute_one(call, timeout_ns, interrupted, background);
+}
 
+void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,
+                               bool background) {
   current_ = OpRecord{};
   current_.seq = ++seq_;
-  current_.count = call.count;
+  current_.count = call.lengths != nullptr ? 0 : call.count;  // different lengths: checked by check_lengths
   current_.collective = call.collective;
   current_.algo = call.algo;
   current_.dtype = call.dtype;
   current_.wire = call.wire;
   current_.op = call.op;
-  current_.root = call.collective == Collective::kBroadcast ? call.root : -1;
+  current_.root = has_root(call.collective) ? call.root : -1;
 
   HostOp op;
   op.seq = current_.seq;
@@ -283,12 +312,46 @@ void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, Inter
   begin_operation(context_, op.seq, op.hash);
 
   bool finished = false;
+  uint64_t sent_bytes = 0;
   {
     const FloatEnvironment environment;
-    finished = run_single_lane(context_, op, call, *kernel_table_, scratch_.data());
+    if (DCOMM_UNLIKELY(is_complex(call.dtype))) {
+      finished = run_single_lane(context_, op, in_components(call), *kernel_table_, scratch_, &sent_bytes);
+    } else {
+      finished = run_single_lane(context_, op, call, *kernel_table_, scratch_, &sent_bytes);
+    }
   }
+  num_sent_bytes_.store(num_sent_bytes_.load(std::memory_order_relaxed) + sent_bytes, std::memory_order_relaxed);
   if (DCOMM_UNLIKELY(!finished)) break_down(current_, op.failure);
   std::atomic_ref<uint64_t>(page.header.completed).store(op.seq, std::memory_order_release);
+}
+
+/// Every rank tells every other how much it will send, so that a disagreement has both numbers to show.
+void Communicator::check_lengths(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,
+                                 bool background) {
+  const auto n = static_cast<size_t>(world_size());
+  const std::vector<int64_t> promised(call.lengths->send.begin(), call.lengths->send.end());
+  std::vector<int64_t> coming(n);
+  CollectiveCall lengths;
+  lengths.collective = Collective::kAllToAll;
+  lengths.dtype = lengths.wire = DType::kI64;
+  lengths.in = promised.data();
+  lengths.out = coming.data();
+  lengths.count = 1;
+  execute_one(lengths, timeout_ns, interrupted, background);
+  for (size_t peer = 0; peer < n; ++peer) {
+    if (coming[peer] == static_cast<int64_t>(call.lengths->recv[peer])) continue;
+    Failure failure;
+    failure.code = ErrorCode::kMismatch;
+    failure.culprit = static_cast<int>(peer);
+    failure.reporter = rank();
+    std::ostringstream text;
+    text << "all_to_all: rank " << peer << " sends " << coming[peer] << " elements to rank " << rank()
+         << ", which expects " << call.lengths->recv[peer] << ": send_counts[" << rank() << "] on rank " << peer
+         << " must equal recv_counts[" << peer << "] on rank " << rank()
+         << "; compare them and start a new communicator";
+    fail_with(current_, failure, text.str());
+  }
 }
 
 void Communicator::set_broken(ErrorCode code, const std::string& message) {
@@ -303,6 +366,11 @@ void Communicator::break_down(const OpRecord& record, Failure failure) {
   // In a ring everybody waits for a neighbour, who may wait as well: name the rank that holds all of them up.
   if (failure.code == ErrorCode::kTimeout && failure.reporter == rank())
     failure.culprit = rank_behind(context_, failure.culprit);
+  fail_with(record, failure, "");
+}
+
+/// Tells the peers, breaks this communicator and throws. text: empty for the usual one.
+void Communicator::fail_with(const OpRecord& record, const Failure& failure, const std::string& text) {
   AbortReason reason;
   reason.code = failure.code;
   reason.reporter = static_cast<uint16_t>(failure.reporter);
@@ -312,12 +380,12 @@ void Communicator::break_down(const OpRecord& record, Failure failure) {
   if (failure.code == ErrorCode::kInterrupted) reason.code = ErrorCode::kPeerLost;  // what the peers lose is us
   broadcast_abort(context_, reason);
 
-  std::string message;
+  std::string message = text;
   if (failure.code == ErrorCode::kInterrupted) {
     message = "the communicator was aborted by an interrupt (KeyboardInterrupt) on this rank; start a new one";
     set_broken(ErrorCode::kAborted, message);
   } else {
-    message = describe_failure(context_, record, failure, pids_);
+    if (message.empty()) message = describe_failure(context_, record, failure, pids_);
     set_broken(failure.code, message);
   }
   throw Error(failure.code, message);

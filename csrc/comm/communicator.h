@@ -27,7 +27,9 @@ namespace dcomm {
 /// Counts since the communicator was made.
 struct CommunicatorStats {
   uint64_t num_operations = 0;
-  uint64_t num_bytes = 0;  // of the arrays, not of the wire
+  uint64_t num_bytes = 0;          // of the arrays, not of the wire
+  uint64_t num_sent_bytes = 0;     // into slots and packets: on the wire
+  std::vector<int64_t> waited_ns;  // by peer: in waits longer than about 1 us
 };
 
 class Communicator {
@@ -79,9 +81,12 @@ class Communicator {
   void complete_call(CollectiveCall& call) const;
   CudaThreadGroup& cuda_group() const;
   void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
+  void execute_one(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
+  void check_lengths(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void push(const std::shared_ptr<Work>& work);
   void set_broken(ErrorCode code, const std::string& message);
   [[noreturn]] void break_down(const OpRecord& record, Failure failure);
+  [[noreturn]] void fail_with(const OpRecord& record, const Failure& failure, const std::string& text);
   void progress_loop();
   void leave(bool finish_queue);
   static void warn_stalled(void* argument, int peer, int64_t waited_ns);
@@ -89,7 +94,7 @@ class Communicator {
   uint32_t fork_generation_ = 0;
   Settings settings_;
   HostContext context_;
-  std::vector<void*> scratch_;
+  LaneScratch scratch_;
   const KernelTable* kernel_table_;
   std::shared_ptr<CudaThreadGroup> cuda_group_;  // where the ranks are threads
   std::shared_ptr<Mesh> mesh_;
@@ -102,6 +107,7 @@ class Communicator {
   int64_t test_delay_ns_ = 0;
   std::atomic<uint64_t> num_operations_{0};
   std::atomic<uint64_t> num_bytes_{0};
+  std::atomic<uint64_t> num_sent_bytes_{0};
 
   std::atomic<bool> entered_{false};  // a thread is inside run() or enqueue()
   std::atomic<bool> closed_{false};

@@ -13,6 +13,7 @@ namespace dcomm {
 namespace {
 
 constexpr uint64_t kKiB = 1024;
+constexpr uint64_t kPacketBytes = 2048;  // 1536 bytes of data: beyond that the copies cost more than a flag's line
 constexpr uint64_t kDefaultWindowBytes = 8 * kKiB * kKiB;
 
 double read_number(const char* name, double fallback, double least, double most) {
@@ -51,7 +52,11 @@ Settings Settings::from_environment(int world_size) {
   // switch, so they are as large as the window allows.
   const uint64_t share = static_cast<uint64_t>(window) / (2 * static_cast<uint64_t>(world_size));
   settings.slot_bytes = clamp_slot(share, settings.oversubscribed ? 1024 * kKiB : 64 * kKiB);
-  settings.fifo_slot_bytes = settings.slot_bytes < 64 * kKiB ? settings.slot_bytes : 64 * kKiB;
+  // The other pools together stay within another window's worth.
+  const uint64_t side = share / 4;
+  settings.exchange_slot_bytes = clamp_slot(side, settings.oversubscribed ? 256 * kKiB : 64 * kKiB);
+  settings.side_slot_bytes = clamp_slot(side, 64 * kKiB);
+  settings.packet_bytes = kPacketBytes;
   return settings;
 }
 
@@ -59,8 +64,11 @@ WindowLayout Settings::layout(int world_size) const {
   WindowLayout layout;
   layout.placement = {PlacementKind::kBounce, world_size, depth};
   layout.num_channels = 1;
-  layout.slot_bytes = slot_bytes;
-  layout.fifo_slot_bytes = fifo_slot_bytes;
+  const auto set = [&](SlotPool pool, uint64_t bytes) { layout.slot_bytes[static_cast<size_t>(pool)] = bytes; };
+  set(SlotPool::kMain, slot_bytes);
+  set(SlotPool::kExchange, exchange_slot_bytes);
+  for (const SlotPool pool : {SlotPool::kFifo, SlotPool::kPair, SlotPool::kMessage}) set(pool, side_slot_bytes);
+  layout.packet_bytes = packet_bytes;
   return layout;
 }
 
@@ -70,18 +78,18 @@ WaitPolicy Settings::wait_policy(bool background) const {
   return {100'000, 0, true};
 }
 
-Algo select_algo(const Settings& settings, Algo requested, uint64_t /*nbytes*/, int /*world_size*/) {
+Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes, int /*world_size*/) {
   if (requested != Algo::kAuto) return requested;
   if (settings.forced_algo != Algo::kAuto) return settings.forced_algo;
-  // Two steps instead of 2 (n - 1) at the same number of bytes, in canonical order.
-  return Algo::kTwoShot;
+  return nbytes <= 1536 ? Algo::kOneShot : Algo::kTwoShot;
 }
 
 Algo parse_algo(const char* name, const char* what) {
-  for (const Algo algo : {Algo::kAuto, Algo::kRing, Algo::kTwoShot}) {
+  for (const Algo algo : {Algo::kAuto, Algo::kRing, Algo::kTwoShot, Algo::kOneShot, Algo::kTree}) {
     if (std::strcmp(name, algo_name(algo)) == 0) return algo;
   }
-  throw_error(ErrorCode::kInvalidArgument, what, "='", name, "': expected 'auto', 'ring' or 'two_shot'");
+  throw_error(ErrorCode::kInvalidArgument, what, "='", name,
+              "': expected 'auto', 'ring', 'two_shot', 'one_shot' or 'tree'");
 }
 
 }  // namespace dcomm

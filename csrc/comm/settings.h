@@ -11,7 +11,9 @@ namespace dcomm {
 
 struct Settings {
   uint64_t slot_bytes = 0;
-  uint64_t fifo_slot_bytes = 0;
+  uint64_t exchange_slot_bytes = 0;
+  uint64_t side_slot_bytes = 0;  // of the fifo, pair and message pools
+  uint64_t packet_bytes = 0;
   int64_t timeout_ns = 300'000'000'000;
   int64_t warn_ns = 60'000'000'000;
   int32_t depth = 2;

@@ -26,7 +26,7 @@ inline constexpr int kCudaDepth = 2;
 
 /// Messages so far, by Counter; one per (local rank, channel), in device memory.
 struct alignas(kFlagBytes) CudaCounters {
-  uint64_t value[4];
+  uint64_t value[kNumGroupCounters];
 };
 
 struct CudaArrays {
@@ -51,7 +51,7 @@ struct CudaJob {
 };
 
 DCOMM_HOST_DEVICE constexpr WindowLayout cuda_window_layout(int world_size, int num_channels, size_t slot_bytes) {
-  return WindowLayout{Placement{PlacementKind::kPush, world_size, kCudaDepth}, num_channels, slot_bytes, 0};
+  return WindowLayout{Placement{PlacementKind::kPush, world_size, kCudaDepth}, num_channels, {slot_bytes}, 0};
 }
 
 /// [code 8 | flow 8 | rank 16 | peer 16 | low bits of the edge's message number 16]

@@ -45,25 +45,21 @@ class SpinHistory {
 };
 
 /// Messages of each flow so far; equal on all ranks between operations.
-struct ChannelCounters {
-  uint64_t two_shot = 0;
-  uint64_t ring = 0;
-  uint64_t barrier = 0;
-  std::vector<uint64_t> fifo;  // by root
+class ChannelCounters {
+ public:
+  explicit ChannelCounters(int world_size)
+      : world_size_(static_cast<size_t>(world_size)),
+        values_(kNumGroupCounters + kNumPeerCounters * static_cast<size_t>(world_size)) {}
 
-  uint64_t& at(Counter counter, int root) {
-    switch (counter) {
-      case Counter::kTwoShot:
-        return two_shot;
-      case Counter::kRing:
-        return ring;
-      case Counter::kBarrier:
-        return barrier;
-      case Counter::kFifo:
-        break;
-    }
-    return fifo[static_cast<size_t>(root)];
+  uint64_t& at(Counter counter, int peer) {
+    const auto number = static_cast<size_t>(counter);
+    if (number < kNumGroupCounters) return values_[number];
+    return values_[kNumGroupCounters + (number - kNumGroupCounters) * world_size_ + static_cast<size_t>(peer)];
   }
+
+ private:
+  size_t world_size_;
+  std::vector<uint64_t> values_;
 };
 
 /// Peers that are gone, as the liveness thread saw it; read by waits that were told to look.
@@ -86,7 +82,8 @@ struct HostContext {
   int world_size = 1;
   WindowLayout layout;
   std::shared_ptr<Windows> windows;
-  std::vector<ChannelCounters> counters;  // by channel
+  std::vector<ChannelCounters> counters;        // by channel
+  std::vector<std::atomic<int64_t>> waited_ns;  // by peer: in waits that outlasted a first look of about 1 us
   std::shared_ptr<PeerExits> exits;
   SpinHistory spin_history;
 
@@ -95,11 +92,14 @@ struct HostContext {
         world_size(layout_.placement.world_size),
         layout(layout_),
         windows(std::move(windows_)),
-        counters(static_cast<size_t>(layout_.num_channels)),
-        exits(std::make_shared<PeerExits>(layout_.placement.world_size)) {
-    for (auto& channel : counters) channel.fifo.resize(static_cast<size_t>(world_size));
-  }
+        counters(static_cast<size_t>(layout_.num_channels), ChannelCounters(layout_.placement.world_size)),
+        waited_ns(static_cast<size_t>(layout_.placement.world_size)),
+        exits(std::make_shared<PeerExits>(layout_.placement.world_size)) {}
 
+  /// The first of the packets that `from` sends to `window`.
+  PacketLine* packets(int window, int channel, int parity, int from) const {
+    return reinterpret_cast<PacketLine*>(windows->at(window) + layout.packet_offset(channel, parity, from));
+  }
   ControlPage& control(int of_rank) const { return *reinterpret_cast<ControlPage*>(windows->at(of_rank)); }
   Flag& flag(int window, int channel, Flow flow, int from) const {
     return *reinterpret_cast<Flag*>(windows->at(window) + layout.flag_offset(channel, flow, from));

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kHeaderCheckNs = 50'000;  // a matching peer answers within this, or is busy elsewhere
 constexpr int64_t kInterruptCheckNs = 50'000'000;
 constexpr int64_t kMaxSleepNs = 10'000'000;
+constexpr int64_t kMaxIdleSleepNs = 200'000;  // what an idle callback looks for rings no bell
 constexpr int kPollsPerClock = 64;
 
 int64_t now_ns() {
@@ -138,10 +139,10 @@ bool HostExec::must_stop(int64_t waited_ns) {
   }
   for (int peer = 0; peer < world_size(); ++peer) {
     const AbortDetail how = context_.exits->get(peer);
-    if (how == AbortDetail::kNone) continue;
+    if (how == AbortDetail::kNone || (op_.only_peer >= 0 && peer != op_.only_peer)) continue;
     const uint64_t completed =
         std::atomic_ref<uint64_t>(context_.control(peer).header.completed).load(std::memory_order_acquire);
-    if (completed >= op_.seq) continue;  // it left after its part in this operation
+    if (op_.only_peer < 0 && completed >= op_.seq) continue;  // it left after its part in this operation
     fail(ErrorCode::kPeerLost, peer, how, rank(), waited_ns);
     return true;
   }
@@ -170,15 +171,14 @@ bool HostExec::headers_differ(int64_t waited_ns) {
 }
 
 /// Sleeps until the flag moves, at most max_ns. The seq_cst pair (sleepers, value) mirrors signal().
-bool HostExec::sleep_on(Flag& flag, uint64_t target, int64_t max_ns) {
-  std::atomic_ref<uint32_t> sleepers(flag.sleepers);
-  std::atomic_ref<uint64_t> value(flag.value);
+bool HostExec::sleep_on(const Awaited& awaited, int64_t max_ns) {
+  std::atomic_ref<uint32_t> sleepers(awaited.bell->sleepers);
   sleepers.fetch_add(1, std::memory_order_seq_cst);
-  const uint64_t seen = value.load(std::memory_order_seq_cst);
-  const bool arrived = seen >= target;
+  const uint64_t seen = std::atomic_ref<uint64_t>(awaited.bell->value).load(std::memory_order_seq_cst);
+  const bool arrived = std::atomic_ref<uint64_t>(*awaited.value).load(std::memory_order_seq_cst) >= awaited.target;
   if (!arrived) {
     const timespec slice{max_ns / 1'000'000'000, max_ns % 1'000'000'000};
-    syscall(SYS_futex, low_word(&flag.value), FUTEX_WAIT, static_cast<uint32_t>(seen), &slice, nullptr, 0);
+    syscall(SYS_futex, low_word(&awaited.bell->value), FUTEX_WAIT, static_cast<uint32_t>(seen), &slice, nullptr, 0);
   }
   sleepers.fetch_sub(1, std::memory_order_seq_cst);
   return arrived;
@@ -201,15 +201,23 @@ void HostExec::move_away_from(int peer) const {
   sched_setaffinity(0, sizeof(allowed), &allowed);
 }
 
-bool HostExec::wait_slow(Flag& flag, uint64_t target, int peer) {
-  std::atomic_ref<uint64_t> value(flag.value);
-  std::atomic_ref<uint32_t> attention(context_.control(rank()).abort.attention);
-  const auto arrived = [&] { return value.load(std::memory_order_acquire) >= target; };
-
+bool HostExec::wait_slow(const Awaited& awaited) {
+  std::atomic_ref<uint64_t> value(*awaited.value);
   for (int poll = 0; poll < kPollsPerClock; ++poll) {
-    if (arrived()) return true;
+    if (value.load(arrive_order()) >= awaited.target) return true;
     cpu_relax();
   }
+  const int64_t start = now_ns();
+  const bool arrived = wait_longer(awaited);
+  context_.waited_ns[static_cast<size_t>(awaited.peer)].fetch_add(now_ns() - start, std::memory_order_relaxed);
+  return arrived;
+}
+
+bool HostExec::wait_longer(const Awaited& awaited) {
+  const int peer = awaited.peer;
+  std::atomic_ref<uint64_t> value(*awaited.value);
+  std::atomic_ref<uint32_t> attention(context_.control(rank()).abort.attention);
+  const auto arrived = [&] { return value.load(arrive_order()) >= awaited.target; };
   const int64_t start = now_ns();
   const int64_t spin_ns = context_.spin_history.budget_ns(op_.policy.spin_ns);
   int64_t next_header_check = kHeaderCheckNs;
@@ -224,7 +232,7 @@ bool HostExec::wait_slow(Flag& flag, uint64_t target, int peer) {
     }
     if (waited >= next_header_check) {
       if (arrived()) return true;
-      if (headers_differ(waited)) return false;
+      if (op_.only_peer < 0 && headers_differ(waited)) return false;
       next_header_check = 2 * waited;
     }
     if (waited >= op_.timeout_ns) {
@@ -241,6 +249,7 @@ bool HostExec::wait_slow(Flag& flag, uint64_t target, int peer) {
         op_.stalled(op_.argument, peer, waited);
       }
     }
+    if (op_.idle != nullptr) op_.idle(op_.argument);
     if (waited < spin_ns) {
       for (int poll = 0; poll < kPollsPerClock; ++poll) {
         if (arrived()) {
@@ -259,7 +268,8 @@ bool HostExec::wait_slow(Flag& flag, uint64_t target, int peer) {
       }
       int64_t slice = kMaxSleepNs;
       if (op_.timeout_ns - waited < slice) slice = op_.timeout_ns - waited;
-      sleep_on(flag, target, slice);
+      if (op_.idle != nullptr && slice > kMaxIdleSleepNs) slice = kMaxIdleSleepNs;
+      sleep_on(awaited, slice);
     }
     if (arrived()) return true;
   }

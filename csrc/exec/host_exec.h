@@ -11,6 +11,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <vector>
 
 #include "base/mutation.h"
 #include "exec/host_context.h"
@@ -44,6 +46,11 @@ struct HostOp {
   InterruptCheck interrupted = nullptr;
   StallWarning stalled = nullptr;
   void* argument = nullptr;
+  /// send and recv: the one rank whose exit ends the operation, and whose header says nothing about it. -1: all ranks
+  /// take part.
+  int only_peer = -1;
+  /// Called again and again while a wait lasts, in the thread that runs the operation; such a wait does not sleep long.
+  void (*idle)(void* argument) = nullptr;
 
   std::atomic<int> failing{0};  // the first lane to set it writes `failure`
   std::atomic<bool> failed{false};
@@ -70,15 +77,34 @@ class LaneBarrier {
   std::atomic<uint64_t> generation_{0};
 };
 
+/// Memory that one lane alone uses while it runs operations.
+struct LaneScratch {
+  explicit LaneScratch(const HostContext& context)
+      : pointers(2 * static_cast<size_t>(context.world_size)),
+        packet_bytes(context.layout.packet_bytes / kLineBytes * kPacketPayloadBytes),
+        packets((static_cast<size_t>(context.world_size) + 1) * packet_bytes) {}
+  std::vector<void*> pointers;
+  size_t packet_bytes;             // payload of one sender's packets of one message
+  std::vector<std::byte> packets;  // by sender; then this rank's own
+};
+
+/// A lane's part of a message that travels in packets: whole lines, the last one perhaps not full.
+struct PacketShare {
+  size_t first_line = 0;
+  size_t num_lines = 0;
+  size_t offset = 0;  // bytes
+  size_t nbytes = 0;
+};
+
 class HostExec {
  public:
-  /// scratch: 2 * world_size pointers that this lane alone uses.
-  HostExec(HostContext& context, HostOp& op, LaneBarrier& lanes, int channel, int lane, void** scratch)
+  HostExec(HostContext& context, HostOp& op, LaneBarrier& lanes, int channel, int lane, LaneScratch& scratch)
       : context_(context), op_(op), lanes_(lanes), channel_(channel), lane_(lane), scratch_(scratch) {}
 
   int rank() const { return context_.rank; }
   int world_size() const { return context_.world_size; }
   int channel() const { return channel_; }
+  const WindowLayout& layout() const { return context_.layout; }
   int lane() const { return lane_; }
   int num_lanes() const { return lanes_.num_lanes(); }
   bool any(bool mine) { return num_lanes() == 1 ? mine : lanes_.any(mine); }
@@ -131,17 +157,61 @@ class HostExec {
     return !any(failed);
   }
 
-  uint64_t load_counter(Counter counter, int root = 0) {
-    return context_.counters[static_cast<size_t>(channel_)].at(counter, root);
+  uint64_t load_counter(Counter counter, int peer = 0) {
+    return context_.counters[static_cast<size_t>(channel_)].at(counter, peer);
   }
-  void store_counter(Counter counter, uint64_t value, int root = 0) {
+  void store_counter(Counter counter, uint64_t value, int peer = 0) {
     sync();  // every lane has read the old value
-    if (lane_ == 0) context_.counters[static_cast<size_t>(channel_)].at(counter, root) = value;
+    if (lane_ == 0) context_.counters[static_cast<size_t>(channel_)].at(counter, peer) = value;
+  }
+
+  // ---- Packets: lines of data that carry their own flags. No slot, no second cache miss. ----
+
+  /// Bytes of one message.
+  size_t packet_capacity() const { return scratch_.packet_bytes; }
+  /// This lane's lines of a message of `nbytes`; an empty message is one empty line.
+  PacketShare packet_share(size_t nbytes) const {
+    const size_t num_lines = nbytes == 0 ? 1 : ceil_div(nbytes, kPacketPayloadBytes);
+    PacketShare share;
+    for_each_pack(num_lines, [&](size_t first, size_t n) {
+      share.first_line = first;
+      share.num_lines = n;
+      share.offset = first * kPacketPayloadBytes;
+      share.nbytes = min_size(n * kPacketPayloadBytes, nbytes - share.offset);
+    });
+    return share;
+  }
+  /// Scratch for packet_capacity() bytes of `rank`; world_size: of this rank before it sends.
+  std::byte* packet_buffer(int rank) const {
+    return scratch_.packets.data() + static_cast<size_t>(rank) * scratch_.packet_bytes;
+  }
+  /// Sends share.nbytes at `data` to every peer. A message's lines are free when all lanes have taken the message
+  /// before it: every peer's message seq - 1 came after it had taken seq - 2, whose lines these are.
+  void put_packets(uint64_t seq, const PacketShare& share, const std::byte* data) {
+    for (int i = 1; i < world_size() && share.num_lines != 0; ++i) {
+      put_lines(rank() + i < world_size() ? rank() + i : rank() + i - world_size(), seq, share, data);
+    }
+  }
+  /// Waits for this lane's lines of `peer`'s message; share.nbytes, or nullptr. Valid until this lane's next take.
+  const std::byte* take_packets(int peer, uint64_t seq, const PacketShare& share) {
+    const PacketLine* const lines = context_.packets(rank(), channel_, packet_parity(seq), peer) + share.first_line;
+    if (share.num_lines == 1) return wait_line(lines[0], seq, peer) ? payload(lines[0]) : nullptr;
+    std::byte* const to = packet_buffer(peer);
+    for (size_t i = 0; i < share.num_lines; ++i) {
+      if (!wait_line(lines[i], seq, peer)) return nullptr;
+      const size_t done = i * kPacketPayloadBytes;
+      if (share.nbytes - done >= kPacketPayloadBytes) {
+        std::memcpy(to + done, lines[i].payload, kPacketPayloadBytes);
+      } else {
+        std::memcpy(to + done, lines[i].payload, share.nbytes - done);
+      }
+    }
+    return to;
   }
 
   /// world_size pointers each; scratch for Kernels.
-  const void** input_pointers() { return const_cast<const void**>(scratch_); }
-  void** output_pointers() { return scratch_ + world_size(); }
+  const void** input_pointers() { return const_cast<const void**>(scratch_.pointers.data()); }
+  void** output_pointers() { return scratch_.pointers.data() + world_size(); }
 
  private:
   std::byte* slot(Flow flow, int from, int to, uint64_t seq) const {
@@ -186,8 +256,8 @@ class HostExec {
   bool wait_flag(Flow flow, uint64_t seq, int peer) {
     Flag& flag = context_.flag(rank(), channel_, flow, peer);
     const uint64_t target = mutated(Mutation::kWaitOldEpoch) ? seq : seq + 1;
-    if (std::atomic_ref<uint64_t>(flag.value).load(std::memory_order_acquire) < target) {
-      if (!wait_slow(flag, target, peer)) return false;
+    if (std::atomic_ref<uint64_t>(flag.value).load(arrive_order()) < target) {
+      if (!wait_slow({&flag.value, &flag, target, peer})) return false;
     }
     if (is_credit(flow)) return true;  // given in an earlier operation, as a rule
     const uint64_t hash =
@@ -196,9 +266,65 @@ class HostExec {
     return fail(ErrorCode::kMismatch, peer, AbortDetail::kNone, rank(), 0);
   }
 
-  bool wait_slow(Flag& flag, uint64_t target, int peer);
+  static std::memory_order arrive_order() {
+    return mutated(Mutation::kRelaxedArrive) ? std::memory_order_relaxed : std::memory_order_acquire;
+  }
+
+  static int packet_parity(uint64_t seq) {
+    return mutated(Mutation::kSinglePacketBuffer) ? 0 : static_cast<int>(seq % 2);
+  }
+  static const std::byte* payload(const PacketLine& line) { return reinterpret_cast<const std::byte*>(line.payload); }
+
+  void put_lines(int peer, uint64_t seq, const PacketShare& share, const std::byte* data) {
+#if defined(DCOMM_TESTING)
+    test_jitter();
+#endif
+    PacketLine* const lines = context_.packets(peer, channel_, packet_parity(seq), rank()) + share.first_line;
+    for (size_t i = 0; i < share.num_lines; ++i) {
+      const size_t done = i * kPacketPayloadBytes;
+      PacketLine& line = lines[i];
+      if (share.nbytes - done >= kPacketPayloadBytes) {
+        std::memcpy(line.payload, data + done, kPacketPayloadBytes);
+      } else if (share.nbytes != 0) {
+        std::memcpy(line.payload, data + done, share.nbytes - done);
+      }
+      std::atomic_ref<uint64_t>(line.hash).store(op_.hash, std::memory_order_relaxed);
+      std::atomic_ref<uint64_t> tag(line.tag);
+      if (i + 1 < share.num_lines) {
+        tag.store(seq + 1, std::memory_order_release);
+      } else {
+        tag.exchange(seq + 1, std::memory_order_seq_cst);  // as in signal(): the look for sleepers comes after it
+      }
+    }
+    Flag& bell = context_.flag(peer, channel_, Flow::kPacket, rank());
+    if (DCOMM_UNLIKELY(std::atomic_ref<uint32_t>(bell.sleepers).load(std::memory_order_seq_cst) != 0)) {
+      std::atomic_ref<uint64_t>(bell.value).fetch_add(1, std::memory_order_seq_cst);
+      wake(bell);
+    }
+  }
+
+  bool wait_line(const PacketLine& line, uint64_t seq, int peer) {
+    auto& words = const_cast<PacketLine&>(line);
+    const uint64_t target = seq + 1 - (mutated(Mutation::kStalePacketTag) && seq >= 2 ? 2 : 0);
+    if (std::atomic_ref<uint64_t>(words.tag).load(arrive_order()) < target) {
+      if (!wait_slow({&words.tag, &context_.flag(rank(), channel_, Flow::kPacket, peer), target, peer})) return false;
+    }
+    const uint64_t hash = std::atomic_ref<uint64_t>(words.hash).load(std::memory_order_relaxed);
+    if (DCOMM_LIKELY(hash == op_.hash || mutated(Mutation::kStalePacketTag))) return true;
+    return fail(ErrorCode::kMismatch, peer, AbortDetail::kNone, rank(), 0);
+  }
+
+  /// What a wait waits for: *value >= target. bell: on whose value's low word it sleeps, and who counts as asleep.
+  struct Awaited {
+    uint64_t* value;
+    Flag* bell;
+    uint64_t target;
+    int peer;
+  };
+  bool wait_slow(const Awaited& awaited);
+  bool wait_longer(const Awaited& awaited);
   void move_away_from(int peer) const;
-  bool sleep_on(Flag& flag, uint64_t target, int64_t max_ns);
+  static bool sleep_on(const Awaited& awaited, int64_t max_ns);
   bool must_stop(int64_t waited_ns);
   bool headers_differ(int64_t waited_ns);
   bool fail(ErrorCode code, int culprit, AbortDetail detail, int reporter, int64_t waited_ns);
@@ -209,7 +335,7 @@ class HostExec {
   LaneBarrier& lanes_;
   const int channel_;
   const int lane_;
-  void** const scratch_;
+  LaneScratch& scratch_;
 };
 
 }  // namespace dcomm

@@ -1,7 +1,8 @@
-// The host's Kernels: an all-reduce's arrays bound to a table of tile functions. Floor: exec.
+// The host's Kernels: a collective's arrays bound to a table of tile functions. Floor: exec.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 
 #include "exec/host_kernels.h"
@@ -18,11 +19,20 @@ struct HostKernels {
   Scale pre;              // of this rank's own elements
   Scale post;             // of the result
 
+  size_t out_shift = 0;            // elements by which a result lands earlier than its range says
+  uint64_t* sent_bytes = nullptr;  // counts what goes into slots and packets; for one lane
+
   const std::byte* source(size_t element) const { return in + element * user_bytes; }
-  std::byte* target(size_t element) const { return out + element * user_bytes; }
+  std::byte* target(size_t element) const { return out + (element - out_shift) * user_bytes; }
+  HostKernels shifted_out(size_t offset) const {
+    HostKernels shifted = *this;
+    shifted.out_shift += offset;
+    return shifted;
+  }
 
   template <class Exec>
   void encode(Exec& exec, std::byte* slot, Range range) const {
+    note_sent(range.count);
     exec.for_each_pack(range.count, [&](size_t first, size_t n) {
       functions->encode(slot + first * wire_bytes, source(range.offset + first), n, pre);
     });
@@ -37,6 +47,7 @@ struct HostKernels {
 
   template <class Exec>
   void forward(Exec& exec, std::byte* to, const std::byte* from, Range range) const {
+    note_sent(range.count);
     exec.for_each_pack(range.count, [&](size_t first, size_t n) {
       if (to != from) std::memcpy(to + first * wire_bytes, from + first * wire_bytes, n * wire_bytes);
       functions->decode(target(range.offset + first), from + first * wire_bytes, n);
@@ -56,6 +67,7 @@ struct HostKernels {
   template <class Exec, class From, class To>
   void reduce_canonical(Exec& exec, Range range, From&& from, To&& to) const {
     const int world_size = exec.world_size();
+    int num_sent = 0;
     exec.for_each_pack(range.count, [&](size_t first, size_t n) {
       const void** inputs = exec.input_pointers();
       void** outputs = exec.output_pointers();
@@ -64,7 +76,8 @@ struct HostKernels {
         inputs[rank] = nullptr;
         if (rank == exec.rank()) continue;
         inputs[rank] = from(rank) + first * wire_bytes;
-        outputs[num_outputs++] = to(rank) + first * wire_bytes;
+        std::byte* const output = to(rank);
+        if (output != nullptr) outputs[num_outputs++] = output + first * wire_bytes;
       }
       ReduceTile tile;
       tile.inputs = inputs;
@@ -80,13 +93,102 @@ struct HostKernels {
       tile.round_own = true;  // whoever owns the chunk, the element's terms are the same
       tile.is_final = true;
       functions->reduce(tile);
+      num_sent = num_outputs;
+    });
+    note_sent(range.count * static_cast<size_t>(num_sent));
+  }
+
+  template <class Exec>
+  void copy(Exec& exec, std::byte* to, const std::byte* from, Range range) const {
+    note_sent(range.count);
+    exec.for_each_pack(range.count, [&](size_t first, size_t n) {
+      std::memcpy(to + first * wire_bytes, from + first * wire_bytes, n * wire_bytes);
     });
   }
 
+  template <class Exec>
+  void keep(Exec& exec, size_t to_offset, Range range) const {
+    if (target(to_offset) == source(range.offset)) return;
+    exec.for_each_pack(range.count, [&](size_t first, size_t n) {
+      std::memcpy(target(to_offset + first), source(range.offset + first), n * user_bytes);
+    });
+  }
+
+  template <class Exec, class From, class To>
+  void combine(Exec& exec, Range range, From&& from, int num_from, To&& to, int num_to, bool is_final) const {
+    note_sent(range.count * static_cast<size_t>(num_to));
+    exec.for_each_pack(range.count, [&](size_t first, size_t n) {
+      const void* inputs[3] = {};  // of three, the canonical order is (0 + 1) + 2: own, first child, second child
+      void* outputs[2] = {};
+      for (int i = 0; i < num_from; ++i) inputs[i + 1] = from(i) + first * wire_bytes;
+      for (int i = 0; i < num_to; ++i) outputs[i] = to(i) + first * wire_bytes;
+      ReduceTile tile;
+      tile.inputs = inputs;
+      tile.num_inputs = 1 + num_from;
+      tile.own_index = 0;
+      tile.own = source(range.offset + first);
+      tile.out = is_final ? target(range.offset + first) : nullptr;
+      tile.wire_outputs = outputs;
+      tile.num_wire_outputs = num_to;
+      tile.count = n;
+      tile.pre = pre;
+      tile.post = is_final ? post : Scale{};
+      tile.is_final = is_final;
+      functions->reduce(tile);
+    });
+  }
+
+  template <class Exec>
+  void put_packets(Exec& exec, uint64_t seq, Range range) const {
+    note_sent(range.count * static_cast<size_t>(exec.world_size() - 1));
+    const auto share = exec.packet_share(range.count * wire_bytes);
+    const std::byte* data = source(range.offset + share.offset / wire_bytes);
+    if (user_bytes != wire_bytes || pre.number != 1.0) {
+      std::byte* const own = exec.packet_buffer(exec.world_size());
+      functions->encode(own, data, share.nbytes / wire_bytes, pre);
+      data = own;
+    }
+    exec.put_packets(seq, share, data);
+  }
+
+  template <class Exec>
+  bool reduce_packets(Exec& exec, uint64_t seq, Range range) const {
+    const auto share = exec.packet_share(range.count * wire_bytes);
+    const size_t first = range.offset + share.offset / wire_bytes;
+    const void** const inputs = exec.input_pointers();
+    bool failed = false;
+    for (int rank = 0; rank < exec.world_size() && share.num_lines != 0 && !failed; ++rank) {
+      inputs[rank] = nullptr;
+      if (rank == exec.rank()) continue;
+      inputs[rank] = exec.take_packets(rank, seq, share);
+      failed = inputs[rank] == nullptr;
+    }
+    if (exec.any(failed)) return false;
+    if (share.nbytes == 0) return true;
+    ReduceTile tile;
+    tile.inputs = inputs;
+    tile.num_inputs = exec.world_size();
+    tile.own_index = exec.rank();
+    tile.own = source(first);
+    tile.out = target(first);
+    tile.count = share.nbytes / wire_bytes;
+    tile.pre = pre;
+    tile.post = post;
+    tile.round_own = true;
+    tile.is_final = true;
+    functions->reduce(tile);
+    return true;
+  }
+
  private:
+  void note_sent(size_t count) const {
+    if (sent_bytes != nullptr) *sent_bytes += count * wire_bytes;
+  }
+
   /// One hop of the ring: the travelling partial sum first, then my term.
   template <class Exec>
   void add_own(Exec& exec, std::byte* to, const std::byte* from, Range range, bool is_final) const {
+    note_sent(range.count);
     exec.for_each_pack(range.count, [&](size_t first, size_t n) {
       const void* inputs[2] = {from + first * wire_bytes, nullptr};
       void* outputs[1] = {to + first * wire_bytes};

@@ -28,6 +28,9 @@ enum class EventKind : uint8_t {
   kFinish,           // to, out[range] <- from + in[range]
   kForward,          // to, out[range] <- from
   kReduceCanonical,  // out[range], every `to` <- canonical sum of every `from` and in[range]; see operands
+  kCopy,             // to <- from
+  kKeep,             // out <- in[range]
+  kCombine,          // every `to`[, out] <- (in[range] + first `from`) + second `from`; see operands
 };
 
 constexpr const char* event_name(EventKind kind) {
@@ -52,6 +55,12 @@ constexpr const char* event_name(EventKind kind) {
       return "forward";
     case EventKind::kReduceCanonical:
       return "reduce_canonical";
+    case EventKind::kCopy:
+      return "copy";
+    case EventKind::kKeep:
+      return "keep";
+    case EventKind::kCombine:
+      return "combine";
   }
   return "unknown";
 }
@@ -65,7 +74,11 @@ struct Event {
   SlotRef to;                // written
   SlotRef from;              // read
   Range range;               // elements of the user's array
-  size_t first_operand = 0;  // kReduceCanonical: the first of its operands
+  size_t out_offset = 0;     // where the range begins in `out`, for what is stored there
+  size_t first_operand = 0;  // kReduceCanonical, kCombine: the first of its operands
+  int num_from = 0;          // kCombine
+  int num_to = 0;            // kCombine
+  bool is_stored = true;     // kCombine: in `out` as well
 };
 
 /// One rank's steps on one channel, in order. Ranks wait for each other only where a kArrive, or a kAcquire of a
@@ -75,7 +88,8 @@ struct Program {
   int world_size = 1;
   int channel = 0;
   std::vector<Event> events;
-  /// For each kReduceCanonical: world_size slots read, then world_size written, by rank; the own ones unused.
+  /// For each kReduceCanonical: world_size slots read, then world_size written, by rank; the own ones and those of no
+  /// output unused (window -1). For each kCombine: num_from slots read, then num_to written.
   std::vector<SlotRef> operands;
 };
 
@@ -85,7 +99,8 @@ struct RecordedSlot;
 class RecordExec {
  public:
   RecordExec(const Placement& placement, int rank, int channel)
-      : placement_(placement), counters_(kFifoCounters + static_cast<size_t>(placement.world_size)) {
+      : placement_(placement),
+        counters_(kNumGroupCounters + kNumPeerCounters * static_cast<size_t>(placement.world_size)) {
     start_program(rank, channel);
   }
 
@@ -145,8 +160,9 @@ class RecordExec {
     return true;
   }
 
-  uint64_t load_counter(Counter counter, int root = 0) const { return counters_[counter_index(counter, root)]; }
-  void store_counter(Counter counter, uint64_t value, int root = 0) { counters_[counter_index(counter, root)] = value; }
+  uint64_t load_counter(Counter counter, int peer = 0) const { return counters_[counter_index(counter, peer)]; }
+  void store_counter(Counter counter, uint64_t value, int peer = 0) { counters_[counter_index(counter, peer)] = value; }
+  size_t packet_capacity() const { return 192; }
 
   /// For RecordKernels. Null where a kernel has no such slot.
   Event& note_data(EventKind kind, Range range, RecordedSlot* to, const RecordedSlot* from) {
@@ -163,27 +179,29 @@ class RecordExec {
   }
   /// The next of a kReduceCanonical's slots: all that are read first, then all that are written.
   void note_operand(const RecordedSlot* slot, bool is_written, Range range) {
-    program_.operands.push_back(slot == nullptr ? SlotRef{} : ref(slot));
+    program_.operands.push_back(slot == nullptr ? SlotRef{-1, 0} : ref(slot));
     if (slot != nullptr && is_written) filled_[key(program_.operands.back())] = range;
   }
   size_t num_operands() const { return program_.operands.size(); }
 
  private:
-  static constexpr size_t kFifoCounters = static_cast<size_t>(Counter::kFifo);  // one for each root, the last ones
-
-  static size_t counter_index(Counter counter, int root) {
-    return counter == Counter::kFifo ? kFifoCounters + static_cast<size_t>(root) : static_cast<size_t>(counter);
+  size_t counter_index(Counter counter, int peer) const {
+    const auto number = static_cast<size_t>(counter);
+    if (number < kNumGroupCounters) return number;
+    return kNumGroupCounters + (number - kNumGroupCounters) * static_cast<size_t>(placement_.world_size) +
+           static_cast<size_t>(peer);
   }
 
   // A slot's name: never 0, so that no pointer made of it is null.
   static uintptr_t key(const SlotRef& slot) {
-    return (static_cast<uintptr_t>(slot.window) + 1) << 32 | static_cast<uintptr_t>(slot.fifo) << 31 |
+    return (static_cast<uintptr_t>(slot.window) + 1) << 32 | static_cast<uintptr_t>(slot.pool) << 28 |
            static_cast<uintptr_t>(slot.index);
   }
   static RecordedSlot* pointer(const SlotRef& slot) { return reinterpret_cast<RecordedSlot*>(key(slot)); }
   static SlotRef ref(const RecordedSlot* slot) {
     const auto name = reinterpret_cast<uintptr_t>(slot);
-    return {static_cast<int>(name >> 32) - 1, static_cast<int>(name & 0x7fffffffu), (name >> 31 & 1u) != 0};
+    return {static_cast<int>(name >> 32) - 1, static_cast<int>(name & 0xfffffffu),
+            static_cast<SlotPool>(name >> 28 & 0xfu)};
   }
 
   SlotRef outbox_ref(Edge edge, uint64_t seq) const { return placement_.slot(edge.flow, rank(), edge.peer, seq); }
@@ -214,31 +232,71 @@ class RecordExec {
 
 /// Kernels that note instead of computing; see protocol/exec.h for what each means.
 struct RecordKernels {
+  size_t out_shift = 0;
+
+  RecordKernels shifted_out(size_t offset) const { return {out_shift + offset}; }
+
   void encode(RecordExec& exec, RecordedSlot* slot, Range range) const {
     exec.note_data(EventKind::kEncode, range, slot, nullptr);
   }
   void decode(RecordExec& exec, Range range, const RecordedSlot* slot) const {
-    exec.note_data(EventKind::kDecode, range, nullptr, slot);
+    store(exec.note_data(EventKind::kDecode, range, nullptr, slot));
   }
   void accumulate(RecordExec& exec, RecordedSlot* to, const RecordedSlot* from, Range range) const {
     exec.note_data(EventKind::kAccumulate, range, to, from);
   }
   void finish(RecordExec& exec, RecordedSlot* to, const RecordedSlot* from, Range range) const {
-    exec.note_data(EventKind::kFinish, range, to, from);
+    store(exec.note_data(EventKind::kFinish, range, to, from));
   }
   void forward(RecordExec& exec, RecordedSlot* to, const RecordedSlot* from, Range range) const {
-    exec.note_data(EventKind::kForward, range, to, from);
+    store(exec.note_data(EventKind::kForward, range, to, from));
+  }
+  void copy(RecordExec& exec, RecordedSlot* to, const RecordedSlot* from, Range range) const {
+    exec.note_data(EventKind::kCopy, range, to, from);
+  }
+  void keep(RecordExec& exec, size_t to_offset, Range range) const {
+    exec.note_data(EventKind::kKeep, range, nullptr, nullptr).out_offset = to_offset;
   }
   template <class From, class To>
   void reduce_canonical(RecordExec& exec, Range range, From&& from, To&& to) const {
-    exec.note_data(EventKind::kReduceCanonical, range, nullptr, nullptr).first_operand = exec.num_operands();
+    Event& event = exec.note_data(EventKind::kReduceCanonical, range, nullptr, nullptr);
+    store(event);
+    event.first_operand = exec.num_operands();
     for (int rank = 0; rank < exec.world_size(); ++rank) {
       exec.note_operand(rank == exec.rank() ? nullptr : from(rank), false, range);
     }
     for (int rank = 0; rank < exec.world_size(); ++rank) {
-      exec.note_operand(rank == exec.rank() ? nullptr : to(rank), true, range);
+      exec.note_operand(rank == exec.rank() ? nullptr : slot_of(to(rank)), true, range);
     }
   }
+  template <class From, class To>
+  void combine(RecordExec& exec, Range range, From&& from, int num_from, To&& to, int num_to, bool is_final) const {
+    Event& event = exec.note_data(EventKind::kCombine, range, nullptr, nullptr);
+    store(event);
+    event.first_operand = exec.num_operands();
+    event.num_from = num_from;
+    event.num_to = num_to;
+    event.is_stored = is_final;
+    for (int i = 0; i < num_from; ++i) exec.note_operand(from(i), false, range);
+    for (int i = 0; i < num_to; ++i) exec.note_operand(to(i), true, range);
+  }
+  void put_packets(RecordExec& exec, uint64_t seq, Range range) const {
+    for (int i = 1; i < exec.world_size(); ++i) {
+      const Edge edge{(exec.rank() + i) % exec.world_size(), Flow::kPacket};
+      encode(exec, exec.outbox(edge, seq), range);
+      exec.publish(edge, seq);
+    }
+  }
+  bool reduce_packets(RecordExec& exec, uint64_t seq, Range range) const {
+    if (!exec.wait_all(Flow::kPacket, seq)) return false;
+    reduce_canonical(exec, range, [&](int peer) { return exec.inbox(Edge{peer, Flow::kPacket}, seq); }, NoOutputs{});
+    return true;
+  }
+
+ private:
+  void store(Event& event) const { event.out_offset = event.range.offset - out_shift; }
+  static RecordedSlot* slot_of(RecordedSlot* slot) { return slot; }
+  static RecordedSlot* slot_of(std::byte*) { return nullptr; }  // NoOutputs
 };
 
 }  // namespace dcomm

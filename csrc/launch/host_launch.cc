@@ -1,18 +1,120 @@
 #include "launch/host_launch.h"
 
+#include <cstring>
+
+#include "algo/all_gather.h"
+#include "algo/all_reduce_one_shot.h"
 #include "algo/all_reduce_ring.h"
+#include "algo/all_reduce_tree.h"
 #include "algo/all_reduce_two_shot.h"
+#include "algo/all_to_all.h"
 #include "algo/barrier.h"
 #include "algo/broadcast.h"
+#include "algo/gather.h"
+#include "algo/reduce.h"
+#include "algo/reduce_scatter.h"
+#include "algo/scatter.h"
 #include "protocol/averaging.h"
 
 namespace dcomm {
 
+namespace {
+
+/// Small enough for one message of packets.
+bool fits_packets(const CollectiveCall& call, const WindowLayout& layout) {
+  return call.count * dtype_bytes(call.wire) <= layout.packet_bytes / kLineBytes * kPacketPayloadBytes;
+}
+
+/// Which slots carry `call`.
+SlotPool pool_of(const CollectiveCall& call) {
+  switch (call.collective) {
+    case Collective::kAllReduce:
+      return call.algo == Algo::kOneShot ? SlotPool::kExchange : SlotPool::kMain;
+    case Collective::kReduceScatter:
+    case Collective::kAllGather:
+      return SlotPool::kExchange;
+    case Collective::kBroadcast:
+      return SlotPool::kFifo;
+    case Collective::kReduce:
+    case Collective::kGather:
+    case Collective::kScatter:
+    case Collective::kAllToAll:
+      return SlotPool::kPair;
+    case Collective::kSend:
+    case Collective::kRecv:
+      return SlotPool::kMessage;
+    case Collective::kBarrier:
+      break;
+  }
+  return SlotPool::kMain;
+}
+
+/// How many parts the algorithm cuts a message into.
+int num_chunks_of(const CollectiveCall& call, int world_size) {
+  if (call.collective != Collective::kAllReduce || call.algo == Algo::kOneShot) return 1;
+  return call.algo == Algo::kTree ? kNumTrees : world_size;
+}
+
+size_t slot_count(const CollectiveCall& call, const WindowLayout& layout) {
+  return layout.slot_bytes[static_cast<size_t>(pool_of(call))] / dtype_bytes(call.wire);
+}
+
+/// Where an all-to-all's blocks lie.
+struct Blocks {
+  const CollectiveCall& call;
+  size_t slot_count;
+  int num_channels;
+
+  Range send_block(int peer) const { return block(peer, call.lengths ? &call.lengths->send : nullptr); }
+  Range recv_block(int peer) const { return block(peer, call.lengths ? &call.lengths->recv : nullptr); }
+
+ private:
+  Range block(int peer, const std::vector<size_t>* lengths) const {
+    const auto index = static_cast<size_t>(peer);
+    if (lengths == nullptr) return {index * call.count, call.count};
+    size_t offset = 0;
+    for (size_t before = 0; before < index; ++before) offset += (*lengths)[before];
+    return {offset, (*lengths)[index]};
+  }
+};
+
+bool run_all_reduce(HostExec& exec, const CollectiveCall& call, const HostKernels& kernels, const ChunkPlan& plan) {
+  switch (call.algo) {
+    case Algo::kRing:
+      return all_reduce_ring(exec, kernels, plan);
+    case Algo::kTree:
+      return all_reduce_tree(exec, kernels, plan);
+    case Algo::kOneShot:
+      if (plan.count * kernels.wire_bytes <= exec.packet_capacity()) {
+        return all_reduce_one_shot_packets(exec, kernels, plan);
+      }
+      return all_reduce_one_shot(exec, kernels, plan);
+    default:
+      return all_reduce_two_shot(exec, kernels, plan);
+  }
+}
+
+}  // namespace
+
+CollectiveCall in_components(CollectiveCall call) {
+  if (!is_complex(call.dtype)) return call;
+  call.dtype = call.wire = component_of(call.dtype);
+  call.count *= 2;
+  if (call.lengths != nullptr) {
+    auto doubled = std::make_shared<BlockLengths>(*call.lengths);
+    for (size_t& length : doubled->send) length *= 2;
+    for (size_t& length : doubled->recv) length *= 2;
+    call.lengths = std::move(doubled);
+  }
+  return call;
+}
+
 HostKernels bind_kernels(const CollectiveCall& call, int world_size, const KernelTable& table) {
   HostKernels kernels;
-  DCOMM_CHECK(is_defined(call.op, call.dtype), ErrorCode::kInvalidArgument, "op='", reduce_op_name(call.op),
+  const ReduceOp op = reduces(call.collective) ? call.op : ReduceOp::kSum;  // the others only move
+  DCOMM_CHECK(is_defined(op, call.dtype), ErrorCode::kInvalidArgument, "op='", reduce_op_name(op),
               "' is not defined for ", dtype_name(call.dtype), " arrays");
-  kernels.functions = table.find(call.dtype, call.wire, call.op);
+  kernels.functions = table.find(call.dtype, call.wire, op);
   DCOMM_CHECK(kernels.functions != nullptr, ErrorCode::kInvalidArgument, "wire_dtype ", dtype_name(call.wire),
               " is not available for ", dtype_name(call.dtype),
               " arrays; use None, or float16 / bfloat16 with a float32 array");
@@ -20,18 +122,22 @@ HostKernels bind_kernels(const CollectiveCall& call, int world_size, const Kerne
   kernels.out = static_cast<std::byte*>(call.out);
   kernels.user_bytes = dtype_bytes(call.dtype);
   kernels.wire_bytes = dtype_bytes(call.wire);
-  if (call.collective == Collective::kAllReduce && call.op == ReduceOp::kAvg) {
-    const bool divide_first = divides_terms(call.dtype, call.wire, call.algo == Algo::kRing);
+  if (op == ReduceOp::kPremulSum) kernels.pre = {call.factor, true};
+  if (op == ReduceOp::kAvg) {
+    const bool sums_travel = call.algo == Algo::kRing || call.algo == Algo::kTree;
+    const bool divide_first = divides_terms(call.dtype, call.wire, sums_travel);
     (divide_first ? kernels.pre : kernels.post).number = static_cast<double>(world_size);
   }
   return kernels;
 }
 
 ChunkPlan plan_call(const CollectiveCall& call, const WindowLayout& layout) {
-  const bool fifo = call.collective == Collective::kBroadcast;
-  const size_t slot_bytes = fifo ? layout.fifo_slot_bytes : layout.slot_bytes;
-  const int num_chunks = fifo ? 1 : layout.placement.world_size;
-  return ChunkPlan::make(call.count, num_chunks, slot_bytes / dtype_bytes(call.wire), layout.num_channels);
+  if (call.collective == Collective::kBarrier) return ChunkPlan::make(0, 1, kChunkAlign, layout.num_channels);
+  size_t segment = slot_count(call, layout);
+  if (call.algo == Algo::kOneShot && fits_packets(call, layout)) {
+    segment = layout.packet_bytes / kLineBytes * kPacketPayloadBytes / dtype_bytes(call.wire);
+  }
+  return ChunkPlan::make(call.count, num_chunks_of(call, layout.placement.world_size), segment, layout.num_channels);
 }
 
 bool run_lane(HostExec& exec, const CollectiveCall& call, const HostKernels& kernels, const ChunkPlan& plan) {
@@ -41,16 +147,54 @@ bool run_lane(HostExec& exec, const CollectiveCall& call, const HostKernels& ker
     case Collective::kBroadcast:
       return broadcast(exec, kernels, plan, call.root);
     case Collective::kAllReduce:
-      return call.algo == Algo::kRing ? all_reduce_ring(exec, kernels, plan) : all_reduce_two_shot(exec, kernels, plan);
+      return run_all_reduce(exec, call, kernels, plan);
+    case Collective::kReduceScatter:
+      return reduce_scatter(exec, kernels, plan);
+    case Collective::kAllGather:
+      return all_gather(exec, kernels, plan);
+    case Collective::kReduce:
+      return reduce(exec, kernels, plan, call.root);
+    case Collective::kGather:
+      return gather(exec, kernels, plan, call.root);
+    case Collective::kScatter:
+      return scatter(exec, kernels, plan, call.root);
+    case Collective::kAllToAll:
+      return all_to_all(exec, kernels, Blocks{call, slot_count(call, exec.layout()), plan.num_channels});
+    case Collective::kSend:
+    case Collective::kRecv:
+      break;
   }
   return false;
 }
 
+void run_alone(const CollectiveCall& call, const KernelTable& table) {
+  if (call.count == 0) return;
+  if (!reduces(call.collective)) {
+    if (call.in != call.out) std::memcpy(call.out, call.in, call.count * dtype_bytes(call.dtype));
+    return;
+  }
+  const HostKernels kernels = bind_kernels(call, 1, table);
+  const void* const inputs[1] = {nullptr};
+  ReduceTile tile;
+  tile.inputs = inputs;
+  tile.num_inputs = 1;
+  tile.own_index = 0;
+  tile.own = call.in;
+  tile.out = call.out;
+  tile.count = call.count;
+  tile.pre = kernels.pre;
+  tile.post = kernels.post;
+  tile.round_own = true;
+  tile.is_final = true;
+  kernels.functions->reduce(tile);
+}
+
 bool run_single_lane(HostContext& context, HostOp& op, const CollectiveCall& call, const KernelTable& table,
-                     void** scratch) {
+                     LaneScratch& scratch, uint64_t* sent_bytes) {
   LaneBarrier lanes(1);
   HostExec exec(context, op, lanes, 0, 0, scratch);
-  const HostKernels kernels = bind_kernels(call, context.world_size, table);
+  HostKernels kernels = bind_kernels(call, context.world_size, table);
+  kernels.sent_bytes = sent_bytes;
   return run_lane(exec, call, kernels, plan_call(call, context.layout));
 }
 

@@ -2,12 +2,20 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
+#include <vector>
 
 #include "exec/host_exec.h"
 #include "exec/host_kernels.h"
 #include "exec/host_tiles.h"
 
 namespace dcomm {
+
+/// The blocks of an all-to-all that differ in length, in elements; blocks lie one after the other.
+struct BlockLengths {
+  std::vector<size_t> send;  // by receiver
+  std::vector<size_t> recv;  // by sender
+};
 
 /// One collective, checked and complete: `algo` is not kAuto.
 struct CollectiveCall {
@@ -16,11 +24,19 @@ struct CollectiveCall {
   DType dtype = DType::kF32;
   DType wire = DType::kF32;
   ReduceOp op = ReduceOp::kSum;
-  int root = 0;
-  const void* in = nullptr;  // count elements; may be equal to out
-  void* out = nullptr;       // count elements
+  int root = 0;              // send and recv: the other rank
+  int tag = 0;               // send and recv
+  const void* in = nullptr;  // may be equal to out; what else may overlap stands in algo/
+  void* out = nullptr;
+  /// Elements: of the message; of a block where there is one per rank (reduce_scatter, all_gather, gather, scatter,
+  /// all_to_all).
   size_t count = 0;
+  double factor = 1.0;                          // premul_sum: what this rank's elements are multiplied by
+  std::shared_ptr<const BlockLengths> lengths;  // all_to_all with blocks of different lengths
 };
+
+/// `call` as the executors run it: complex elements as twice as many of their components.
+CollectiveCall in_components(CollectiveCall call);
 
 /// Scales, element sizes and tile functions of `call`. Throws kInvalidArgument where (dtype, wire, op) has none.
 HostKernels bind_kernels(const CollectiveCall& call, int world_size, const KernelTable& table);
@@ -31,8 +47,11 @@ ChunkPlan plan_call(const CollectiveCall& call, const WindowLayout& layout);
 /// Runs this lane's part; false when op.failed.
 bool run_lane(HostExec& exec, const CollectiveCall& call, const HostKernels& kernels, const ChunkPlan& plan);
 
-/// Runs the whole call in the calling thread (one channel, one lane).
+/// Runs the whole call in the calling thread (one channel, one lane). Adds to *sent_bytes what it sent.
 bool run_single_lane(HostContext& context, HostOp& op, const CollectiveCall& call, const KernelTable& table,
-                     void** scratch);
+                     LaneScratch& scratch, uint64_t* sent_bytes);
+
+/// The call in a group of one rank.
+void run_alone(const CollectiveCall& call, const KernelTable& table);
 
 }  // namespace dcomm

@@ -5,11 +5,11 @@
 
 namespace dcomm {
 
-/// True: each term is divided in float32 before it is cast or added. A narrowed wire does so, and so does a ring whose
-/// partial sums travel in half precision, which could overflow where the mean does not. False: the sum is divided
-/// once, at the end.
-DCOMM_HOST_DEVICE constexpr bool divides_terms(DType dtype, DType wire, bool is_ring) {
-  return is_half(wire) && (wire != dtype || is_ring);
+/// True: each term is divided in float32 before it is cast or added. A narrowed wire does so, and so do a ring
+/// and a tree, whose partial sums travel in half precision and could overflow where the mean does not. False: the sum
+/// is divided once, at the end.
+DCOMM_HOST_DEVICE constexpr bool divides_terms(DType dtype, DType wire, bool sums_travel) {
+  return is_half(wire) && (wire != dtype || sums_travel);
 }
 
 }  // namespace dcomm

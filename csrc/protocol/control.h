@@ -32,14 +32,36 @@ DCOMM_HOST_DEVICE constexpr int flag_hash_index(Flow flow, uint64_t seq, int wor
 
 /// One direction of one flow between two ranks; lies in the receiver's window.
 struct alignas(kFlagBytes) Flag {
-  uint64_t value = 0;          // messages published so far on this edge; store release, load acquire
-  uint64_t hash[kHashRing]{};  // fingerprints by flag_hash_index; written before value is published
-  uint32_t sleepers = 0;       // host: threads in FUTEX_WAIT on value's low word
+  uint64_t value = 0;                         // messages published so far on this edge; store release, load acquire
+  uint64_t hash[kHashRing]{};                 // fingerprints by flag_hash_index; written before value is published
+  alignas(kLineBytes) uint32_t sleepers = 0;  // host: threads in FUTEX_WAIT on value's low word
 };
 static_assert(sizeof(Flag) == kFlagBytes);
 
-enum class Collective : uint8_t { kAllReduce = 1, kBroadcast = 2, kBarrier = 3 };
-enum class Algo : uint8_t { kAuto = 0, kRing = 1, kTwoShot = 2, kFlat = 3 };
+/// Host: data that travels in its flag's own cache line. One writer; payload and hash are written before the tag is
+/// published. Lines of an operation are contiguous; the next operation uses the other parity's.
+struct alignas(kLineBytes) PacketLine {
+  uint64_t tag = 0;   // number of the message + 1; 0: none yet
+  uint64_t hash = 0;  // the operation's fingerprint
+  unsigned char payload[48] = {};
+};
+inline constexpr size_t kPacketPayloadBytes = sizeof(PacketLine::payload);
+static_assert(sizeof(PacketLine) == kLineBytes);
+
+enum class Collective : uint8_t {
+  kAllReduce = 1,
+  kBroadcast = 2,
+  kBarrier = 3,
+  kReduceScatter = 4,
+  kAllGather = 5,
+  kReduce = 6,
+  kGather = 7,
+  kScatter = 8,
+  kAllToAll = 9,
+  kSend = 10,
+  kRecv = 11,
+};
+enum class Algo : uint8_t { kAuto = 0, kRing = 1, kTwoShot = 2, kFlat = 3, kOneShot = 4, kTree = 5 };
 
 constexpr const char* collective_name(Collective collective) {
   switch (collective) {
@@ -49,8 +71,41 @@ constexpr const char* collective_name(Collective collective) {
       return "broadcast";
     case Collective::kBarrier:
       return "barrier";
+    case Collective::kReduceScatter:
+      return "reduce_scatter";
+    case Collective::kAllGather:
+      return "all_gather";
+    case Collective::kReduce:
+      return "reduce";
+    case Collective::kGather:
+      return "gather";
+    case Collective::kScatter:
+      return "scatter";
+    case Collective::kAllToAll:
+      return "all_to_all";
+    case Collective::kSend:
+      return "send";
+    case Collective::kRecv:
+      return "recv";
   }
   return "unknown";
+}
+
+/// Its result is a sum, or what else the operation says; the others move elements only.
+constexpr bool reduces(Collective collective) {
+  return collective == Collective::kAllReduce || collective == Collective::kReduceScatter ||
+         collective == Collective::kReduce;
+}
+
+constexpr bool has_root(Collective collective) {
+  return collective == Collective::kBroadcast || collective == Collective::kReduce ||
+         collective == Collective::kGather || collective == Collective::kScatter;
+}
+
+/// Arrays hold one block for each rank, `count` elements long.
+constexpr bool has_blocks(Collective collective) {
+  return collective == Collective::kReduceScatter || collective == Collective::kAllGather ||
+         collective == Collective::kGather || collective == Collective::kScatter || collective == Collective::kAllToAll;
 }
 
 constexpr const char* algo_name(Algo algo) {
@@ -63,6 +118,10 @@ constexpr const char* algo_name(Algo algo) {
       return "two_shot";
     case Algo::kFlat:
       return "flat";
+    case Algo::kOneShot:
+      return "one_shot";
+    case Algo::kTree:
+      return "tree";
   }
   return "unknown";
 }

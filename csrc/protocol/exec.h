@@ -16,9 +16,11 @@
 //   publish_and_release(out, s, in, t)       both, with one barrier of the lanes
 //   signal_all(flow, seq)                    publish to every peer
 //   wait_all(flow, seq) -> bool              arrive from every peer
-//   load_counter(c[, root]), store_counter(c, v[, root])  messages of a flow so far: kept where the executor runs, so
-//   that
-//                                            a captured CUDA graph can be replayed; never reset
+//   load_counter(c[, peer]), store_counter(c, v[, peer])
+//                                            messages of a flow so far: kept where the executor runs, so that a
+//                                            captured CUDA graph can be replayed; never reset
+//   packet_capacity()                        elements' bytes that a sender's packets of one message can carry
+//   put_packets, take_packets                data that carries its flag (one_shot); see the executor's own comment
 //
 // A wait ends by arrival, by deadline or by abort; then it returns nullptr / false, uniformly over the lanes,
 // and the algorithm returns false at once. Counters are not stored on failure: the communicator is broken.
@@ -29,10 +31,19 @@
 //   accumulate(exec, to, from, range)         to <- wire(from + in[range])                        (to may be from)
 //   finish(exec, to, from, range)             to, out[range] <- wire(final(from + in[range]))     (to may be from)
 //   forward(exec, to, from, range)            to, out[range] <- from                              (to may be from)
+//   copy(exec, to, from, range)               to <- from
+//   keep(exec, to_offset, range)              out[to_offset, + range.count) <- in[range]: this rank's own block
 //   reduce_canonical(exec, range, from, to)   out[range], to(p) <- wire(final(sum in canonical order of from(p)
-//                                             and wire(in[range]))); from, to: rank -> slot
+//                                             and wire(in[range]))); from, to: rank -> slot; to may be NoOutputs
+//   combine(exec, range, froms, n, tos, m, is_final)  to(0..m-1)[, out[range]] <- wire((in[range] + from(0)) +
+//   from(1)):
+//                                             own value first, n and m from 0 to 2; final: out too, and averaged
+//   put_packets(exec, seq, range)             in[range] to every peer, as packets
+//   reduce_packets(exec, seq, range) -> bool  out[range] <- wire(final(sum in canonical order of all ranks' packets))
+//   shifted_out(offset)                       Kernels whose out[range] lands `offset` elements earlier
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "schedule/placement.h"
@@ -45,6 +56,25 @@ struct Edge {
   Flow flow;
 };
 
-enum class Counter : uint8_t { kTwoShot = 0, kRing = 1, kBarrier = 2, kFifo = 3 };
+/// For reduce_canonical: the sum stays here.
+struct NoOutputs {
+  DCOMM_HOST_DEVICE constexpr std::byte* operator()(int) const { return nullptr; }
+};
+
+enum class Counter : uint8_t {
+  kTwoShot = 0,
+  kRing = 1,
+  kBarrier = 2,
+  kTree = 3,
+  kExchange = 4,
+  kPacket = 5,
+  kFifo = 6,     // by root
+  kPairOut = 7,  // by receiver
+  kPairIn = 8,   // by sender
+  kMessageOut = 9,
+  kMessageIn = 10,
+};
+inline constexpr int kNumGroupCounters = 6;  // one for all peers
+inline constexpr int kNumPeerCounters = 5;   // the others, one for each peer
 
 }  // namespace dcomm

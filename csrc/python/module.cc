@@ -93,15 +93,22 @@ CollectiveCall all_reduce_call(uintptr_t in, uintptr_t out, size_t count, int dt
   return call;
 }
 
-CollectiveCall broadcast_call(uintptr_t data, size_t count, int dtype, int root) {
-  CollectiveCall call;
-  call.collective = Collective::kBroadcast;
-  call.in = reinterpret_cast<const void*>(data);
-  call.out = reinterpret_cast<void*>(data);
-  call.count = count;
-  call.dtype = static_cast<DType>(dtype);
-  call.wire = call.dtype;
+std::shared_ptr<const BlockLengths> block_lengths(const py::object& send, const py::object& recv) {
+  if (send.is_none() && recv.is_none()) return nullptr;
+  return std::make_shared<const BlockLengths>(
+      BlockLengths{send.cast<std::vector<size_t>>(), recv.cast<std::vector<size_t>>()});
+}
+
+/// Any collective; see CollectiveCall for what count, root and factor mean in each. wire < 0: none.
+CollectiveCall collective_call(int kind, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op,
+                               int algo, int root, double factor, const py::object& send_lengths,
+                               const py::object& recv_lengths) {
+  CollectiveCall call = all_reduce_call(in, out, count, dtype, wire < 0 ? dtype : wire, op, algo);
+  call.collective = static_cast<Collective>(kind);
+  if (call.collective != Collective::kAllReduce) call.algo = Algo::kFlat;
   call.root = root;
+  call.factor = factor;
+  call.lengths = block_lengths(send_lengths, recv_lengths);
   return call;
 }
 
@@ -192,29 +199,27 @@ void bind_communicator(py::module_& m) {
              py::dict result;
              result["num_operations"] = stats.num_operations;
              result["num_bytes"] = stats.num_bytes;
+             result["num_sent_bytes"] = stats.num_sent_bytes;
+             result["waited_ns"] = stats.waited_ns;
              return result;
            })
-      .def("all_reduce",
-           [](Communicator& comm, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo,
+      .def("collective",
+           [](Communicator& comm, int kind, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op,
+              int algo, int root, double factor, const py::object& send_lengths, const py::object& recv_lengths,
               int64_t timeout_ns) {
-             run_released(comm, all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns);
+             run_released(
+                 comm,
+                 collective_call(kind, in, out, count, dtype, wire, op, algo, root, factor, send_lengths, recv_lengths),
+                 timeout_ns);
            })
-      .def("all_reduce_async",
-           [](Communicator& comm, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo,
+      .def("collective_async",
+           [](Communicator& comm, int kind, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op,
+              int algo, int root, double factor, const py::object& send_lengths, const py::object& recv_lengths,
               int64_t timeout_ns) {
-             return releasing(comm.enqueue(all_reduce_call(in, out, count, dtype, wire, op, algo), timeout_ns));
+             return releasing(comm.enqueue(
+                 collective_call(kind, in, out, count, dtype, wire, op, algo, root, factor, send_lengths, recv_lengths),
+                 timeout_ns));
            })
-      .def("broadcast",
-           [](Communicator& comm, uintptr_t data, size_t count, int dtype, int root, int64_t timeout_ns) {
-             run_released(comm, broadcast_call(data, count, dtype, root), timeout_ns);
-           })
-      .def("broadcast_async",
-           [](Communicator& comm, uintptr_t data, size_t count, int dtype, int root, int64_t timeout_ns) {
-             return releasing(comm.enqueue(broadcast_call(data, count, dtype, root), timeout_ns));
-           })
-      .def("barrier", [](Communicator& comm, int64_t timeout_ns) { run_released(comm, CollectiveCall{}, timeout_ns); })
-      .def("barrier_async",
-           [](Communicator& comm, int64_t timeout_ns) { return releasing(comm.enqueue(CollectiveCall{}, timeout_ns)); })
       .def("fast_all_reduce", &make_fast_all_reduce)
       .def("all_reduce_cuda", &run_cuda)
       .def("synchronize_cuda",

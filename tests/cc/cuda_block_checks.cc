@@ -165,11 +165,11 @@ void run_host(int world_size, const CollectiveCall& call, const std::vector<Cuda
       op.seq = 1;
       op.hash = 1;
       op.policy.yield_ns = 1'000'000;
-      std::vector<void*> scratch(static_cast<size_t>(2 * world_size));
+      LaneScratch scratch(context);
       CollectiveCall mine = call;
       mine.in = arrays[static_cast<size_t>(rank)].in;
       mine.out = arrays[static_cast<size_t>(rank)].out;
-      run_single_lane(context, op, mine, *kernel_table_scalar(), scratch.data());
+      run_single_lane(context, op, mine, *kernel_table_scalar(), scratch, nullptr);
     });
   }
   for (auto& thread : threads) thread.join();

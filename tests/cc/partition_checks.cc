@@ -136,7 +136,11 @@ CHECK_CASE(window_places_are_disjoint) {
     for (const int n : {2, 3, 8}) {
       for (const int depth : {2, 4}) {
         for (const int channels : {1, 3}) {
-          WindowLayout layout{{kind, n, depth}, channels, 512, 256};
+          WindowLayout layout;
+          layout.placement = {kind, n, depth};
+          layout.num_channels = channels;
+          for (int pool = 0; pool < kNumSlotPools - 1; ++pool) layout.slot_bytes[pool] = size_t{64} << pool;
+          layout.packet_bytes = kPacketGrain;
           std::vector<Span> places{{0, kControlBytes}};
           for (int channel = 0; channel < channels; ++channel) {
             for (int flow = 0; flow < kNumFlows; ++flow) {
@@ -145,13 +149,18 @@ CHECK_CASE(window_places_are_disjoint) {
                 places.emplace_back(at, at + kFlagBytes);
               }
             }
-            for (int i = 0; i < layout.placement.slots_per_channel(); ++i) {
-              const size_t at = layout.slot_offset(channel, {0, i, false});
-              places.emplace_back(at, at + layout.slot_bytes);
+            for (int parity = 0; parity < 2; ++parity) {
+              for (int from = 0; from < n; ++from) {
+                const size_t at = layout.packet_offset(channel, parity, from);
+                places.emplace_back(at, at + layout.packet_bytes);
+              }
             }
-            for (int i = 0; i < layout.placement.fifo_slots_per_channel(); ++i) {
-              const size_t at = layout.slot_offset(channel, {0, i, true});
-              places.emplace_back(at, at + layout.fifo_slot_bytes);
+            for (const SlotPool pool :
+                 {SlotPool::kMain, SlotPool::kFifo, SlotPool::kExchange, SlotPool::kPair, SlotPool::kMessage}) {
+              for (int i = 0; i < layout.placement.num_slots(pool); ++i) {
+                const size_t at = layout.slot_offset(channel, {0, i, pool});
+                places.emplace_back(at, at + layout.slot_bytes[static_cast<size_t>(pool)]);
+              }
             }
           }
           std::sort(places.begin(), places.end());

@@ -24,7 +24,8 @@ struct GroupConfig {
   int num_channels = 1;
   int num_lanes = 1;
   size_t slot_bytes = 1024;
-  size_t fifo_slot_bytes = 1024;
+  size_t fifo_slot_bytes = 1024;  // of the fifo, exchange, pair and message pools
+  size_t packet_bytes = kPacketGrain;
   int64_t timeout_ns = 10'000'000'000;  // so that a lost message is a failed check and not a hang
   // More threads than cores: spinning would only keep the awaited one from running.
   WaitPolicy policy{0, 100'000, true};
@@ -53,8 +54,9 @@ class ThreadRanks {
   explicit ThreadRanks(const GroupConfig& config) : config_(config) {
     const WindowLayout layout{{config.placement, config.world_size, config.depth},
                               config.num_channels,
-                              config.slot_bytes,
-                              config.fifo_slot_bytes};
+                              {config.slot_bytes, config.fifo_slot_bytes, config.fifo_slot_bytes,
+                               config.fifo_slot_bytes, config.fifo_slot_bytes, 0},
+                              config.packet_bytes};
     const auto windows = make_heap_windows(config.world_size, layout.window_bytes());
     for (int rank = 0; rank < config.world_size; ++rank) {
       contexts_.push_back(std::make_unique<HostContext>(rank, windows, layout));
@@ -116,9 +118,9 @@ class ThreadRanks {
       const RankCall& call = calls[i][static_cast<size_t>(rank)];
       if (call.is_absent) break;
       auto step = std::make_unique<Step>();
-      step->call = call;
-      step->kernels = bind_kernels(call, config_.world_size, thread_kernels());
-      step->plan = plan_call(call, made->context->layout);
+      step->call = in_components(call);
+      step->kernels = bind_kernels(step->call, config_.world_size, thread_kernels());
+      step->plan = plan_call(step->call, made->context->layout);
       step->record.seq = seq_ + 1 + i;
       step->record.count = call.count;
       step->record.collective = call.collective;
@@ -143,12 +145,12 @@ class ThreadRanks {
 
   void run_lane_thread(Rank& rank, int channel, int lane) {
     const bool leads = channel == 0 && lane == 0;
-    std::vector<void*> scratch(2 * static_cast<size_t>(config_.world_size));
+    LaneScratch scratch(*rank.context);
     for (const auto& step : rank.steps) {
       if (leads && step->delay_ms != 0) std::this_thread::sleep_for(std::chrono::milliseconds(step->delay_ms));
       if (leads) begin_operation(*rank.context, step->op.seq, step->op.hash);
       rank.all.arrive_and_wait();
-      HostExec exec(*rank.context, step->op, *rank.lanes[static_cast<size_t>(channel)], channel, lane, scratch.data());
+      HostExec exec(*rank.context, step->op, *rank.lanes[static_cast<size_t>(channel)], channel, lane, scratch);
       run_lane(exec, step->call, step->kernels, step->plan);
       rank.all.arrive_and_wait();
       if (step->op.failed.load(std::memory_order_acquire)) {

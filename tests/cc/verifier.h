@@ -68,6 +68,8 @@ inline Record record(const Scenario& scenario) {
               all_reduce_two_shot(exec, RecordKernels{}, plan);
             }
             break;
+          default:
+            break;
         }
         programs[i][static_cast<size_t>(rank)] = exec.take();
       }

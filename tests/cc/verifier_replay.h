@@ -77,7 +77,7 @@ class Replay {
         ranks_(static_cast<size_t>(n_)),
         clocks_(static_cast<size_t>(n_ * n_)),
         edges_(static_cast<size_t>(n_ * n_ * kNumFlows)),
-        slots_(static_cast<size_t>(n_ * (placement.slots_per_channel() + placement.fifo_slots_per_channel()))) {
+        slots_(static_cast<size_t>(n_ * slots_before(placement, kNumSlotPools))) {
     for (int rank = 0; rank < n_; ++rank) clock(rank)[rank] = 1;
   }
 
@@ -246,15 +246,22 @@ class Replay {
 
   // ---- Slots ----
 
+  /// Of a window, in the pools before `pool`.
+  static int slots_before(const Placement& placement, int pool) {
+    int count = 0;
+    for (int before = 0; before < pool; ++before) count += placement.num_slots(static_cast<SlotPool>(before));
+    return count;
+  }
+
   SlotState* slot(int rank, const SlotRef& ref, Range range) {
-    const int own = placement_.slots_per_channel();
-    const int fifo = placement_.fifo_slots_per_channel();
-    if (ref.window < 0 || ref.window >= n_ || ref.index < 0 || ref.index >= (ref.fifo ? fifo : own)) {
+    if (ref.window < 0 || ref.window >= n_ || ref.index < 0 || ref.index >= placement_.num_slots(ref.pool)) {
       fail(rank, "no such slot");
       return nullptr;
     }
-    if (range.count > slot_counts_[ref.fifo ? 1 : 0]) fail(rank, "more than a slot holds");
-    return &slots_[static_cast<size_t>(ref.window * (own + fifo) + (ref.fifo ? own : 0) + ref.index)];
+    if (range.count > slot_counts_[ref.pool == SlotPool::kMain ? 0 : 1]) fail(rank, "more than a slot holds");
+    const int per_window = slots_before(placement_, kNumSlotPools);
+    return &slots_[static_cast<size_t>(ref.window * per_window + slots_before(placement_, static_cast<int>(ref.pool)) +
+                                       ref.index)];
   }
 
   int read(int rank, const SlotRef& ref, Range range) {
