@@ -171,7 +171,7 @@ void Communicator::complete_call(CollectiveCall& call) const {
               "wire_dtype=", dtype_name(call.wire), " with a ", dtype_name(call.dtype),
               " array: only float32 arrays can travel as float16 or bfloat16; pass wire_dtype=None");
   if (call.collective != Collective::kAllReduce) return;
-  call.algo = select_algo(settings_, call.algo, call.count * dtype_bytes(call.wire), world_size());
+  call.algo = select_algo(settings_, call.algo, call.count * dtype_bytes(call.wire));
 }
 
 void Communicator::run(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted) {

@@ -13,7 +13,7 @@ namespace dcomm {
 namespace {
 
 constexpr uint64_t kKiB = 1024;
-constexpr uint64_t kPacketBytes = 2048;  // 1536 bytes of data: beyond that the copies cost more than a flag's line
+constexpr uint64_t kPacketBytes = 1024;  // 768 bytes of data: beyond that the copies cost more than a flag's line
 constexpr uint64_t kDefaultWindowBytes = 8 * kKiB * kKiB;
 
 double read_number(const char* name, double fallback, double least, double most) {
@@ -43,6 +43,7 @@ uint64_t clamp_slot(uint64_t bytes, uint64_t most) {
 Settings Settings::from_environment(int world_size) {
   Settings settings;
   settings.oversubscribed = world_size > num_cpus();
+  settings.algo_steps = steps_for(world_size, settings.oversubscribed);
   const char* algo = std::getenv("DCOMM_ALGO");
   if (algo != nullptr && *algo != '\0') settings.forced_algo = parse_algo(algo, "DCOMM_ALGO");
   settings.timeout_ns = static_cast<int64_t>(1e9 * read_number("DCOMM_TIMEOUT_S", 300, 0.001, 1e6));
@@ -74,14 +75,15 @@ WindowLayout Settings::layout(int world_size) const {
 
 WaitPolicy Settings::wait_policy(bool background) const {
   if (background) return {2'000, 20'000, false};
-  if (oversubscribed) return {1'000, 20'000, false};
+  // The awaited rank may need this very core: no time to poll.
+  if (oversubscribed) return {0, 100'000, false, 8};
   return {100'000, 0, true};
 }
 
-Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes, int /*world_size*/) {
+Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes) {
   if (requested != Algo::kAuto) return requested;
   if (settings.forced_algo != Algo::kAuto) return settings.forced_algo;
-  return nbytes <= 1536 ? Algo::kOneShot : Algo::kTwoShot;
+  return settings.algo_steps.choose(nbytes);
 }
 
 Algo parse_algo(const char* name, const char* what) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "comm/selector.h"
 #include "exec/host_context.h"
 #include "protocol/control.h"
 #include "schedule/window_layout.h"
@@ -17,8 +18,9 @@ struct Settings {
   int64_t timeout_ns = 300'000'000'000;
   int64_t warn_ns = 60'000'000'000;
   int32_t depth = 2;
-  Algo forced_algo = Algo::kAuto;
-  bool oversubscribed = false;  // more ranks than CPUs: waits must give up the core
+  AlgoSteps algo_steps;            // what "auto" means
+  Algo forced_algo = Algo::kAuto;  // DCOMM_ALGO
+  bool oversubscribed = false;     // more ranks than CPUs: waits must give up the core
   uint8_t unused[2] = {};
 
   /// Reads DCOMM_ALGO, DCOMM_WINDOW_BYTES, DCOMM_TIMEOUT_S, DCOMM_WARN_S and the CPU affinity.
@@ -30,8 +32,8 @@ struct Settings {
   WaitPolicy wait_policy(bool background) const;
 };
 
-/// The algorithm for a message; a pure function of what all ranks agree on.
-Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes, int world_size);
+/// The algorithm for a message of nbytes on the wire; a pure function of what all ranks agree on.
+Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes);
 
 /// "auto", "ring", "two_shot"; throws kInvalidArgument otherwise. what: where the name stood.
 Algo parse_algo(const char* name, const char* what);

@@ -203,7 +203,7 @@ void HostExec::move_away_from(int peer) const {
 
 bool HostExec::wait_slow(const Awaited& awaited) {
   std::atomic_ref<uint64_t> value(*awaited.value);
-  for (int poll = 0; poll < kPollsPerClock; ++poll) {
+  for (int poll = 0; poll < op_.policy.first_polls; ++poll) {
     if (value.load(arrive_order()) >= awaited.target) return true;
     cpu_relax();
   }
