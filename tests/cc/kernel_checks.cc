@@ -24,7 +24,7 @@ CHECK_CASE(kernel_table_selection) {
   } catch (const Error& error) {
     EXPECT(error.code() == ErrorCode::kInvalidArgument);
     const std::string text = error.what();
-    for (const char* part : {"sse9", "unknown", "scalar, avx2, avx512", "of which this CPU runs"}) {
+    for (const char* part : {"sse9", "unknown", "scalar, avx2, avx512, neon", "of which this CPU runs"}) {
       EXPECT_MSG(text.find(part) != std::string::npos, text + ": does not say " + part);
     }
   }

@@ -32,7 +32,7 @@ inline constexpr size_t kThinning = 1;
 
 inline std::vector<const KernelTable*> available_tables() {
   std::vector<const KernelTable*> tables;
-  for (const char* isa : {"scalar", "avx2", "avx512"}) {
+  for (const char* isa : {"scalar", "avx2", "avx512", "neon"}) {
     try {
       tables.push_back(select_kernel_table(isa));
     } catch (const Error&) {
