@@ -94,10 +94,11 @@ def svg(algo: str, world_size: int, count: int) -> str:
             f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{color}" stroke-width="1.5" '
             'marker-end="url(#head)"/>'
         )
-        where = 0.16 + 0.16 * ((message.receiver - message.sender) % world_size)
+        where = 0.13 + 0.13 * ((message.receiver - message.sender) % world_size)
         label = f"{message.first}-{message.first + message.count - 1}"
         x, y = x1 + where * (x2 - x1), y1 + where * (y2 - y1)
-        lines.append(f'<text x="{x:.0f}" y="{y - 3:.0f}" font-size="10" fill="{color}">{label}</text>')
+        halo = 'paint-order="stroke" stroke="white" stroke-width="3"'
+        lines.append(f'<text x="{x:.0f}" y="{y - 3:.0f}" font-size="10" fill="{color}" {halo}>{label}</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 
