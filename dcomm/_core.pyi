@@ -93,3 +93,18 @@ def initialise(exceptions: dict[str, type[BaseException]], main_thread: int | No
 def in_forked_child() -> bool: ...
 def cuda_device_count() -> int: ...
 def buffer_view(array: Any) -> tuple[int, int, int, bool, bool, str]: ...
+def time_all_reduce(
+    comm: Communicator,
+    buffers: list[tuple[int, int]],
+    inputs: int,
+    expected: int,
+    num_offsets: int,
+    count: int,
+    dtype: int,
+    wire: int,
+    op: int,
+    algo: int,
+    calls: int,
+    batches: int,
+    num_warm: int,
+) -> tuple[list[float], int]: ...

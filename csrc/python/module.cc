@@ -18,6 +18,7 @@
 #include "launch/cuda_loader.h"
 #include "python/buffer_view.h"
 #include "python/fast_call.h"
+#include "python/timing.h"
 
 namespace py = pybind11;
 
@@ -262,4 +263,5 @@ PYBIND11_MODULE(_core, m) {
   bind_buffer_view(m);
   bind_work(m);
   bind_communicator(m);
+  bind_timing(m);
 }
