@@ -45,6 +45,8 @@ def craft(world_size: int, chain: int, carrier: str, op: str = "sum") -> Craft |
         return _craft_average(world_size, chain, digits, highest)
     growth = world_size ** (chain - 1)  # after the first call all ranks hold the sum, then n times the sum, ...
     for prime in _PRIMES:
+        if chain > 1 and prime < world_size:  # ranks with the same inputs: rather fewer calls
+            return None
         first = prime * world_size
         if world_size & (world_size - 1) == 0:  # growth only moves the exponent
             exponent = min(0, highest - (first * growth).bit_length())

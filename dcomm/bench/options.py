@@ -116,6 +116,8 @@ class Options:
                 if op not in gloo.OPS:
                     raise OptionError(f"--compare gloo: gloo has no -o {op}")
         if "mpi" in self.compare:
+            if not mpi.find_libraries():
+                raise OptionError("--compare mpi: no MPI found; run benchmarks/install_peers.sh")
             if self.collective != "all_reduce":
                 raise OptionError(f"--compare mpi: expected COLLECTIVE all_reduce, got {self.collective}")
             for flag, given, known in (("-d", self.dtypes, mpi.TYPES), ("-o", self.ops, mpi.OPS)):

@@ -51,21 +51,25 @@ def fingerprint(ranks: Ranks) -> tuple[CoreState, float]:
     return state, statistics.median(eight.us)
 
 
-def run_round(plan: Plan, tell: Callable[[int, str], None]) -> list[Measured]:
-    """Every case once; `tell` hears how many are done."""
+def run_round(plan: Plan, tell: Callable[[int, str], None]) -> tuple[list[Measured], list[CoreState]]:
+    """Every case once, and the states of the cores in between; `tell` hears how many cases are done."""
     found: list[Measured] = []
+    states: list[CoreState] = []
     for case in plan.cases:
         tell(len(found), f"{case.lib} {case.collective}, {case.count} x {case.dtype}")
         found.append(plan.ranks.measure(case, plan.average))
     for variant, cases in plan.mpi:
         assert plan.peers is not None
         tell(len(found), variant.title)
+        states.append(probe())
         found += plan.peers.measure(variant, cases)
-    return found
+    return found, states
 
 
 def measure_rounds(plan: Plan, rounds: int, max_seconds: float, progress: Progress) -> tuple[list[Any], list[Any]]:
     """The rounds' stamps, and for each case one Measured per round.
+
+    A stamp has the state before the round, before each MPI, and after it; where they differ the round is mixed.
 
     No round is started that would end after `max_seconds`, except the first.
     """
@@ -79,15 +83,17 @@ def measure_rounds(plan: Plan, rounds: int, max_seconds: float, progress: Progre
         def tell(done: int, what: str, number: int = number) -> None:
             progress((number + done / len(results)) / rounds, f"round {number + 1} of {rounds}: {what}")
 
-        for measured, collected in zip(run_round(plan, tell), results, strict=True):
+        found, between = run_round(plan, tell)
+        for measured, collected in zip(found, results, strict=True):
             collected.append(measured)
         state_after, eight_after = fingerprint(plan.ranks)
-        same = state.name == state_after.name
+        states = [state, *between, state_after]
+        same = len({one.name for one in states}) == 1
         stamps.append(
             {
                 "state": state.name if same else "mixed",
-                "flag_ns": [state.flag_ns, state_after.flag_ns],
-                "read_gbps": [state.read_gbps, state_after.read_gbps],
+                "flag_ns": [one.flag_ns for one in states],
+                "read_gbps": [one.read_gbps for one in states],
                 "eight_byte_us": [round(eight, 3), round(eight_after, 3)],
             }
         )
