@@ -175,6 +175,7 @@ def test_gloo_stands_beside_it() -> None:
         (("broadcast", "--level", "c"), "--level c: expected COLLECTIVE all_reduce, got broadcast"),
         (("all_reduce", "--compare", "nccl"), "--compare nccl: expected one of gloo, mpi"),
         (("broadcast", "--compare", "mpi"), "--compare mpi: "),
+        (("barrier", "--plot", "out.png"), "--plot: expected a COLLECTIVE with sizes, got barrier"),
         (("barrier", "--check-figures"), "--check-figures: expected COLLECTIVE all_reduce, got barrier"),
         (("all_reduce", "-N", "0"), "--rounds, --max-seconds, -T: expected more than 0"),
     ],

@@ -7,11 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from dcomm.bench import gloo, mpi
+from dcomm.bench.codes import ALGO_CODES, OP_CODES
 from dcomm.bench.collectives import COLLECTIVES
 from dcomm.bench.dtypes import ALIASES, COMPLEX_PARTS, FLOATS, HALVES, NAMES
-from dcomm.communicator import _ALGOS, _OPS
 
-ALGOS = tuple(_ALGOS)
+ALGOS = tuple(ALGO_CODES)
+OPS = tuple(op for op in OP_CODES if op != "premul_sum")  # that one has a factor
 LEVELS = ("python", "c")
 PEERS = ("gloo", "mpi")
 AVERAGES = ("rank0", "avg", "min", "max")  # nccl-tests' -a 0 to 3
@@ -95,7 +96,7 @@ class Options:
             if dtype == "bfloat16" and importlib.util.find_spec("torch") is None:
                 raise OptionError("-d bfloat16: NumPy has no such dtype; install torch")
             for op in self.ops if COLLECTIVES[self.collective].reduces else ():
-                _one_of("-o", op, _OPS)
+                _one_of("-o", op, OPS)
                 if not defined(op, dtype):
                     raise OptionError(f"-o {op} -d {dtype}: not defined; expected another op or dtype")
         for wire in self.wires:
@@ -162,7 +163,7 @@ def parse_names(text: str, every: Sequence[str] = ()) -> tuple[str, ...]:
 
 def parse_ops(text: str, dtypes: Sequence[str]) -> tuple[str, ...]:
     """Operations by commas; "all": those that every one of `dtypes` has."""
-    return parse_names(text, [op for op in _OPS if all(defined(op, dtype) for dtype in dtypes)])
+    return parse_names(text, [op for op in OPS if all(defined(op, dtype) for dtype in dtypes)])
 
 
 def parse_wires(text: str, dtype: str = "float32") -> tuple[str | None, ...]:

@@ -24,8 +24,8 @@ from dcomm.bench import gloo
 from dcomm.bench.buffers import Array, Data, Pool, aligned_array
 from dcomm.bench.calls import as_caller_holds, dcomm_call
 from dcomm.bench.case import Case
+from dcomm.bench.codes import ALGO_CODES, OP_CODES
 from dcomm.bench.ranks import RankError
-from dcomm.communicator import _ALGOS, _OPS
 
 _PR_SET_PDEATHSIG = 1
 NUM_SALTS = 8
@@ -83,7 +83,7 @@ class Worker:
         """The same without Python between the calls, and without leaving the core between the batches."""
         inputs, expected = self._saved_whole(case)
         pairs = self._pool.pairs(case, self._comm.rank, self._comm.world_size)
-        codes = (DTYPE_CODES[case.dtype], DTYPE_CODES[case.carrier], _OPS[case.redop], _ALGOS[case.algo])
+        codes = (DTYPE_CODES[case.dtype], DTYPE_CODES[case.carrier], OP_CODES[case.redop], ALGO_CODES[case.algo])
         flip = int(self._corrupts())  # in the right values, for the results are out of reach
         expected[case.count // 2 : case.count // 2 + 1].view(np.uint8)[0] ^= flip
         us, num_wrong = _core.time_all_reduce(

@@ -102,6 +102,8 @@ def _options(given: dict[str, Any]) -> parse.Options:
         raise OptionError(f"--check-figures: expected COLLECTIVE all_reduce, got {given['collective']}")
     if given["plot"] is not None and importlib.util.find_spec("matplotlib") is None:
         raise OptionError("--plot: needs matplotlib; pip install 'dcomm[plot]'")
+    if given["plot"] is not None and given["collective"] == "barrier":
+        raise OptionError("--plot: expected a COLLECTIVE with sizes, got barrier")
     dtypes = parse.parse_names(given["dtype"], NAMES)
     return parse.Options(
         collective=given["collective"],
