@@ -63,8 +63,8 @@ def pairs(report: dict[str, Any]) -> list[tuple[Row | None, Row | None]]:
 
 
 _NCCL = "{:>12} {:>12} {:>10} {:>7} {:>6} {:>9} {:>7} {:>7} {:>7} {:>9} {:>7} {:>7} {:>7}"
-_MODES = "#{:<51} {:^33} {:^33}  {:<19} {:^19} {:^19}"  # over the columns of the next two
-_OWN = "  {:<9} {:<9} {:>9} {:>9} {:>9} {:>9}"
+_MODES = "#{:<51} {:^33} {:^33}  {:<21} {:^19} {:^19}"  # over the columns of the next two
+_OWN = "  {:<11} {:<9} {:>9} {:>9} {:>9} {:>9}"
 _PEER = " {:>9} {:>8}"
 
 
