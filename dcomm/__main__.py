@@ -2,6 +2,8 @@
 
 Four rank processes all-reduce arrays whose exact results are known; then one of them is killed, and the others
 must say so. The exit status is 0 only if every element was right, the dead rank was named and nothing was left.
+
+``python -m dcomm bench``, which is ``dcomm bench``: the benchmark (dcomm/cli/bench.py).
 """
 
 from __future__ import annotations
@@ -20,11 +22,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy
 
 import dcomm
-from dcomm.demo import Measured, RankError, Ranks, exact_calls
+from dcomm.bench.case import Case, Measured
+from dcomm.bench.collectives import bandwidths
+from dcomm.bench.exact import exact_chain
+from dcomm.bench.machine import cpu_model, kernel_version
+from dcomm.bench.ranks import RankError, Ranks
+from dcomm.bench.text import nbytes_text
 
 _NBYTES = (8, 4 << 10, 256 << 10, 2 << 20, 16 << 20)
 _NBYTES_BESIDE_GLOO = (4 << 10, 256 << 10, 2 << 20)
@@ -36,7 +44,6 @@ _VARIANTS: tuple[tuple[str, str | None], ...] = (
 )
 _MAX_ROUNDS = 9
 _STORM_COUNT = 16 << 10
-_UNITS = ((1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
 
 Row = tuple[object, ...]
 
@@ -51,34 +58,9 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def nbytes_text(nbytes: int) -> str:
-    """8 B, 4 KiB, 16 MiB."""
-    factor, unit = next(pair for pair in _UNITS if nbytes >= pair[0])
-    return f"{nbytes // factor} {unit}"
-
-
-def bandwidths(nbytes: int, us: float, world_size: int) -> tuple[float, float]:
-    """The algbw and busbw of an all-reduce in GB/s (1e9 bytes)."""
-    algbw = nbytes / us / 1e3
-    return algbw, algbw * 2 * (world_size - 1) / world_size
-
-
 def calls_for(nbytes: int) -> int:
     """Back-to-back calls in a batch."""
     return 16 if nbytes < 2 << 20 else 4 if nbytes < 16 << 20 else 2
-
-
-def cpu_model() -> str:
-    """The processor's name as the kernel gives it."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def kernel_version() -> str:
-    """6.18.4 of 6.18.4-vendor-17."""
-    return platform.release().partition("-")[0]
 
 
 # ---- What a job may leave behind ---------------------------------------------------------------------------
@@ -158,10 +140,10 @@ def _rounds(cases: list[Callable[[], Measured]], budget_s: float) -> list[Measur
     return merged
 
 
-def _case(ranks: Ranks, nbytes: int, batches: int, **how: object) -> Callable[[], Measured]:
+def _case(ranks: Ranks, nbytes: int, batches: int, **how: Any) -> Callable[[], Measured]:
     carrier = str(how.get("wire") or "float32")
-    calls = exact_calls(ranks.world_size, calls_for(nbytes), carrier)
-    return lambda: ranks.measure(nbytes // 4, calls, batches, **how)  # type: ignore[arg-type]
+    calls = exact_chain(ranks.world_size, calls_for(nbytes), carrier)
+    return lambda: ranks.measure(Case(nbytes // 4, calls, batches, **how))
 
 
 def show_table(ranks: Ranks, budget_s: float) -> int:
@@ -268,13 +250,28 @@ def _run(args: argparse.Namespace) -> list[str]:
     return complaints
 
 
+def _bench(argv: list[str]) -> int:
+    try:
+        from dcomm.cli import bench
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        print(f"dcomm bench needs {error.name}: pip install 'dcomm[cli]'", file=sys.stderr)
+        return 2
+    return bench.main(argv)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the demonstration; 0 if everything held."""
+    """Run the demonstration, or the command that is named first; 0 if everything held."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["bench"]:
+        return _bench(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m dcomm",
         description="Shows dcomm at work on this machine: starts rank processes, checks and times all-reduce, then "
         "kills a rank with SIGKILL and checks that the others name it and that nothing is left behind.",
-        epilog="Exit status: 0 everything held; 1 wrong data, a death not named, or something left behind.",
+        epilog="Exit status: 0 everything held; 1 wrong data, a death not named, or something left behind. "
+        "The benchmark: python -m dcomm bench --help.",
     )
     parser.add_argument("-n", "--ranks", type=int, default=4, metavar="N", help="rank processes, 2 to 16 (default 4)")
     parser.add_argument(
@@ -293,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
         for complaint in complaints:
             say(f"FAILED: {complaint}")
         return 1
-    say("next: python benchmarks/all_reduce.py -n 2 --compare gloo")
+    say("next: dcomm bench all_reduce -n 2 --compare gloo      (pip install 'dcomm[cli]')")
     say("      torchrun --standalone --nproc-per-node 2 examples/train_gpt.py --compare      (see README.md)")
     return 0
 

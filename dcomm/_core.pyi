@@ -102,3 +102,18 @@ def buffer_view(array: Any) -> tuple[int, int, int, bool, bool, str]: ...
 def record_all_reduce(
     algo: int, world_size: int, count: int, /
 ) -> list[list[tuple[bool, int, int, int, int, int]]]: ...
+def time_all_reduce(
+    comm: Communicator,
+    buffers: list[tuple[int, int]],
+    inputs: int,
+    expected: int,
+    num_offsets: int,
+    count: int,
+    dtype: int,
+    wire: int,
+    op: int,
+    algo: int,
+    calls: int,
+    batches: int,
+    num_warm: int,
+) -> tuple[list[float], int]: ...

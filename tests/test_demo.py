@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import dcomm.__main__ as demo_main
-from dcomm.demo import RankError, Ranks
+from dcomm.bench.case import Case
+from dcomm.bench.ranks import RankError, Ranks
 
 LAST_LINE = r"rank 2 died, named on ranks 0, 1, 3 after \d+\.\d ms, nothing left behind"
 
@@ -46,7 +47,7 @@ def test_the_demonstration_holds() -> None:
 
 
 def test_one_flipped_bit_fails_it() -> None:
-    done = run_demo("--seconds", "0.1", "--no-gloo", DCOMM_DEMO_CORRUPT="1")
+    done = run_demo("--seconds", "0.1", "--no-gloo", DCOMM_BENCH_CORRUPT="1")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FAILED: 1 wrong elements" in done.stdout
 
@@ -93,14 +94,14 @@ def test_a_bad_order_is_reported_and_survived() -> None:
     with Ranks(2) as ranks:
         ranks.receive()
         with pytest.raises(RankError, match=r"rank 0: .*not exact"):
-            ranks.measure(count=2, calls=60, batches=1, wire="float16")
+            ranks.measure(Case(count=2, calls=60, batches=1, wire="float16"))
         assert ranks.leave() == [0, 0]
 
 
 def test_ranks_die_with_their_parent(tmp_path: Path) -> None:
     code = (
         "import os, time\n"
-        "from dcomm.demo import Ranks\n"
+        "from dcomm.bench.ranks import Ranks\n"
         "ranks = Ranks(2)\n"
         "ranks.receive()\n"
         "print(ranks.job_id, flush=True)\n"

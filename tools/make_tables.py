@@ -1,8 +1,9 @@
 """Writes the Markdown tables of README.md and docs/ from the measurements in benchmarks/results/.
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. NAME is the stem of a JSON file that
-benchmarks/all_reduce.py wrote (its times by size), or STEM.rounds (the states of the cores) or STEM.figures (what
-was promised and what was reached).
+benchmarks/all_reduce.py or `dcomm bench all_reduce --json` wrote (its times by size, called from Python), or STEM.mpi
+(called from C, beside each MPI), STEM.rounds (the states of the cores) or STEM.figures (what was promised and what was
+reached).
 
     python tools/make_tables.py            # rewrite the tables
     python tools/make_tables.py --check    # change nothing; exit 1 if a table is not what the measurements say
@@ -69,9 +70,21 @@ def provenance(report: dict[str, Any]) -> str:
     )
 
 
+def of_dcomm(report: dict[str, Any], level: str) -> list[dict[str, Any]]:
+    """The rows of dcomm in place on NumPy arrays that were called from Python, or from C."""
+    plain = {"lib": "dcomm", "level": level, "array": "numpy", "in_place": True}
+    older = {"level": "python", "array": "numpy", "in_place": True}  # measurements that do not say so
+    return [row for row in report["rows"] if all({**older, **row}[key] == value for key, value in plain.items())]
+
+
+def busbw_text(row: dict[str, Any]) -> str:
+    """Of the p50 in the same line; the measured one may be of the mean."""
+    return f"{row['busbw_gbps'] * row.get('time_us', row['p50_us']) / row['p50_us']:.2f} GB/s"
+
+
 def sizes_table(report: dict[str, Any]) -> Iterator[str]:
     """One line per message: p50 of each variant, bandwidth, p90 and ratio of the first one, the peer's best."""
-    ours = [row for row in report["rows"] if row["lib"] == "dcomm"]
+    ours = of_dcomm(report, "python")
     names = list(dict.fromkeys(variant_name(row) for row in ours))
     has_peer = any("ratio" in row for row in ours)
     heads = ["message", *names, "p90", "busbw", *(["gloo", "gloo / dcomm"] if has_peer else []), "#wrong"]
@@ -80,12 +93,31 @@ def sizes_table(report: dict[str, Any]) -> Iterator[str]:
         here = {variant_name(row): row for row in ours if row["nbytes"] == nbytes}
         first = here[names[0]]
         cells = [size_text(nbytes), *(time_text(here[name]["p50_us"]) for name in names)]
-        cells += [time_text(first["p90_us"]), f"{first['busbw_gbps']:.2f} GB/s"]
+        cells += [time_text(first["p90_us"]), busbw_text(first)]
         if has_peer:
             cells += [time_text(first["gloo_us"]), ratio_text(first["ratio"])]
         num_wrong = sum(row["num_wrong"] for row in report["rows"] if row["nbytes"] == nbytes)
         lines.append([*cells, str(num_wrong)])
     yield from markdown(heads, lines)
+    yield ""
+    yield provenance(report)
+
+
+def mpi_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per message: dcomm called from C, and each MPI with the fastest of its settings."""
+    ours = [row for row in of_dcomm(report, "c") if "mpi" in row]
+    if not ours:
+        raise TableError("no row has an MPI beside it: measure with --level c --compare mpi")
+    names = sorted({name for row in ours for name in row["mpi"]})
+    lines = []
+    for row in ours:
+        others = [row["mpi"].get(name) for name in names]
+        cells = [size_text(row["nbytes"]), time_text(row["p50_us"]), time_text(row["p90_us"])]
+        cells += [f"{time_text(other['p50_us'])} ({other['settings']})" if other else "-" for other in others]
+        cells.append(ratio_text(row["mpi_ratio"]) if row["mpi_ratio"] >= 10 else f"{row['mpi_ratio']:.2f}x")
+        same = [one for one in report["rows"] if one["nbytes"] == row["nbytes"] and one["level"] == "c"]
+        lines.append([*cells, str(sum(one["num_wrong"] for one in same))])
+    yield from markdown(["message", "dcomm", "p90", *names, "best MPI / dcomm", "#wrong"], lines)
     yield ""
     yield provenance(report)
 
@@ -109,13 +141,13 @@ def figures_table(report: dict[str, Any]) -> Iterator[str]:
     yield from markdown(["figure", "measured", "reached"], lines)
 
 
-KINDS = {"": sizes_table, "rounds": rounds_table, "figures": figures_table}
+KINDS = {"": sizes_table, "mpi": mpi_table, "rounds": rounds_table, "figures": figures_table}
 
 
 def table(name: str, results: Path) -> str:
     stem, _, kind = name.partition(".")
     if kind not in KINDS:
-        raise TableError(f"table:{name}: expected STEM, STEM.rounds or STEM.figures")
+        raise TableError(f"table:{name}: expected STEM, STEM.mpi, STEM.rounds or STEM.figures")
     path = results / f"{stem}.json"
     if not path.exists():
         raise TableError(f"table:{name}: {path} is missing; benchmarks/all_reduce.py --json writes it")

@@ -19,6 +19,7 @@
 #include "python/buffer_view.h"
 #include "python/fast_call.h"
 #include "python/schedule.h"
+#include "python/timing.h"
 
 namespace py = pybind11;
 
@@ -269,4 +270,5 @@ PYBIND11_MODULE(_core, m) {
   bind_work(m);
   bind_communicator(m);
   bind_schedule(m);
+  bind_timing(m);
 }

@@ -5,7 +5,7 @@ A hypervisor moves virtual CPUs between physical ones within seconds, and every 
 in one state are compared. The probe takes about 60 ms: a flag goes back and forth between two pinned threads, then
 one reads 256 KiB that the other has just written.
 
-    python benchmarks/core_state.py [number of probes]
+    python -m dcomm.bench.core_state [number of probes]
 
 It is C, compiled when first used; without a compiler the state is "unknown", and the time of an 8-byte all-reduce
 is the only fingerprint.
@@ -123,6 +123,7 @@ class CoreState(NamedTuple):
 
 
 def name_state(flag_ns: float, read_gbps: float) -> str:
+    """The state whose figures these are: smt, near or far."""
     if flag_ns >= FAR_NS:
         return "far"
     return "smt" if flag_ns < SMT_NS or read_gbps > SMT_GBPS else "near"
@@ -159,6 +160,7 @@ def probe(windows: int = 100) -> CoreState:
 
 
 def main() -> None:
+    """Probe as often as asked."""
     for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 1):
         state = probe()
         print(f"{state.name}: flag round trip {state.flag_ns} ns, dirty lines read at {state.read_gbps} GB/s")

@@ -1,0 +1,112 @@
+"""Measuring in turn: every round has every case once, and is stamped with the state of the cores.
+
+A hypervisor moves virtual CPUs within seconds, and every figure changes with it; so what is compared must be measured
+side by side, and only rounds in one state count together.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dcomm.bench.case import Case, Measured
+from dcomm.bench.core_state import CoreState, probe
+from dcomm.bench.exact import exact_chain
+from dcomm.bench.mpi import Peers, Variant
+from dcomm.bench.ranks import Average, RankError, Ranks
+
+Progress = Callable[[float, str], None]  # share of the rounds that is done, what is going on
+
+
+@dataclass
+class Plan:
+    """What one round consists of."""
+
+    ranks: Ranks
+    cases: list[Case]  # of dcomm and gloo
+    mpi: list[tuple[Variant, list[Case]]]
+    average: Average
+    peers: Peers | None = None
+
+    @property
+    def all_cases(self) -> list[Case]:
+        """In the order in which :func:`run_round` measures them."""
+        return [*self.cases, *(case for _, cases in self.mpi for case in cases)]
+
+
+def fingerprint(ranks: Ranks) -> tuple[CoreState, float]:
+    """The cores' state and the time of an 8-byte all-reduce.
+
+    Raises:
+        RankError: Its result was wrong, or a rank failed.
+    """
+    calls = exact_chain(ranks.world_size, 16, "float32")
+    state, eight = probe(), ranks.measure(Case(2, calls, 25))
+    if eight.num_wrong:
+        raise RankError(f"{eight.num_wrong} wrong elements in the 8-byte all-reduce")
+    return state, statistics.median(eight.us)
+
+
+def run_round(plan: Plan, tell: Callable[[int, str], None]) -> tuple[list[Measured], list[CoreState]]:
+    """Every case once, and the states of the cores in between; `tell` hears how many cases are done."""
+    found: list[Measured] = []
+    states: list[CoreState] = []
+    for case in plan.cases:
+        tell(len(found), f"{case.lib} {case.collective}, {case.count} x {case.dtype}")
+        found.append(plan.ranks.measure(case, plan.average))
+    for variant, cases in plan.mpi:
+        assert plan.peers is not None
+        tell(len(found), variant.title)
+        states.append(probe())
+        found += plan.peers.measure(variant, cases)
+    return found, states
+
+
+def measure_rounds(plan: Plan, rounds: int, max_seconds: float, progress: Progress) -> tuple[list[Any], list[Any]]:
+    """The rounds' stamps, and for each case one Measured per round.
+
+    A stamp has the state before the round, before each MPI, and after it; where they differ the round is mixed.
+
+    No round is started that would end after `max_seconds`, except the first.
+    """
+    stamps: list[dict[str, Any]] = []
+    results: list[list[Measured]] = [[] for _ in plan.all_cases]
+    start = time.monotonic()
+    state, eight = fingerprint(plan.ranks)
+    for number in range(rounds):
+        begun = time.monotonic()
+
+        def tell(done: int, what: str, number: int = number) -> None:
+            progress((number + done / len(results)) / rounds, f"round {number + 1} of {rounds}: {what}")
+
+        found, between = run_round(plan, tell)
+        for measured, collected in zip(found, results, strict=True):
+            collected.append(measured)
+        state_after, eight_after = fingerprint(plan.ranks)
+        states = [state, *between, state_after]
+        same = len({one.name for one in states}) == 1
+        stamps.append(
+            {
+                "state": state.name if same else "mixed",
+                "flag_ns": [one.flag_ns for one in states],
+                "read_gbps": [one.read_gbps for one in states],
+                "eight_byte_us": [round(eight, 3), round(eight_after, 3)],
+            }
+        )
+        state, eight = state_after, eight_after
+        now = time.monotonic()
+        progress((number + 1) / rounds, f"round {number + 1}: {stamps[-1]['state']}, {now - begun:.0f} s\n")
+        if now - start + (now - begun) > max_seconds:
+            break
+    return stamps, results
+
+
+def chosen_rounds(stamps: list[dict[str, Any]]) -> tuple[str, list[int]]:
+    """The state seen most and its rounds; mixed ones count only if there are no others."""
+    pure = [stamp["state"] for stamp in stamps if stamp["state"] != "mixed"]
+    name = Counter(pure or ["mixed"]).most_common(1)[0][0]
+    return name, [number for number, stamp in enumerate(stamps) if stamp["state"] == name]

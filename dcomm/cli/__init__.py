@@ -1,0 +1,1 @@
+"""The commands that need the extra ``cli`` (typer, rich); imported on request."""
