@@ -133,17 +133,22 @@ CHECKS = {
     "schedule_checks": [
         "schedule_small_worlds",
         "schedule_large_worlds",
-        "schedule_broadcasts_run_ahead",
+        "schedule_ranks_run_ahead",
+        "schedule_each_alone_again_and_again",
+        "schedule_trees_are_trees",
         "schedule_costs_match_design",
         "schedule_algorithms_differ",
     ],
     "verifier_checks": [
         "verifier_reports_wrong_chunk",
         "verifier_reports_missing_terms",
+        "verifier_reports_wrong_block",
+        "verifier_reports_wrong_tree",
         "verifier_reports_too_few_slots",
         "verifier_reports_missing_credits",
         "verifier_reports_lost_messages",
         "verifier_reports_single_slot",
+        "verifier_reports_channels_that_meet",
         "verifier_reports_input_read_after_result",
     ],
     "window_checks": [

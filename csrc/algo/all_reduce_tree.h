@@ -5,7 +5,8 @@
 //   up    a leaf sends its terms; an inner rank adds its first child's sum to its own terms, then its second
 //         child's, and sends that on; the root's sum is the result
 //   down  everyone keeps the result and passes it to its children, over the slots in which their sums came
-// A rank first sends its terms where it is a leaf, so that nobody's sum waits for the other tree's.
+// A rank sends as a leaf before it waits for children, and passes results on before it waits as a leaf: so neither tree
+// waits for the other.
 // 2 floor(log2 n) steps, at most 2 S bytes sent per rank. Half-precision wires round the partial sum at every hop.
 // A child sends tile t+1 before it has tile t's result: two slots per edge suffice, and no credit is needed, since it
 // sends tile t+2 only after tile t's result, which its parent sent after it had read tile t.
@@ -66,21 +67,21 @@ DCOMM_HOST_DEVICE bool tree_down(Exec& exec, const Kernels& kernels, const TreeN
 template <class Exec, class Kernels>
 DCOMM_HOST_DEVICE bool all_reduce_tree(Exec& exec, const Kernels& kernels, const ChunkPlan& plan) {
   const int channel = exec.channel();
+  const int inner = tree_inner(exec.rank());
   const uint64_t first = exec.load_counter(Counter::kTree);
   const uint64_t num_tiles = plan.num_tiles();
-  const TreeNode nodes[kNumTrees] = {tree_node(exec.rank(), exec.world_size(), 0),
-                                     tree_node(exec.rank(), exec.world_size(), 1)};
-  const int leaf_tree = nodes[0].num_children() == 0 ? 0 : 1;
   for (uint64_t turn = 0; turn <= num_tiles; ++turn) {
     if (turn > 1) exec.sync();  // lanes have read the results that the next sums overwrite
     for (int i = 0; i < kNumTrees && turn < num_tiles; ++i) {
-      const int tree = i == 0 ? leaf_tree : 1 - leaf_tree;
-      if (!tree_up(exec, kernels, nodes[tree], first + turn, plan.segment(tree, channel, turn))) return false;
+      const int tree = i == 0 ? 1 - inner : inner;
+      const TreeNode node = tree_node(exec.rank(), exec.world_size(), tree);
+      if (!tree_up(exec, kernels, node, first + turn, plan.segment(tree, channel, turn))) return false;
     }
     if (turn == 0) continue;  // one tile of look-ahead
     for (int i = 0; i < kNumTrees; ++i) {
-      const int tree = i == 0 ? 1 - leaf_tree : leaf_tree;
-      if (!tree_down(exec, kernels, nodes[tree], first + turn - 1, plan.segment(tree, channel, turn - 1))) return false;
+      const int tree = i == 0 ? inner : 1 - inner;
+      const TreeNode node = tree_node(exec.rank(), exec.world_size(), tree);
+      if (!tree_down(exec, kernels, node, first + turn - 1, plan.segment(tree, channel, turn - 1))) return false;
     }
   }
   exec.store_counter(Counter::kTree, first + num_tiles);

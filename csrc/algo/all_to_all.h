@@ -12,7 +12,8 @@
 
 namespace dcomm {
 
-/// blocks: out_block(p), in_block(p) -> Range of my arrays, and `slot_count`, the elements that fit a pair slot.
+/// blocks: send_block(p), recv_block(p) -> Range of my arrays; slot_count, the elements that fit a pair slot;
+/// num_channels.
 template <class Exec, class Kernels, class Blocks>
 DCOMM_HOST_DEVICE bool all_to_all(Exec& exec, const Kernels& kernels, const Blocks& blocks) {
   const int rank = exec.rank();

@@ -255,7 +255,7 @@ struct RecordKernels {
     exec.note_data(EventKind::kCopy, range, to, from);
   }
   void keep(RecordExec& exec, size_t to_offset, Range range) const {
-    exec.note_data(EventKind::kKeep, range, nullptr, nullptr).out_offset = to_offset;
+    exec.note_data(EventKind::kKeep, range, nullptr, nullptr).out_offset = to_offset - out_shift;
   }
   template <class From, class To>
   void reduce_canonical(RecordExec& exec, Range range, From&& from, To&& to) const {

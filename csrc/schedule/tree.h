@@ -40,6 +40,9 @@ DCOMM_HOST_DEVICE constexpr int tree_rank_of(int node, int world_size, int tree)
   return node == world_size ? 0 : node;
 }
 
+/// The tree in which `rank` has children, if anywhere; in the other one it is a leaf.
+DCOMM_HOST_DEVICE constexpr int tree_inner(int rank) { return rank % 2 == 1 ? 0 : 1; }
+
 DCOMM_HOST_DEVICE constexpr TreeNode tree_node(int rank, int world_size, int tree) {
   const int node = tree_node_of(rank, world_size, tree);
   const int level = node & -node;

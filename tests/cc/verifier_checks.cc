@@ -13,7 +13,7 @@ namespace {
 Scenario scenario_of(Algo algo, PlacementKind kind, int world_size, int depth) {
   Scenario scenario;
   scenario.placement = {kind, world_size, depth};
-  scenario.slot_count = 32;  // 3 or 4 turns
+  scenario.slot_count(SlotPool::kMain) = 32;  // 3 or 4 turns
   scenario.operations.assign(4, {Collective::kAllReduce, algo, 100 * static_cast<size_t>(world_size), 0});
   return scenario;
 }
@@ -21,7 +21,7 @@ Scenario scenario_of(Algo algo, PlacementKind kind, int world_size, int depth) {
 Scenario broadcasts(PlacementKind kind, int world_size) {
   Scenario scenario;
   scenario.placement = {kind, world_size, 2};
-  scenario.fifo_slot_count = 32;
+  scenario.slot_count(SlotPool::kFifo) = 32;
   scenario.operations.assign(3, {Collective::kBroadcast, Algo::kFlat, 100, 1});
   return scenario;
 }
@@ -66,7 +66,9 @@ CHECK_CASE(verifier_reports_wrong_chunk) {
   for (auto& operation : programs[0]) {
     for (Program& program : operation) {
       for (Event& event : program.events) {
-        if (event.range.count != 0) event.range.offset = (event.range.offset + 112) % 448;  // chunks of 112
+        if (event.range.count == 0) continue;
+        event.range.offset = (event.range.offset + 112) % 448;  // chunks of 112
+        event.out_offset = event.range.offset;
       }
     }
   }
@@ -89,10 +91,62 @@ CHECK_CASE(verifier_reports_missing_terms) {
   });
 }
 
+// The right expression over the wrong elements, or at the wrong place: blocks differ in nothing else.
+CHECK_CASE(verifier_reports_wrong_block) {
+  Scenario scenario;
+  scenario.placement = {PlacementKind::kBounce, 3, 2};
+  const auto with = [&](Collective collective) {
+    scenario.operations.assign(1, {collective, Algo::kFlat, 40, 1});
+    return scenario;
+  };
+  const auto send_other = [](Program& program) {
+    for (Event& event : program.events) {
+      if (event.kind == EventKind::kEncode) event.range.offset += 16;
+    }
+  };
+  expect_report(with(Collective::kAllToAll), "is 1 of element", send_other);
+  expect_report(with(Collective::kScatter), "is 1 of element", send_other);
+  expect_report(with(Collective::kReduceScatter), "to be combined with elements from", send_other);
+  const auto store_elsewhere = [](Program& program) {
+    for (Event& event : program.events) {
+      if (event.kind == EventKind::kKeep) event.out_offset += 16;
+    }
+  };
+  expect_report(with(Collective::kAllGather), "not stored exactly once", store_elsewhere);
+  expect_report(with(Collective::kGather), "not stored exactly once", store_elsewhere);
+}
+
+// A parent that adds its children in the other order, or passes its own terms on instead of the result.
+CHECK_CASE(verifier_reports_wrong_tree) {
+  const Scenario tree = scenario_of(Algo::kTree, PlacementKind::kBounce, 7, 2);
+  Record programs = record(tree);
+  for (auto& operation : programs[0]) {
+    for (Program& program : operation) {
+      for (const Event& event : program.events) {
+        if (event.kind == EventKind::kCombine && event.num_from == 2) {
+          std::swap(program.operands[event.first_operand], program.operands[event.first_operand + 1]);
+        }
+      }
+    }
+  }
+  EXPECT(verify_all_orders(tree, programs).find("not ((3+((1+0)+2))+((5+4)+6)) of 0") != std::string::npos);
+  expect_report(tree, "is 1 of element", [](Program& program) {
+    for (Event& event : program.events) {
+      if (event.kind == EventKind::kCopy) event.kind = EventKind::kEncode;
+    }
+  });
+}
+
 CHECK_CASE(verifier_reports_too_few_slots) {
   for (const auto kind : {PlacementKind::kBounce, PlacementKind::kPush}) {
     const Scenario two_shot = scenario_of(Algo::kTwoShot, kind, 3, 1);  // but one turn of look-ahead
     EXPECT(verify_all_orders(two_shot, record(two_shot)).find("race") != std::string::npos);
+  }
+  for (const auto kind : {PlacementKind::kBounce, PlacementKind::kPush}) {
+    for (const Algo algo : {Algo::kTree, Algo::kOneShot}) {  // these look one turn ahead as well
+      const Scenario scenario = scenario_of(algo, kind, 4, 1);
+      EXPECT(verify_all_orders(scenario, record(scenario)).find("race") != std::string::npos);
+    }
   }
   const Scenario ring = scenario_of(Algo::kRing, PlacementKind::kPush, 3, 1);  // everyone waits for a credit
   EXPECT(verify_all_orders(ring, record(ring)).find("deadlock") != std::string::npos);
@@ -106,6 +160,18 @@ CHECK_CASE(verifier_reports_missing_credits) {
   for (const auto kind : {PlacementKind::kBounce, PlacementKind::kPush}) {
     expect_report(broadcasts(kind, 3), "race: write and",
                   [](Program& program) { erase_events(program, kind_is(EventKind::kAcquire)); });
+    Scenario pairs = broadcasts(kind, 3);
+    for (const Collective collective :
+         {Collective::kReduce, Collective::kGather, Collective::kScatter, Collective::kAllToAll}) {
+      for (Operation& operation : pairs.operations) {
+        operation.collective = collective;
+        operation.root = collective == Collective::kScatter ? 1 : 0;  // rank 1 sends
+        // Where rank 2 sends as much, its data tells what its credits tell.
+        if (collective == Collective::kAllToAll) operation.lengths = {0, 0, 0, 0, 0, 100, 0, 0, 0};
+      }
+      expect_report(pairs, "race: write and",
+                    [](Program& program) { erase_events(program, kind_is(EventKind::kAcquire)); });
+    }
   }
 }
 
@@ -148,16 +214,35 @@ CHECK_CASE(verifier_reports_single_slot) {
   }
 }
 
+CHECK_CASE(verifier_reports_channels_that_meet) {
+  Record programs(2, {{Program{}}});
+  Event event;
+  event.kind = EventKind::kDecode;
+  event.range = {16, 16};
+  event.out_offset = 16;
+  programs[0][0][0].events.push_back(event);
+  event.kind = EventKind::kEncode;
+  event.range = {32, 16};
+  programs[1][0][0].events.push_back(event);
+  const Operation operation{Collective::kAllReduce, Algo::kRing, 100};
+  EXPECT_EQ(detail::check_aliases(operation, programs, 0), std::string());
+  programs[1][0][0].events[0].range.offset = 24;
+  EXPECT(!detail::check_aliases(operation, programs, 0).empty());
+}
+
 CHECK_CASE(verifier_reports_input_read_after_result) {
   Program program;
   Event event;
   event.range = {16, 16};
+  event.out_offset = 16;
   event.kind = EventKind::kDecode;
   program.events.push_back(event);
   event.kind = EventKind::kEncode;
   event.range = {32, 16};
   program.events.push_back(event);
   EXPECT_EQ(detail::check_in_place(program), std::string());
+  EXPECT(!detail::check_in_place(program, {16, 0}).empty());  // the result begins at element 16 of the input
+  EXPECT_EQ(detail::check_in_place(program, {0, 16}), std::string());
   program.events.back().range = {24, 16};
   EXPECT(!detail::check_in_place(program).empty());
 }

@@ -1,8 +1,8 @@
 // One thread plays all ranks: replays the recorded programs of one channel and looks for trouble.
 //
-// Slots hold symbols: "the sum ((0+1)+(2+3)) over elements [a, b) of operation k". Every access carries a vector
-// clock that advances with messages only. A message that is waited for passes on what its sender knew when it
-// sent THAT message, though a real flag may show a later one: so two accesses count as ordered only if every
+// Slots hold symbols: "the sum ((0+1)+(2+3)) of elements [a, b) of the ranks' inputs of operation k". Every access
+// carries a vector clock that advances with messages only. A message that is waited for passes on what its sender knew
+// when it sent THAT message, though a real flag may show a later one: so two accesses count as ordered only if every
 // possible timing orders them, and one replay speaks for all timings. Replays in several orders still differ in
 // how far ranks run ahead of each other, which the fingerprints depend on.
 #pragma once
@@ -50,11 +50,20 @@ class Expressions {
   std::vector<std::pair<int, int>> nodes_;
 };
 
+/// Consecutive elements: a sum over ranks, and where in their inputs the first one lies.
+struct Value {
+  int expression = -1;
+  size_t offset = 0;
+};
+
 /// A part of an operation's result as one rank stored it.
 struct Output {
-  Range range;
-  int expression = -1;
+  Range range;  // of the result
+  Value value;
 };
+
+/// Elements that fit a slot, by SlotPool.
+using SlotCounts = std::array<size_t, kNumSlotPools>;
 
 /// Of one operation.
 struct OperationTrace {
@@ -66,11 +75,11 @@ struct OperationTrace {
 class Replay {
  public:
   /// programs[operation][rank], all of one channel; they outlive the Replay.
-  Replay(const Placement& placement, size_t slot_count, size_t fifo_slot_count, Expressions& expressions,
+  Replay(const Placement& placement, const SlotCounts& slot_counts, Expressions& expressions,
          const std::vector<std::vector<Program>>& programs, std::vector<OperationTrace>& traces)
       : placement_(placement),
         n_(placement.world_size),
-        slot_counts_{slot_count, fifo_slot_count},
+        slot_counts_(slot_counts),
         expressions_(expressions),
         programs_(programs),
         traces_(traces),
@@ -143,9 +152,9 @@ class Replay {
     std::array<size_t, kHashRing> hashes{};  // stand-ins: the operation
   };
   struct SlotState {
-    Range range;
+    Value value;
+    size_t count = 0;
     size_t operation = 0;
-    int expression = -1;
     int writer = -1;
     uint32_t write_clock = 0;
     std::vector<std::pair<int, uint32_t>> reads;  // since the last write: rank, its clock
@@ -179,6 +188,11 @@ class Replay {
 
   // ---- Messages ----
 
+  /// Packets carry their fingerprint themselves: as many as there are buffers.
+  size_t hash_index(Flow flow, uint64_t seq) const {
+    return flow == Flow::kPacket ? seq % 2 : static_cast<size_t>(flag_hash_index(flow, seq, n_));
+  }
+
   void publish(int rank, Flow flow, int peer, uint64_t seq) {
     RankState& state = ranks_[static_cast<size_t>(rank)];
     EdgeState& to = edge(peer, flow, rank);
@@ -189,7 +203,7 @@ class Replay {
     }
     ++snapshot_uses_[static_cast<size_t>(state.snapshot)];
     to.pending.push_back({state.snapshot, is_credit(flow) ? 0 : state.level + 1});
-    to.hashes[static_cast<size_t>(flag_hash_index(flow, seq, n_))] = state.operation;
+    to.hashes[hash_index(flow, seq)] = state.operation;
     ++to.published;
   }
 
@@ -202,7 +216,7 @@ class Replay {
       return true;
     }
     if (from.published <= seq) return false;
-    if (!is_credit(flow) && from.hashes[static_cast<size_t>(flag_hash_index(flow, seq, n_))] != state.operation) {
+    if (!is_credit(flow) && from.hashes[hash_index(flow, seq)] != state.operation) {
       fail(rank, "the fingerprint on the flag is another operation's");
     }
     const Pending message = from.pending[from.head++];
@@ -253,39 +267,50 @@ class Replay {
     return count;
   }
 
-  SlotState* slot(int rank, const SlotRef& ref, Range range) {
+  SlotState* slot(int rank, const SlotRef& ref, size_t count) {
     if (ref.window < 0 || ref.window >= n_ || ref.index < 0 || ref.index >= placement_.num_slots(ref.pool)) {
       fail(rank, "no such slot");
       return nullptr;
     }
-    if (range.count > slot_counts_[ref.pool == SlotPool::kMain ? 0 : 1]) fail(rank, "more than a slot holds");
+    if (count > slot_counts_[static_cast<size_t>(ref.pool)]) fail(rank, "more than a slot holds");
     const int per_window = slots_before(placement_, kNumSlotPools);
     return &slots_[static_cast<size_t>(ref.window * per_window + slots_before(placement_, static_cast<int>(ref.pool)) +
                                        ref.index)];
   }
 
-  int read(int rank, const SlotRef& ref, Range range) {
-    SlotState* const from = slot(rank, ref, range);
-    if (from == nullptr) return -1;
+  Value read(int rank, const SlotRef& ref, size_t count) {
+    SlotState* const from = slot(rank, ref, count);
+    if (from == nullptr) return {};
     if (from->writer < 0) {
       fail(rank, "read of a slot that was never written");
-      return -1;
+      return {};
     }
     if (!knows(rank, from->writer, from->write_clock)) {
       fail(rank, "race: read and rank " + std::to_string(from->writer) + "'s write of a slot");
     }
-    if (from->operation != ranks_[static_cast<size_t>(rank)].operation || from->range.offset != range.offset ||
-        from->range.count != range.count) {
-      fail(rank, "the slot holds [" + std::to_string(from->range.offset) + ", +" + std::to_string(from->range.count) +
-                     ") of operation " + std::to_string(from->operation) + ", wanted [" + std::to_string(range.offset) +
-                     ", +" + std::to_string(range.count) + ")");
+    if (from->operation != ranks_[static_cast<size_t>(rank)].operation || from->count != count) {
+      fail(rank, holds(*from) + ", wanted " + std::to_string(count) + " elements of this one");
     }
     from->reads.emplace_back(rank, clock(rank)[rank]);
-    return from->expression;
+    return from->value;
   }
 
-  void write(int rank, const SlotRef& ref, Range range, int expression) {
-    SlotState* const to = slot(rank, ref, range);
+  /// What is combined with elements [range) of the reader's own input must be a sum of those elements.
+  int read_terms(int rank, const SlotRef& ref, Range range) {
+    const Value value = read(rank, ref, range.count);
+    if (ok() && value.offset != range.offset) {
+      fail(rank, holds(*slot(rank, ref, 0)) + ", to be combined with elements from " + std::to_string(range.offset));
+    }
+    return value.expression;
+  }
+
+  static std::string holds(const SlotState& slot) {
+    return "the slot holds [" + std::to_string(slot.value.offset) + ", +" + std::to_string(slot.count) +
+           ") of operation " + std::to_string(slot.operation);
+  }
+
+  void write(int rank, const SlotRef& ref, size_t count, Value value) {
+    SlotState* const to = slot(rank, ref, count);
     if (to == nullptr) return;
     if (to->writer >= 0 && !knows(rank, to->writer, to->write_clock)) {
       fail(rank, "race: write and rank " + std::to_string(to->writer) + "'s write of a slot");
@@ -295,17 +320,17 @@ class Replay {
         fail(rank, "race: write and rank " + std::to_string(reader) + "'s read of a slot");
       }
     }
-    to->range = range;
+    to->value = value;
+    to->count = count;
     to->operation = ranks_[static_cast<size_t>(rank)].operation;
-    to->expression = expression;
     to->writer = rank;
     to->write_clock = clock(rank)[rank];
     to->reads.clear();
   }
 
-  void store(int rank, Range range, int expression) {
+  void store(int rank, const Event& event, Value value) {
     const size_t operation = ranks_[static_cast<size_t>(rank)].operation;
-    traces_[operation].outputs[static_cast<size_t>(rank)].push_back({range, expression});
+    traces_[operation].outputs[static_cast<size_t>(rank)].push_back({{event.out_offset, event.range.count}, value});
   }
 
   // ---- Events ----
@@ -337,25 +362,32 @@ class Replay {
 
   void move_data(int rank, const Event& event) {
     const Range range = event.range;
+    const Value own{expressions_.input(rank), range.offset};
     switch (event.kind) {
       case EventKind::kEncode:
-        return write(rank, event.to, range, expressions_.input(rank));
+        return write(rank, event.to, range.count, own);
       case EventKind::kDecode:
-        return store(rank, range, read(rank, event.from, range));
+        return store(rank, event, read(rank, event.from, range.count));
+      case EventKind::kKeep:
+        return store(rank, event, own);
+      case EventKind::kCopy:
+        return write(rank, event.to, range.count, read(rank, event.from, range.count));
       case EventKind::kAccumulate:
       case EventKind::kFinish: {
-        const int sum = expressions_.add(read(rank, event.from, range), expressions_.input(rank));
-        write(rank, event.to, range, sum);
-        if (event.kind == EventKind::kFinish) store(rank, range, sum);
+        const int sum = expressions_.add(read_terms(rank, event.from, range), own.expression);
+        write(rank, event.to, range.count, {sum, range.offset});
+        if (event.kind == EventKind::kFinish) store(rank, event, {sum, range.offset});
         return;
       }
       case EventKind::kForward: {
-        const int value = read(rank, event.from, range);
-        write(rank, event.to, range, value);
-        return store(rank, range, value);
+        const Value value = read(rank, event.from, range.count);
+        write(rank, event.to, range.count, value);
+        return store(rank, event, value);
       }
       case EventKind::kReduceCanonical:
         return reduce_canonical(rank, event);
+      case EventKind::kCombine:
+        return combine(rank, event);
       default:
         return;
     }
@@ -365,18 +397,28 @@ class Replay {
     const SlotRef* const from = &program(rank).operands[event.first_operand];
     std::vector<int> terms(static_cast<size_t>(n_), expressions_.input(rank));
     for (int peer = 0; peer < n_; ++peer) {
-      if (peer != rank) terms[static_cast<size_t>(peer)] = read(rank, from[peer], event.range);
+      if (peer != rank) terms[static_cast<size_t>(peer)] = read_terms(rank, from[peer], event.range);
     }
-    const int sum = expressions_.tree(terms, 0, terms.size());
+    const Value sum{expressions_.tree(terms, 0, terms.size()), event.range.offset};
     for (int peer = 0; peer < n_; ++peer) {
-      if (peer != rank) write(rank, from[n_ + peer], event.range, sum);
+      if (from[n_ + peer].window >= 0) write(rank, from[n_ + peer], event.range.count, sum);
     }
-    store(rank, event.range, sum);
+    store(rank, event, sum);
+  }
+
+  void combine(int rank, const Event& event) {
+    const SlotRef* const from = program(rank).operands.data() + event.first_operand;
+    int sum = expressions_.input(rank);
+    for (int i = 0; i < event.num_from; ++i) sum = expressions_.add(sum, read_terms(rank, from[i], event.range));
+    for (int i = 0; i < event.num_to; ++i) {
+      write(rank, from[event.num_from + i], event.range.count, {sum, event.range.offset});
+    }
+    if (event.is_stored) store(rank, event, {sum, event.range.offset});
   }
 
   const Placement placement_;
   const int n_;
-  const std::array<size_t, 2> slot_counts_;
+  const SlotCounts slot_counts_;
   Expressions& expressions_;
   const std::vector<std::vector<Program>>& programs_;
   std::vector<OperationTrace>& traces_;
