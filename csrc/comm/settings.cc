@@ -75,8 +75,7 @@ WindowLayout Settings::layout(int world_size) const {
 
 WaitPolicy Settings::wait_policy(bool background) const {
   if (background) return {2'000, 20'000, false};
-  // The awaited rank may need this very core: no time to poll.
-  if (oversubscribed) return {0, 100'000, false, 8};
+  if (oversubscribed) return {0, 100'000, false, true};
   return {100'000, 0, true};
 }
 

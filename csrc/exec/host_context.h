@@ -19,7 +19,7 @@ struct WaitPolicy {
   int64_t spin_ns = 0;    // poll with `pause`; cut short while polling keeps failing, see SpinHistory
   int64_t yield_ns = 0;   // then sched_yield between polls
   bool may_move = false;  // leave a CPU shared with the awaited rank before sleeping (ranks <= CPUs)
-  int first_polls = 64;   // before anything else; few where the awaited rank may need this very core
+  bool shared = false;    // ranks share CPUs: no polling while the awaited one was last seen on this very CPU
 };
 
 /// Whether polling has paid lately. It must outlast a futex wake, or one late rank makes both sides sleep

@@ -184,6 +184,12 @@ bool HostExec::sleep_on(const Awaited& awaited, int64_t max_ns) {
   return arrived;
 }
 
+bool HostExec::shares_cpu_with(int peer) const {
+  const uint32_t peer_cpu =
+      std::atomic_ref<uint32_t>(context_.control(peer).header.cpu).load(std::memory_order_relaxed);
+  return peer_cpu == static_cast<uint32_t>(sched_getcpu());
+}
+
 /// Two ranks that wake each other in turn on one CPU are never runnable at the same time, so the kernel sees no load to
 /// balance and leaves them there, at two context switches a message, beside an idle CPU. One leaves, the higher rank
 /// first: its affinity excludes this CPU for a moment, and is then what it was.
@@ -203,7 +209,8 @@ void HostExec::move_away_from(int peer) const {
 
 bool HostExec::wait_slow(const Awaited& awaited) {
   std::atomic_ref<uint64_t> value(*awaited.value);
-  for (int poll = 0; poll < op_.policy.first_polls; ++poll) {
+  const bool may_poll = !op_.policy.shared || !shares_cpu_with(awaited.peer);
+  for (int poll = 0; may_poll && poll < kPollsPerClock; ++poll) {
     if (value.load(arrive_order()) >= awaited.target) return true;
     cpu_relax();
   }
@@ -261,6 +268,10 @@ bool HostExec::wait_longer(const Awaited& awaited) {
     } else if (waited < spin_ns + op_.policy.yield_ns) {
       if (arrived()) return true;
       sched_yield();
+      for (int poll = 0; op_.policy.shared && poll < kPollsPerClock && !shares_cpu_with(peer); ++poll) {
+        if (arrived()) return true;
+        cpu_relax();
+      }
     } else {
       if (slept++ == 0) {
         context_.spin_history.note(false);

@@ -151,6 +151,9 @@ class HostExec {
   }
   bool wait_all(Flow flow, uint64_t seq) {
     bool failed = false;
+    for (int peer = lane_; op_.policy.shared && peer < world_size() && !failed; peer += num_lanes()) {
+      if (peer != rank() && waits_first_for(peer)) failed = !wait_flag(flow, seq, peer);
+    }
     for (int peer = lane_; peer < world_size() && !failed; peer += num_lanes()) {
       if (peer != rank()) failed = !wait_flag(flow, seq, peer);
     }
@@ -208,6 +211,10 @@ class HostExec {
     }
     return to;
   }
+
+  /// Where ranks share CPUs, such a peer is waited for first: it cannot come before this rank gives up the core, and
+  /// the others come in the meantime.
+  bool waits_first_for(int peer) const { return op_.policy.shared && shares_cpu_with(peer); }
 
   /// world_size pointers each; scratch for Kernels.
   const void** input_pointers() { return const_cast<const void**>(scratch_.pointers.data()); }
@@ -323,6 +330,7 @@ class HostExec {
   };
   bool wait_slow(const Awaited& awaited);
   bool wait_longer(const Awaited& awaited);
+  bool shares_cpu_with(int peer) const;
   void move_away_from(int peer) const;
   static bool sleep_on(const Awaited& awaited, int64_t max_ns);
   bool must_stop(int64_t waited_ns);

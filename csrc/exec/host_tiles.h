@@ -156,10 +156,16 @@ struct HostKernels {
     const auto share = exec.packet_share(range.count * wire_bytes);
     const size_t first = range.offset + share.offset / wire_bytes;
     const void** const inputs = exec.input_pointers();
+    const int world_size = share.num_lines != 0 ? exec.world_size() : 0;
     bool failed = false;
-    for (int rank = 0; rank < exec.world_size() && share.num_lines != 0 && !failed; ++rank) {
+    for (int rank = 0; rank < world_size && !failed; ++rank) {
       inputs[rank] = nullptr;
-      if (rank == exec.rank()) continue;
+      if (rank == exec.rank() || !exec.waits_first_for(rank)) continue;
+      inputs[rank] = exec.take_packets(rank, seq, share);
+      failed = inputs[rank] == nullptr;
+    }
+    for (int rank = 0; rank < world_size && !failed; ++rank) {
+      if (rank == exec.rank() || inputs[rank] != nullptr) continue;
       inputs[rank] = exec.take_packets(rank, seq, share);
       failed = inputs[rank] == nullptr;
     }
