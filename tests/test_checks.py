@@ -55,6 +55,9 @@ CHECKS = {
         "liveness_of_processes_tells_goodbye_from_exit",
         "fork_guard_closes_everything_in_a_child",
     ],
+    "dtype_checks": [
+        "dtype_numbers_and_operations",
+    ],
     "failure_checks": [
         "failure_abort_ends_every_wait",
         "failure_of_later_operation_is_not_ours",
@@ -70,6 +73,7 @@ CHECKS = {
     ],
     "kernel_checks": [
         "kernel_table_selection",
+        "kernel_table_find",
         "kernel_conversions_all_halves",
         "kernel_conversions_midpoints",
         "kernel_conversions_random",
@@ -77,6 +81,9 @@ CHECKS = {
     ],
     "kernel_reduce_checks": [
         "kernel_reduce_against_reference",
+        "kernel_reduce_special_pairs",
+        "kernel_reduce_all_byte_pairs",
+        "kernel_reduce_known_results",
     ],
     "meeting_checks": [
         "meeting_version_mismatch_is_named_by_all",

@@ -35,6 +35,17 @@ class FloatEnvironment {
   static constexpr unsigned kDefault = 0x1f80u;
   static constexpr unsigned kExceptionFlags = 0x3fu;
   unsigned saved_;
+#elif defined(__aarch64__)
+  FloatEnvironment() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
+    if (DCOMM_UNLIKELY(saved_ != 0)) __asm__ volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+  }
+  ~FloatEnvironment() {
+    if (DCOMM_UNLIKELY(saved_ != 0)) __asm__ volatile("msr fpcr, %0" : : "r"(saved_));
+  }
+
+ private:
+  uint64_t saved_;
 #endif
 };
 

@@ -61,9 +61,10 @@ struct KernelTable {
 const KernelTable* kernel_table_scalar();
 const KernelTable* kernel_table_avx2();    // nullptr where not compiled in
 const KernelTable* kernel_table_avx512();  // nullptr where not compiled in
+const KernelTable* kernel_table_neon();    // nullptr where not compiled in
 
-/// The best table this CPU runs, or the one named by `isa` ("scalar", "avx2", "avx512"; nullptr or "":
-/// the best). Throws kInvalidArgument for a name that is unknown or not supported by this CPU.
+/// The best table this CPU runs, or the one named by `isa` ("scalar", "avx2", "avx512", "neon"; nullptr or
+/// "": the best). Throws kInvalidArgument for a name that is unknown or not supported by this CPU.
 const KernelTable* select_kernel_table(const char* isa);
 
 }  // namespace dcomm

@@ -12,6 +12,9 @@ namespace dcomm {
 const KernelTable* kernel_table_avx2() { return nullptr; }
 const KernelTable* kernel_table_avx512() { return nullptr; }
 #endif
+#if !defined(DCOMM_HAVE_NEON_KERNELS)
+const KernelTable* kernel_table_neon() { return nullptr; }
+#endif
 
 namespace {
 
@@ -44,6 +47,7 @@ const KernelTable* select_kernel_table(const char* isa) {
       // best first
       {"avx512", cpu_has_avx512() ? kernel_table_avx512() : nullptr},
       {"avx2", cpu_has_avx2() ? kernel_table_avx2() : nullptr},
+      {"neon", kernel_table_neon()},  // where compiled in, every CPU has it
       {"scalar", kernel_table_scalar()},
   };
   const bool any = isa == nullptr || isa[0] == '\0';
@@ -58,7 +62,7 @@ const KernelTable* select_kernel_table(const char* isa) {
   }
   throw_error(ErrorCode::kInvalidArgument, "instruction set '", isa, "' is ",
               known ? "not supported by this CPU or this build" : "unknown",
-              ": expected one of scalar, avx2, avx512, of which this CPU runs ", supported,
+              ": expected one of scalar, avx2, avx512, neon, of which this CPU runs ", supported,
               "; leave it empty to use the best");
 }
 

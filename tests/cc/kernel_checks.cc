@@ -24,18 +24,24 @@ CHECK_CASE(kernel_table_selection) {
   } catch (const Error& error) {
     EXPECT(error.code() == ErrorCode::kInvalidArgument);
     const std::string text = error.what();
-    for (const char* part : {"sse9", "unknown", "scalar, avx2, avx512", "of which this CPU runs"}) {
+    for (const char* part : {"sse9", "unknown", "scalar, avx2, avx512, neon", "of which this CPU runs"}) {
       EXPECT_MSG(text.find(part) != std::string::npos, text + ": does not say " + part);
     }
   }
+  for (const KernelTable* table : available_tables()) EXPECT(select_kernel_table(table->isa) == table);
+}
+
+CHECK_CASE(kernel_table_find) {
   for (const KernelTable* table : available_tables()) {
-    EXPECT(select_kernel_table(table->isa) == table);
-    for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
-      for (int wire = 0; wire < kNumDTypes; ++wire) {
-        const auto d = static_cast<DType>(dtype), w = static_cast<DType>(wire);
-        const bool expected = (dtype == wire && dtype < 6) || (d == DType::kF32 && is_half(w));
-        EXPECT_EQ(table->find(d, w, ReduceOp::kSum) != nullptr, expected);
-      }
+    for (int i = 0; i < kNumDTypes * kNumDTypes * kNumReduceOps; ++i) {
+      const auto dtype = static_cast<DType>(i % kNumDTypes), wire = static_cast<DType>(i / kNumDTypes % kNumDTypes);
+      const auto op = static_cast<ReduceOp>(i / kNumDTypes / kNumDTypes);
+      const bool is_pair = dtype == wire || (dtype == DType::kF32 && is_half(wire));
+      const TileFunctions* found = table->find(dtype, wire, op);
+      EXPECT_EQ(found != nullptr, is_pair && is_defined(op, dtype) && !is_complex(dtype));
+      if (found == nullptr) continue;
+      // What the Scales do needs no functions of its own.
+      if (op == ReduceOp::kAvg || op == ReduceOp::kPremulSum) EXPECT(found == table->find(dtype, wire, ReduceOp::kSum));
     }
   }
 }
@@ -43,11 +49,11 @@ CHECK_CASE(kernel_table_selection) {
 // ---- Conversions. ----
 
 template <class Half>
-void check_encode(const KernelTable& table, const std::vector<float>& values, double divisor) {
+void check_encode(const KernelTable& table, const std::vector<float>& values, Scale scale) {
   std::vector<uint16_t> wire(values.size());
-  table.find(DType::kF32, Half::kDType, ReduceOp::kSum)->encode(wire.data(), values.data(), values.size(), {divisor});
+  table.find(DType::kF32, Half::kDType, ReduceOp::kSum)->encode(wire.data(), values.data(), values.size(), scale);
   for (size_t i = 0; i < values.size(); ++i) {
-    if (wire[i] == Half::narrow(divided(values[i], divisor))) continue;
+    if (wire[i] == Half::narrow(scaled(values[i], scale))) continue;
     EXPECT_EQ(std::string(table.isa) + " " + dtype_name(Half::kDType), "half.h");
     EXPECT_EQ(f32_bits(values[i]), i);
   }
@@ -98,8 +104,8 @@ CHECK_CASE(kernel_conversions_midpoints) {
   const std::vector<float> f16 = midpoints<F16>(0x7c00);
   const std::vector<float> bf16 = midpoints<BF16>(0x7f80);
   for (const KernelTable* table : available_tables()) {
-    check_encode<F16>(*table, f16, 1.0);
-    check_encode<BF16>(*table, bf16, 1.0);
+    check_encode<F16>(*table, f16, {});
+    check_encode<BF16>(*table, bf16, {});
   }
 }
 
@@ -108,32 +114,31 @@ CHECK_CASE(kernel_conversions_random) {
   std::vector<float> values(1000000 / kThinning);
   for (float& value : values) value = f32_from_bits(random_element<F32>(random, true));
   for (const KernelTable* table : available_tables()) {
-    for (double divisor : {1.0, 2.0, 3.0, 8.0}) {
-      check_encode<F16>(*table, values, divisor);
-      check_encode<BF16>(*table, values, divisor);
+    for (const Scale scale : {Scale{}, {2.0}, {3.0}, {8.0}, {0.1, true}, {1024.0, true}}) {
+      check_encode<F16>(*table, values, scale);
+      check_encode<BF16>(*table, values, scale);
     }
   }
 }
 
 template <class User, class Wire>
-void check_encode_decode(const KernelTable& table, Random& random) {
-  const TileFunctions& functions = *table.find(User::kDType, Wire::kDType, ReduceOp::kSum);
+void check_encode_decode(const TileFunctions& functions, Random& random) {
   constexpr size_t kUser = sizeof(typename User::Bits), kWire = sizeof(typename Wire::Bits);
   const Fenced user_memory(kMaxCount * kUser), wire_memory(kMaxCount * kWire);
   std::vector<char> buffer(kMaxCount * 8 + 2 * kMargin);
   for (size_t count : kCounts) {
-    for (double divisor : {1.0, 2.0, 3.0}) {
+    for (const Scale scale : {Scale{}, {2.0}, {3.0}, {0.1, true}}) {
       for (size_t shift : {0, 1, 3, 64}) {
         // The source ends at the fence, the target (at any alignment) has margins.
         char* const user = user_memory.last(count * kUser);
         for (size_t i = 0; i < count; ++i) set<User>(user, i, random_element<User>(random, i % 3 == 0));
         char* const target = buffer.data() + kMargin / 2 + shift % 64;
         std::memset(buffer.data(), kUntouched, buffer.size());
-        functions.encode(target, user, count, {divisor});
+        functions.encode(target, user, count, scale);
         for (size_t i = 0; i < count; ++i) {
           // No conversion: the bits as they are.
-          const bool copied = User::kDType == Wire::kDType && divided(typename User::Acc(4), divisor) == 4;
-          const auto value = divided(User::widen(get<User>(user, i)), divisor);
+          const bool copied = User::kDType == Wire::kDType && (!is_floating(User::kDType) || scale.number == 1.0);
+          const auto value = scaled(User::widen(get<User>(user, i)), scale);
           const auto expected = copied ? static_cast<typename Wire::Bits>(get<User>(user, i))
                                        : Wire::narrow(static_cast<typename Wire::Acc>(value));
           EXPECT_EQ(get<Wire>(target, i), expected);
@@ -161,7 +166,10 @@ void check_encode_decode(const KernelTable& table, Random& random) {
 CHECK_CASE(kernel_encode_decode) {
   Random random(2);
   for (const KernelTable* table : available_tables()) {
-    for_each_pair([&]<class User, class Wire>() { check_encode_decode<User, Wire>(*table, random); });
+    for_each_pair([&]<class User, class Wire>() {
+      for_each_op<User>(
+          [&](ReduceOp op) { check_encode_decode<User, Wire>(*table->find(User::kDType, Wire::kDType, op), random); });
+    });
   }
 }
 

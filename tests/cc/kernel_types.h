@@ -18,8 +18,11 @@
 #include "base/half.h"
 #include "check.h"
 #include "exec/host_kernels.h"
+#include "reference.h"
 
 namespace dcomm::kernel_checks {
+
+using checks::Truth;
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 inline constexpr size_t kThinning = 7;  // a sanitizer run tries every 7th combination (odd: of every kind)
@@ -29,7 +32,7 @@ inline constexpr size_t kThinning = 1;
 
 inline std::vector<const KernelTable*> available_tables() {
   std::vector<const KernelTable*> tables;
-  for (const char* isa : {"scalar", "avx2", "avx512"}) {
+  for (const char* isa : {"scalar", "avx2", "avx512", "neon"}) {
     try {
       tables.push_back(select_kernel_table(isa));
     } catch (const Error&) {
@@ -72,8 +75,11 @@ struct Plain {
 };
 using F32 = Plain<DType::kF32, uint32_t, float>;
 using F64 = Plain<DType::kF64, uint64_t, double>;
-using I32 = Plain<DType::kI32, uint32_t, uint32_t>;
-using I64 = Plain<DType::kI64, uint64_t, uint64_t>;
+using I8 = Plain<DType::kI8, uint8_t, int8_t>;
+using U8 = Plain<DType::kU8, uint8_t, uint8_t>;
+using Bool = Plain<DType::kBool, uint8_t, Truth>;
+using I32 = Plain<DType::kI32, uint32_t, int32_t>;
+using I64 = Plain<DType::kI64, uint64_t, int64_t>;
 
 struct F16 {
   using Bits = uint16_t;
@@ -99,6 +105,9 @@ void for_each_pair(const Body& body) {
   body.template operator()<F16, F16>();
   body.template operator()<BF16, BF16>();
   body.template operator()<F64, F64>();
+  body.template operator()<I8, I8>();
+  body.template operator()<U8, U8>();
+  body.template operator()<Bool, Bool>();
   body.template operator()<I32, I32>();
   body.template operator()<I64, I64>();
 }
@@ -115,10 +124,22 @@ void set(void* to, size_t i, typename Type::Bits bits) {
   std::memcpy(static_cast<char*>(to) + i * sizeof(bits), &bits, sizeof(bits));
 }
 
+/// body(op) for every operation that the type has functions of its own for: not avg and premul_sum, which use those
+/// of sum (kernel_table_find).
+template <class Type, class Body>
+void for_each_op(const Body& body) {
+  for (int op = 0; op < kNumReduceOps; ++op) {
+    const auto what = static_cast<ReduceOp>(op);
+    if (what == ReduceOp::kAvg || what == ReduceOp::kPremulSum) continue;
+    if (is_defined(what, Type::kDType)) body(what);
+  }
+}
+
 template <class Acc>
-Acc divided(Acc value, double divisor) {
+Acc scaled(Acc value, Scale by) {
   if constexpr (std::is_floating_point_v<Acc>) {
-    return divisor == 1.0 ? value : value / static_cast<Acc>(divisor);
+    if (by.number == 1.0) return value;
+    return by.multiply ? value * static_cast<Acc>(by.number) : value / static_cast<Acc>(by.number);
   } else {
     return value;
   }
@@ -132,24 +153,53 @@ bool is_nan(Acc value) {
 
 using Random = std::mt19937_64;
 
+/// The numbers that go wrong first; of a type that has few of them, all that matter.
+template <class Type>
+std::vector<typename Type::Bits> special_elements() {
+  using Acc = typename Type::Acc;
+  if constexpr (std::is_same_v<Acc, Truth>) {
+    return {0, 1};
+  } else if constexpr (std::is_floating_point_v<Acc>) {
+    using Limits = std::numeric_limits<Acc>;
+    std::vector<typename Type::Bits> bits;
+    for (const Acc value : {Acc(0), -Acc(0), Limits::infinity(), -Limits::infinity(), Limits::max(), -Limits::max(),
+                            Limits::min(), Limits::denorm_min(), -Limits::denorm_min(), Acc(65504), Acc(65520),
+                            Acc(0x1p-24), Acc(-0x1p-25), Acc(1), Limits::quiet_NaN()}) {
+      bits.push_back(Type::narrow(value));
+    }
+    // Every kind of NaN: quiet or signalling, of either sign. The least of them is infinity's bits + 1.
+    const auto infinity = Type::narrow(Limits::infinity());
+    const auto sign = static_cast<decltype(infinity)>(Type::narrow(-Acc(0)));
+    const auto quiet = Type::narrow(Limits::quiet_NaN());
+    for (const auto nan : {infinity + 1u, infinity + 2u, quiet + 5u}) {
+      bits.push_back(static_cast<typename Type::Bits>(nan));
+      bits.push_back(static_cast<typename Type::Bits>(nan | sign));
+    }
+    return bits;
+  } else {
+    using Limits = std::numeric_limits<Acc>;
+    std::vector<typename Type::Bits> bits;
+    for (const Acc value : {Acc(0), Acc(1), Acc(-1), Limits::max(), Limits::min(), Acc(Limits::max() - 1)}) {
+      bits.push_back(Type::narrow(value));
+    }
+    return bits;
+  }
+}
+
 /// Mostly ordinary numbers; with `special`, one of those that go wrong first.
 template <class Type>
 typename Type::Bits random_element(Random& random, bool special) {
-  const uint64_t bits = random();
+  static const auto specials = special_elements<Type>();
   using Acc = typename Type::Acc;
-  if constexpr (!std::is_floating_point_v<Acc>) {
-    return static_cast<typename Type::Bits>(bits);
-  } else {
-    if (special && bits % 2 == 0) return static_cast<typename Type::Bits>(bits >> 8);  // any bits at all
-    if (special) {
-      using Limits = std::numeric_limits<Acc>;
-      const Acc values[] = {Acc(0),         -Acc(0),       Limits::infinity(),   -Limits::infinity(), Limits::max(),
-                            -Limits::max(), Limits::min(), Limits::denorm_min(), Acc(65504),          Acc(65520),
-                            Acc(0x1p-24),   Acc(-0x1p-25), Limits::quiet_NaN()};
-      return Type::narrow(values[(bits >> 8) % std::size(values)]);
-    }
+  const uint64_t bits = random();
+  const bool any_bits = special ? bits % 2 == 0 : !std::is_floating_point_v<Acc>;
+  if (std::is_same_v<Acc, Truth>) return static_cast<typename Type::Bits>(bits >> 8 & 1);
+  if (any_bits) return static_cast<typename Type::Bits>(bits >> 1);
+  if (special) return specials[(bits >> 8) % specials.size()];
+  if constexpr (std::is_floating_point_v<Acc>) {
     return Type::narrow(static_cast<Acc>((static_cast<double>(bits >> 11) * 0x1p-52 - 1.0) * 100.0));
   }
+  return 0;  // not reached: ordinary integers are any bits
 }
 
 inline constexpr size_t kCounts[] = {0, 1, 7, 8, 15, 16, 17, 63, 64, 65, 1000};

@@ -2,6 +2,7 @@
 // and half precision is rounded by floating-point arithmetic instead of integer tricks. Slow and plain.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -77,9 +78,63 @@ struct ReduceCase {
   DType wire = DType::kF32;
   ReduceOp op = ReduceOp::kSum;
   Algo algo = Algo::kTwoShot;
+  double factor = 1.0;  // of premul_sum
 };
 
-/// Acc: float, double, or unsigned (wraps).
+/// One bool; a type of its own, because a bool would be added as a number.
+enum class Truth : unsigned char { kFalse = 0, kTrue = 1 };
+
+/// NaN wins, -0 < +0.
+template <class Float>
+Float extreme(bool greater, Float a, Float b) {
+  if (std::isnan(a) || std::isnan(b)) return std::numeric_limits<Float>::quiet_NaN();
+  if (a == b) return std::signbit(a) == greater ? b : a;
+  return (a > b) == greater ? a : b;
+}
+
+/// What `op` makes of two elements. Acc: float, double, Truth, or an integer (which wraps).
+template <class Acc>
+Acc combined(ReduceOp op, Acc a, Acc b) {
+  if constexpr (std::is_same_v<Acc, Truth>) {
+    const bool x = a == Truth::kTrue, y = b == Truth::kTrue;
+    const bool both = op == ReduceOp::kProd || op == ReduceOp::kMin || op == ReduceOp::kBand;
+    return static_cast<Truth>(op == ReduceOp::kBxor ? x != y : both ? x && y : x || y);
+  } else if constexpr (std::is_floating_point_v<Acc>) {
+    if (op == ReduceOp::kProd) return a * b;
+    if (op == ReduceOp::kMin || op == ReduceOp::kMax) return extreme(op == ReduceOp::kMax, a, b);
+    return a + b;
+  } else {
+    using Unsigned = std::make_unsigned_t<Acc>;
+    const Unsigned x = static_cast<Unsigned>(a), y = static_cast<Unsigned>(b);
+    switch (op) {
+      case ReduceOp::kProd:
+        return static_cast<Acc>(x * y);
+      case ReduceOp::kMin:
+        return std::min(a, b);
+      case ReduceOp::kMax:
+        return std::max(a, b);
+      case ReduceOp::kBand:
+        return static_cast<Acc>(x & y);
+      case ReduceOp::kBor:
+        return static_cast<Acc>(x | y);
+      case ReduceOp::kBxor:
+        return static_cast<Acc>(x ^ y);
+      default:
+        return static_cast<Acc>(x + y);
+    }
+  }
+}
+
+/// The canonical tree: [lo, hi) split at lo + the largest power of two below its length.
+template <class Acc>
+Acc canonical_tree(ReduceOp op, const std::vector<Acc>& terms, size_t lo, size_t hi) {
+  if (hi - lo == 1) return terms[lo];
+  size_t power = 1;
+  while (power * 2 < hi - lo) power *= 2;
+  return combined(op, canonical_tree(op, terms, lo, lo + power), canonical_tree(op, terms, lo + power, hi));
+}
+
+/// Acc: what an element is combined as.
 template <class Acc>
 class Reference {
  public:
@@ -95,10 +150,7 @@ class Reference {
     const size_t chunk_count = ((count + n - 1) / n + 15) / 16 * 16;
     std::vector<Acc> terms(n);
     for (size_t i = 0; i < count; ++i) {
-      for (size_t rank = 0; rank < n; ++rank) {
-        terms[rank] = load(inputs[rank], i);
-        if (divide_first_) terms[rank] = terms[rank] / static_cast<Acc>(n_);
-      }
+      for (size_t rank = 0; rank < n; ++rank) terms[rank] = prepared(load(inputs[rank], i));
       store(result, i, what_.algo == Algo::kRing ? ring(terms, i / chunk_count) : two_shot(terms));
     }
     return result;
@@ -107,26 +159,30 @@ class Reference {
  private:
   Acc two_shot(std::vector<Acc> terms) const {
     for (Acc& term : terms) term = on_wire(term);
-    return on_wire(averaged(tree(terms, 0, terms.size())));
-  }
-
-  static Acc tree(const std::vector<Acc>& terms, size_t lo, size_t hi) {
-    if (hi - lo == 1) return terms[lo];
-    size_t power = 1;
-    while (power * 2 < hi - lo) power *= 2;
-    return static_cast<Acc>(tree(terms, lo, lo + power) + tree(terms, lo + power, hi));
+    return on_wire(averaged(canonical_tree(what_.op, terms, 0, terms.size())));
   }
 
   /// Chunk c in the order c+1, ..., c; what travels is rounded at every hop.
   Acc ring(const std::vector<Acc>& terms, size_t chunk) const {
     const size_t n = terms.size();
-    Acc sum = on_wire(terms[(chunk + 1) % n]);
-    for (size_t i = 2; i < n; ++i) sum = on_wire(static_cast<Acc>(sum + terms[(chunk + i) % n]));
-    return on_wire(averaged(static_cast<Acc>(sum + terms[chunk])));
+    Acc value = on_wire(terms[(chunk + 1) % n]);
+    for (size_t i = 2; i < n; ++i) value = on_wire(combined(what_.op, value, terms[(chunk + i) % n]));
+    return on_wire(averaged(combined(what_.op, value, terms[chunk])));
+  }
+
+  Acc prepared(Acc term) const {
+    if constexpr (std::is_floating_point_v<Acc>) {
+      if (divide_first_) return term / static_cast<Acc>(n_);
+      if (what_.op == ReduceOp::kPremulSum) return term * static_cast<Acc>(what_.factor);
+    }
+    return term;
   }
 
   Acc averaged(Acc sum) const {
-    return what_.op == ReduceOp::kAvg && !divide_first_ ? static_cast<Acc>(sum / static_cast<Acc>(n_)) : sum;
+    if constexpr (std::is_floating_point_v<Acc>) {
+      if (what_.op == ReduceOp::kAvg && !divide_first_) return sum / static_cast<Acc>(n_);
+    }
+    return sum;
   }
 
   Acc on_wire(Acc value) const {
@@ -168,18 +224,37 @@ class Reference {
   const bool divide_first_;
 };
 
+/// A complex number is its two components, of which an array holds twice as many: (count) complex64 -> (2 count) f32.
+inline ReduceCase in_components(ReduceCase what) {
+  what.dtype = component_of(what.dtype);
+  what.wire = component_of(what.wire);
+  return what;
+}
+
 inline Bytes reference_all_reduce(const ReduceCase& what, const std::vector<Bytes>& inputs, size_t count) {
   const int n = static_cast<int>(inputs.size());
   switch (what.dtype) {
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16:
+      return Reference<float>(what, n).all_reduce(inputs, count);
     case DType::kF64:
       return Reference<double>(what, n).all_reduce(inputs, count);
+    case DType::kI8:
+      return Reference<int8_t>(what, n).all_reduce(inputs, count);
+    case DType::kU8:
+      return Reference<uint8_t>(what, n).all_reduce(inputs, count);
+    case DType::kBool:
+      return Reference<Truth>(what, n).all_reduce(inputs, count);
     case DType::kI32:
-      return Reference<uint32_t>(what, n).all_reduce(inputs, count);
+      return Reference<int32_t>(what, n).all_reduce(inputs, count);
     case DType::kI64:
-      return Reference<uint64_t>(what, n).all_reduce(inputs, count);
-    default:
-      return Reference<float>(what, n).all_reduce(inputs, count);
+      return Reference<int64_t>(what, n).all_reduce(inputs, count);
+    case DType::kC64:
+    case DType::kC128:
+      return reference_all_reduce(in_components(what), inputs, 2 * count);
   }
+  return {};
 }
 
 }  // namespace dcomm::checks

@@ -19,9 +19,9 @@ namespace dcomm::checks {
 
 template <DType kDType, DType kWire, ReduceOp kOp>
 struct VisibleTile {
-  static const TileFunctions* real() {
+  static const TileFunctions& real() {
     static const TileFunctions* const functions = select_kernel_table(nullptr)->find(kDType, kWire, kOp);
-    return functions;
+    return *functions;
   }
   static void reads(const void* begin, size_t count, DType dtype) {
     if (count != 0) __tsan_read_range(const_cast<void*>(begin), count * dtype_bytes(dtype));
@@ -33,12 +33,12 @@ struct VisibleTile {
   static void encode(void* wire, const void* user, size_t count, Scale scale) {
     reads(user, count, kDType);
     writes(wire, count, kWire);
-    real()->encode(wire, user, count, scale);
+    real().encode(wire, user, count, scale);
   }
   static void decode(void* user, const void* wire, size_t count) {
     reads(wire, count, kWire);
     writes(user, count, kDType);
-    real()->decode(user, wire, count);
+    real().decode(user, wire, count);
   }
   static void reduce(const ReduceTile& tile) {
     for (int i = 0; i < tile.num_inputs; ++i) {
@@ -47,21 +47,21 @@ struct VisibleTile {
     reads(tile.own, tile.count, kDType);
     for (int i = 0; i < tile.num_wire_outputs; ++i) writes(tile.wire_outputs[i], tile.count, kWire);
     if (tile.out != nullptr) writes(tile.out, tile.count, kDType);
-    real()->reduce(tile);
+    real().reduce(tile);
   }
 
   static constexpr TileFunctions kFunctions{&encode, &decode, &reduce};
 
-  static const TileFunctions* functions() { return real() == nullptr ? nullptr : &kFunctions; }
+  static const TileFunctions* functions() {
+    if constexpr (is_defined(kOp, kDType) && !is_complex(kDType) &&
+                  (kDType == kWire || (kDType == DType::kF32 && is_half(kWire)))) {
+      return &kFunctions;
+    }
+    return nullptr;
+  }
 };
 
-/// Every (dtype, wire, op), so that this header knows nothing of which of them exist.
 inline constexpr size_t kNumVisible = size_t{kNumDTypes} * kNumDTypes * kNumReduceOps;
-
-constexpr size_t visible_index(DType dtype, DType wire, ReduceOp op) {
-  return (static_cast<size_t>(dtype) * kNumDTypes + static_cast<size_t>(wire)) * kNumReduceOps +
-         static_cast<size_t>(op);
-}
 
 template <size_t... kIndices>
 const TileFunctions* find_visible(size_t index, std::index_sequence<kIndices...>) {
@@ -72,11 +72,13 @@ const TileFunctions* find_visible(size_t index, std::index_sequence<kIndices...>
   return kFind[index]();
 }
 
+inline const TileFunctions* find_visible(DType dtype, DType wire, ReduceOp op) {
+  const size_t pair = static_cast<size_t>(dtype) * kNumDTypes + static_cast<size_t>(wire);
+  return find_visible(pair * kNumReduceOps + static_cast<size_t>(op), std::make_index_sequence<kNumVisible>());
+}
+
 inline const KernelTable& thread_kernels() {
-  static constexpr KernelTable kTable{"visible", [](DType dtype, DType wire, ReduceOp op) {
-                                        return find_visible(visible_index(dtype, wire, op),
-                                                            std::make_index_sequence<kNumVisible>());
-                                      }};
+  static constexpr KernelTable kTable{"visible", &find_visible};
   return kTable;
 }
 

@@ -57,7 +57,7 @@ inline double random_number(Random& random) {
   const double unit = static_cast<double>(random.next() >> 11) * 0x1p-53 - 0.5;
   switch (random.below(64)) {
     case 0:
-      return std::numeric_limits<double>::infinity();
+      return random.coin() ? std::numeric_limits<double>::infinity() : -std::numeric_limits<double>::infinity();
     case 1:
       return std::numeric_limits<double>::quiet_NaN();
     case 2:
@@ -74,6 +74,7 @@ inline double random_number(Random& random) {
 }  // namespace detail
 
 inline Bytes random_array(Random& random, DType dtype, size_t count) {
+  if (is_complex(dtype)) return random_array(random, component_of(dtype), 2 * count);
   Bytes array(count * dtype_bytes(dtype));
   for (size_t i = 0; i < count; ++i) {
     switch (dtype) {
@@ -82,6 +83,13 @@ inline Bytes random_array(Random& random, DType dtype, size_t count) {
         break;
       case DType::kF64:
         detail::put(array, i, detail::random_number(random));
+        break;
+      case DType::kI8:
+      case DType::kU8:
+        detail::put(array, i, static_cast<uint8_t>(random.next()));
+        break;
+      case DType::kBool:
+        detail::put(array, i, random.coin());
         break;
       case DType::kI32:
         detail::put(array, i, static_cast<uint32_t>(random.next()));
@@ -95,8 +103,9 @@ inline Bytes random_array(Random& random, DType dtype, size_t count) {
         detail::put(array, i, half_bits(value, dtype));
         break;
       }
-      default:
-        break;
+      case DType::kC64:
+      case DType::kC128:
+        break;  // above
     }
   }
   return array;
@@ -189,12 +198,13 @@ class Workload {
 
   Job& new_job(Collective collective, const ReduceCase& what, size_t count) {
     Job job;
+    const ReduceCase lowered = in_components(what);  // as a communicator hands it to the executor
     job.call.collective = collective;
-    job.call.algo = what.algo;
-    job.call.dtype = what.dtype;
-    job.call.wire = what.wire;
-    job.call.op = what.op;
-    job.call.count = count;
+    job.call.algo = lowered.algo;
+    job.call.dtype = lowered.dtype;
+    job.call.wire = lowered.wire;
+    job.call.op = lowered.op;
+    job.call.count = is_complex(what.dtype) ? 2 * count : count;
     jobs_.push_back(std::move(job));
     return jobs_.back();
   }
