@@ -30,6 +30,7 @@ from dcomm.errors import (  # noqa: E402
     SharedMemoryError,
     VersionMismatchError,
 )
+from dcomm.reduce_ops import PremulSum, premul_sum  # noqa: E402
 from dcomm.work import Work  # noqa: E402
 
 __all__ = [
@@ -42,10 +43,12 @@ __all__ = [
     "ForkedProcessError",
     "MismatchError",
     "PeerLostError",
+    "PremulSum",
     "SharedMemoryError",
     "VersionMismatchError",
     "Work",
     "__version__",
     "init",
     "init_threads",
+    "premul_sum",
 ]

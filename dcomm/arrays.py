@@ -6,8 +6,9 @@ here: a tensor brings it along.
 
 from __future__ import annotations
 
+import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -15,17 +16,29 @@ import numpy
 from dcomm import _core
 
 # Codes of csrc/base/dtype.h.
-DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3, "int32": 4, "int64": 5}
+DTYPE_CODES = {
+    "float32": 0,
+    "float16": 1,
+    "bfloat16": 2,
+    "float64": 3,
+    "int32": 4,
+    "int64": 5,
+    "int8": 6,
+    "uint8": 7,
+    "bool": 8,
+    "complex64": 9,
+    "complex128": 10,
+}
 DTYPE_NAMES = {code: name for name, code in DTYPE_CODES.items()}
-DTYPE_BYTES = {0: 4, 1: 2, 2: 2, 3: 8, 4: 4, 5: 8}
+DTYPE_BYTES = {0: 4, 1: 2, 2: 2, 3: 8, 4: 4, 5: 8, 6: 1, 7: 1, 8: 1, 9: 8, 10: 16}
 
 _WIRE_ALIASES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
-# How to reach the memory of a type that was seen before.
-KIND_BUFFER, KIND_TENSOR = 1, 2
-KINDS: dict[type, int] = {numpy.ndarray: KIND_BUFFER}
-TORCH_CODES: dict[Any, int] = {}  # torch dtypes of dense tensors seen so far
 
-WIRE_CODES: dict[Any, int] = {}  # wire_dtype arguments seen so far
+# What was seen before; csrc/python/fast_call.cc reads these three.
+KIND_BUFFER, KIND_TENSOR = 1, 2
+KINDS: dict[type, int] = {numpy.ndarray: KIND_BUFFER}  # how to reach the memory of a type
+TORCH_CODES: dict[Any, int] = {}  # torch dtypes
+WIRE_CODES: dict[Any, int] = {}  # wire_dtype arguments
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,22 @@ class View:
     contiguous: bool
     writable: bool
     device: int  # CUDA device index; -1: host memory
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return self.count * DTYPE_BYTES[self.dtype]
+
+    @property
+    def dtype_name(self) -> str:
+        """Its dtype as users write it."""
+        return DTYPE_NAMES[self.dtype]
+
+
+def is_tensor(array: Any) -> bool:
+    """True for a torch tensor; False for NumPy arrays and buffers."""
+    return hasattr(array, "data_ptr")
 
 
 def _torch_view(tensor: Any) -> View:
@@ -52,15 +81,12 @@ def _torch_view(tensor: Any) -> View:
         if tensor.device.type != "cuda":
             raise TypeError(f"got a tensor on {tensor.device}: dcomm handles cpu and cuda tensors; move it with .cpu()")
         device = tensor.device.index
-    if tensor.layout is not _strided_layout():
+    if tensor.layout is not sys.modules["torch"].strided:
         raise TypeError(f"got a {tensor.layout} tensor: dcomm handles dense tensors; convert it with .to_dense()")
     KINDS[type(tensor)] = KIND_TENSOR
-    plain = tensor.is_contiguous() and not tensor.is_neg()  # a view that negates lazily is read through a copy
-    return View(tensor.data_ptr(), tensor.numel(), code, plain, True, device)
-
-
-def _strided_layout() -> Any:
-    return sys.modules["torch"].strided
+    # A view that negates or conjugates lazily is read through a copy.
+    plain = tensor.is_contiguous() and not tensor.is_neg() and not tensor.is_conj()
+    return View(tensor.data_ptr(), tensor.numel(), code, plain, True, device, tuple(tensor.shape))
 
 
 def _unsupported(what: str) -> str:
@@ -74,26 +100,29 @@ def view(array: Any) -> View:
         array: NumPy array, torch tensor (dense, cpu or cuda), or any object with the buffer protocol.
 
     Raises:
-        TypeError: Not an array, or of a dtype that dcomm does not reduce.
+        TypeError: Not an array, or of a dtype that dcomm does not move.
     """
-    if hasattr(array, "data_ptr"):
+    if is_tensor(array):
         return _torch_view(array)
     try:
-        address, count, code, contiguous, writable, format_text = _core.buffer_view(array)
+        address, count, code, contiguous, writable, shape, format_text = _core.buffer_view(array)
     except (TypeError, ValueError, BufferError) as error:
         dtype = getattr(array, "dtype", None)
         if getattr(dtype, "name", "") == "bfloat16":  # ml_dtypes: NumPy exports no buffer of it
-            address, count, _, contiguous, writable, _ = _core.buffer_view(array.view("uint16"))
-            return View(address, count, DTYPE_CODES["bfloat16"], contiguous, writable, -1)
+            return replace(view(array.view("float16")), dtype=DTYPE_CODES["bfloat16"])
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
         raise TypeError(f"got {kind}: expected a NumPy array, a torch tensor or a buffer") from error
     if code < 0:
         raise TypeError(_unsupported(f"an array of {getattr(array, 'dtype', repr(format_text))}"))
-    return View(address, count, code, contiguous, writable, -1)
+    return View(address, count, code, contiguous, writable, -1, shape)
 
 
 def wire_code(wire_dtype: Any) -> int:
-    """The dtype code of a `wire_dtype` argument: a name, or a NumPy or torch dtype."""
+    """The dtype code of a `wire_dtype` argument: a name, or a NumPy or torch dtype.
+
+    Raises:
+        ValueError: Neither None nor a dtype that could travel.
+    """
     try:
         return WIRE_CODES[wire_dtype]
     except (KeyError, TypeError):
@@ -101,7 +130,7 @@ def wire_code(wire_dtype: Any) -> int:
     name = str(getattr(wire_dtype, "name", None) or getattr(wire_dtype, "__name__", None) or wire_dtype)
     name = name.removeprefix("torch.")
     name = _WIRE_ALIASES.get(name, name)
-    if name not in DTYPE_CODES:
+    if not name.startswith(("float", "bfloat")) or name not in DTYPE_CODES:
         raise ValueError(f"wire_dtype={wire_dtype!r}: expected None, 'float16' ('fp16') or 'bfloat16' ('bf16')")
     WIRE_CODES[wire_dtype] = DTYPE_CODES[name]
     return DTYPE_CODES[name]
@@ -122,33 +151,38 @@ def stream_handle(array: Any, stream: Any) -> int:
 
 
 def contiguous_copy(array: Any) -> Any:
-    """A C-contiguous copy of a NumPy array or torch tensor."""
-    if hasattr(array, "data_ptr"):
-        return array.detach().resolve_neg().contiguous()
+    """A C-contiguous array with the elements of a NumPy array or torch tensor."""
+    if is_tensor(array):
+        return array.detach().resolve_neg().resolve_conj().contiguous()
     return numpy.ascontiguousarray(array)
 
 
 def copy_into(target: Any, source: Any) -> None:
     """target[...] = source, for arrays of one library."""
-    if hasattr(target, "data_ptr"):
+    if is_tensor(target):
         target.detach().copy_(source)
     else:
         numpy.asarray(target)[...] = source
 
 
-def check_no_repeats(array: Any) -> None:
-    """Refuse to write through a view that shows one element several times, such as ``tensor.expand()``.
-
-    Raises:
-        ValueError: A stride is 0.
-    """
-    strides = array.stride() if hasattr(array, "data_ptr") else array.strides
-    if any(stride == 0 and length > 1 for stride, length in zip(strides, array.shape, strict=True)):
-        raise ValueError("the result cannot be stored: elements of the array share memory; pass a copy, or out=")
+def repeats(array: Any) -> bool:
+    """True for a view that shows one element several times, such as ``tensor.expand()``."""
+    strides = array.stride() if is_tensor(array) else array.strides
+    return any(stride == 0 and length > 1 for stride, length in zip(strides, array.shape, strict=True))
 
 
-def empty_like(array: Any) -> Any:
-    """An uninitialised C-contiguous array of the same kind, shape and dtype."""
-    if hasattr(array, "data_ptr"):
-        return array.detach().new_empty(array.shape)
-    return numpy.empty_like(numpy.asarray(array), order="C", subok=False)
+def empty(array: Any, shape: tuple[int, ...]) -> Any:
+    """An uninitialised C-contiguous array of the same library and dtype; of NumPy for a buffer."""
+    if is_tensor(array):
+        return array.detach().new_empty(shape)
+    return numpy.empty(shape, numpy.asarray(array).dtype)
+
+
+def blocks_shape(shape: tuple[int, ...], num_blocks: int) -> tuple[int, ...]:
+    """The shape of `num_blocks` arrays one after the other along their first dimension."""
+    return (num_blocks * shape[0], *shape[1:]) if shape else (num_blocks,)
+
+
+def row_count(shape: tuple[int, ...]) -> int:
+    """Elements of one entry of the first dimension."""
+    return math.prod(shape[1:])

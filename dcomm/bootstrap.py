@@ -106,6 +106,18 @@ def _key_from_store(store: Any, rank: int, world_size: int, prefix: str) -> str:
     return _text(store.get(f"{prefix}/token"))
 
 
+def _is_deterministic(deterministic: bool | None) -> bool:
+    """The argument, or what DCOMM_DETERMINISTIC says."""
+    if deterministic is not None:
+        if not isinstance(deterministic, bool):
+            raise TypeError(f"deterministic={deterministic!r}: expected True, False, or None for DCOMM_DETERMINISTIC")
+        return deterministic
+    text = os.environ.get("DCOMM_DETERMINISTIC", "")
+    if text not in ("", "0", "1"):
+        raise ValueError(f"DCOMM_DETERMINISTIC={text!r}: expected '0' or '1'; unset it for the default")
+    return text == "1"
+
+
 def init(
     *,
     rank: int | None = None,
@@ -114,6 +126,7 @@ def init(
     group_name: str = "",
     local_rank: int | None = None,
     timeout: float | timedelta | None = None,
+    deterministic: bool | None = None,
 ) -> Communicator:
     """Make this process a rank of a new communicator. Collective: blocks until all ranks have come.
 
@@ -127,12 +140,15 @@ def init(
         group_name: Tells communicators of one job apart when ranks make them in different orders.
         local_rank: Overrides the launcher's.
         timeout: Seconds (or timedelta) to wait for the other ranks; None: 300 s.
+        deterministic: True: only algorithms that sum in canonical order (one_shot, two_shot) are used, and an explicit
+            ring or tree is refused. The same on every rank. None: True where DCOMM_DETERMINISTIC is 1.
 
     Returns:
         The communicator; use it in a ``with`` block, or call ``close()``.
 
     Raises:
-        ValueError: Bad arguments or environment, or another job holds the meeting point.
+        ValueError: Bad arguments or environment, `deterministic` differs between ranks, or another job holds the
+            meeting point.
         CollectiveTimeoutError: Ranks are missing; the message names them.
         VersionMismatchError, SharedMemoryError, DcommError: See :mod:`dcomm.errors`.
     """
@@ -153,11 +169,12 @@ def init(
             "make one per host with rank=, world_size= and store=, and use torch.distributed between hosts"
         )
     seconds = to_seconds(timeout) or DEFAULT_TIMEOUT_S
+    canonical_only = _is_deterministic(deterministic)
     counter = _init_counters[group_name]
     _init_counters[group_name] += 1
 
     if launch.world_size == 1:
-        return Communicator(_core.Communicator.of_threads(1)[0], local_rank=local_rank)
+        return Communicator(_core.Communicator.of_threads(1, canonical_only)[0], local_rank=local_rank)
     if store is not None:
         key = _key_from_store(store, launch.rank, launch.world_size, f"dcomm/{group_name}/{counter}")
     else:
@@ -173,19 +190,25 @@ def init(
         version=os.environ.get("DCOMM_TEST_VERSION", __version__),
         timeout_s=seconds,
         force_shm=os.environ.get("DCOMM_FORCE_SHM", "") == "1",
+        deterministic=canonical_only,
     )
     return Communicator(core, local_rank=launch.local_rank if local_rank is None else local_rank)
 
 
-def init_threads(world_size: int) -> list[Communicator]:
+def init_threads(world_size: int, *, deterministic: bool | None = None) -> list[Communicator]:
     """Make `world_size` ranks in this process: one communicator for each thread (index = rank).
 
     For tests, notebooks and several ranks on one GPU. Each communicator is used by one thread; a collective
     returns when all threads have called it.
 
+    Args:
+        world_size: How many ranks to make.
+        deterministic: As for :func:`init`.
+
     Raises:
-        ValueError: `world_size` is not at least 1.
+        ValueError: `world_size` is not at least 1, or an environment variable is bad.
     """
     if not isinstance(world_size, int) or world_size < 1:
         raise ValueError(f"world_size={world_size!r}: expected a whole number of at least 1")
-    return [Communicator(core) for core in _core.Communicator.of_threads(world_size)]
+    canonical_only = _is_deterministic(deterministic)
+    return [Communicator(core) for core in _core.Communicator.of_threads(world_size, canonical_only)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ class Work:
 
     The arrays belong to the operation until it is done. Dropping the handle is allowed: the communicator keeps
     the arrays alive. Not thread-safe, except :meth:`done`.
+
+    In asyncio, ``await work`` gives what :meth:`wait` returns or raises, and leaves the event loop free meanwhile. A
+    cancelled ``await`` does not cancel the operation, which the other ranks take part in.
     """
 
     __slots__ = ("__weakref__", "_abort", "_arrays", "_core", "_finish", "_result")
@@ -107,6 +111,30 @@ class Work:
             return error
         self._settle()
         return None
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """What :meth:`wait` returns, without blocking the running event loop."""
+        if not self._core.done():
+            yield from self._ended().__await__()
+        return self.wait()
+
+    async def _ended(self) -> None:
+        import asyncio  # whoever awaits has it; others need not pay for it
+
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        descriptor = self._core.open_event()  # one for each await: a loop takes one callback for a descriptor
+
+        def note() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        try:
+            loop.add_reader(descriptor, note)
+            await ended
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
 
     def result(self) -> Any:
         """Same as :meth:`wait` without a limit."""

@@ -69,6 +69,28 @@ uint64_t array_bytes(const CollectiveCall& call, int world_size) {
   return count * dtype_bytes(call.dtype);
 }
 
+/// Rank 0's settings, which all use. What the program asked for must be the same everywhere: throws
+/// kInvalidArgument on every rank otherwise.
+Settings agree(Mesh& mesh, const Settings& own) {
+  std::vector<uint8_t> blob(sizeof(Settings));
+  std::memcpy(blob.data(), &own, sizeof(Settings));
+  const std::vector<std::vector<uint8_t>> blobs = mesh.all_gather(blob);
+  Settings settings;
+  for (size_t rank = 0; rank < blobs.size(); ++rank) {
+    DCOMM_CHECK(blobs[rank].size() == sizeof(Settings), ErrorCode::kVersionMismatch, "rank ", rank,
+                " sent settings of ", blobs[rank].size(), " bytes, this rank expects ", sizeof(Settings),
+                "; install the same dcomm everywhere");
+    Settings theirs;
+    std::memcpy(&theirs, blobs[rank].data(), sizeof(Settings));
+    if (rank == 0) settings = theirs;
+    const auto text = [](bool flag) { return flag ? "True" : "False"; };
+    DCOMM_CHECK(theirs.deterministic == settings.deterministic, ErrorCode::kInvalidArgument,
+                "deterministic differs: rank 0 has ", text(settings.deterministic), ", rank ", rank, " has ",
+                text(theirs.deterministic), "; pass the same deterministic= (or DCOMM_DETERMINISTIC) on all ranks");
+  }
+  return settings;
+}
+
 /// One thread at a time inside a communicator.
 class Entry {
  public:
@@ -95,9 +117,9 @@ Communicator::Communicator(int rank, std::shared_ptr<Windows> windows, const Set
 
 bool Communicator::in_child() const { return fork_generation() != fork_generation_; }
 
-std::vector<std::shared_ptr<Communicator>> Communicator::of_threads(int world_size) {
+std::vector<std::shared_ptr<Communicator>> Communicator::of_threads(int world_size, bool deterministic) {
   DCOMM_CHECK(world_size >= 1, ErrorCode::kInvalidArgument, "world_size=", world_size, ": expected at least 1");
-  const Settings settings = Settings::from_environment(world_size);
+  const Settings settings = Settings::from_environment(world_size, deterministic);
   auto windows = make_heap_windows(world_size, settings.layout(world_size).window_bytes());
   auto exits = std::make_shared<PeerExits>(world_size);
   auto cuda_group = std::make_shared<CudaThreadGroup>(world_size, CudaGroupOptions::from_environment());
@@ -110,20 +132,14 @@ std::vector<std::shared_ptr<Communicator>> Communicator::of_threads(int world_si
   return communicators;
 }
 
-std::shared_ptr<Communicator> Communicator::of_processes(const MeshOptions& options, bool force_shm) {
+std::shared_ptr<Communicator> Communicator::of_processes(const MeshOptions& options, bool force_shm,
+                                                         bool deterministic) {
   DCOMM_CHECK(options.world_size >= 1 && options.rank >= 0 && options.rank < options.world_size,
               ErrorCode::kInvalidArgument, "rank=", options.rank, ", world_size=", options.world_size,
               ": expected 0 <= rank < world_size");
   install_fork_guard();
   std::shared_ptr<Mesh> mesh = Mesh::connect(options);
-  Settings settings = Settings::from_environment(options.world_size);
-  std::vector<uint8_t> blob(sizeof(Settings));
-  std::memcpy(blob.data(), &settings, sizeof(Settings));
-  blob = mesh->broadcast_from_zero(blob);
-  DCOMM_CHECK(blob.size() == sizeof(Settings), ErrorCode::kVersionMismatch, "rank 0 sent settings of ", blob.size(),
-              " bytes, this rank expects ", sizeof(Settings), "; install the same dcomm everywhere");
-  std::memcpy(&settings, blob.data(), sizeof(Settings));
-
+  const Settings settings = agree(*mesh, Settings::from_environment(options.world_size, deterministic));
   const size_t window_bytes = settings.layout(options.world_size).window_bytes();
   auto windows = make_memfd_windows(
       options.rank, options.world_size, window_bytes,

@@ -35,9 +35,9 @@ struct CommunicatorStats {
 class Communicator {
  public:
   /// Ranks are processes of this host. Collective; blocks until all have come (options.timeout).
-  static std::shared_ptr<Communicator> of_processes(const MeshOptions& options, bool force_shm);
+  static std::shared_ptr<Communicator> of_processes(const MeshOptions& options, bool force_shm, bool deterministic);
   /// Ranks are threads of this process: index = rank.
-  static std::vector<std::shared_ptr<Communicator>> of_threads(int world_size);
+  static std::vector<std::shared_ptr<Communicator>> of_threads(int world_size, bool deterministic = false);
 
   ~Communicator();
   Communicator(const Communicator&) = delete;

@@ -38,14 +38,23 @@ uint64_t clamp_slot(uint64_t bytes, uint64_t most) {
   return slot < most ? slot : most;
 }
 
+/// what: where the name of `algo` stood.
+void check_canonical(Algo algo, const char* what) {
+  DCOMM_CHECK(algo == Algo::kAuto || is_canonical(algo), ErrorCode::kInvalidArgument, what, "='", algo_name(algo),
+              "' on a deterministic communicator: its order of summation depends on where in the array an element "
+              "lies; use 'auto', 'two_shot' or 'one_shot', or make the communicator with deterministic=False");
+}
+
 }  // namespace
 
-Settings Settings::from_environment(int world_size) {
+Settings Settings::from_environment(int world_size, bool deterministic) {
   Settings settings;
+  settings.deterministic = deterministic;
   settings.oversubscribed = world_size > num_cpus();
   settings.algo_steps = steps_for(world_size, settings.oversubscribed);
   const char* algo = std::getenv("DCOMM_ALGO");
   if (algo != nullptr && *algo != '\0') settings.forced_algo = parse_algo(algo, "DCOMM_ALGO");
+  if (deterministic) check_canonical(settings.forced_algo, "DCOMM_ALGO");
   settings.timeout_ns = static_cast<int64_t>(1e9 * read_number("DCOMM_TIMEOUT_S", 300, 0.001, 1e6));
   settings.warn_ns = static_cast<int64_t>(1e9 * read_number("DCOMM_WARN_S", 60, 0.001, 1e6));
   const double window = read_number("DCOMM_WINDOW_BYTES", static_cast<double>(kDefaultWindowBytes), 64 * kKiB, 1e12);
@@ -80,9 +89,11 @@ WaitPolicy Settings::wait_policy(bool background) const {
 }
 
 Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes) {
+  if (settings.deterministic) check_canonical(requested, "algo");
   if (requested != Algo::kAuto) return requested;
   if (settings.forced_algo != Algo::kAuto) return settings.forced_algo;
-  return settings.algo_steps.choose(nbytes);
+  const Algo measured = settings.algo_steps.choose(nbytes);
+  return settings.deterministic && !is_canonical(measured) ? Algo::kTwoShot : measured;
 }
 
 Algo parse_algo(const char* name, const char* what) {

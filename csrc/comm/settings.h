@@ -21,18 +21,21 @@ struct Settings {
   AlgoSteps algo_steps;            // what "auto" means
   Algo forced_algo = Algo::kAuto;  // DCOMM_ALGO
   bool oversubscribed = false;     // more ranks than CPUs: waits must give up the core
-  uint8_t unused[2] = {};
+  bool deterministic = false;      // only algorithms that sum in canonical order
+  uint8_t unused[1] = {};
 
   /// Reads DCOMM_ALGO, DCOMM_WINDOW_BYTES, DCOMM_TIMEOUT_S, DCOMM_WARN_S and the CPU affinity.
   /// Throws kInvalidArgument naming the variable, its value and what is accepted.
-  static Settings from_environment(int world_size);
+  static Settings from_environment(int world_size, bool deterministic);
 
   WindowLayout layout(int world_size) const;
   /// background: the operation runs on the progress thread, beside a computing caller.
   WaitPolicy wait_policy(bool background) const;
 };
 
-/// The algorithm for a message of nbytes on the wire; a pure function of what all ranks agree on.
+/// The algorithm for a message of nbytes on the wire; a pure function of what all ranks agree on. Throws
+/// kInvalidArgument where `requested` sums in another order than the canonical one and the communicator is
+/// deterministic.
 Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes);
 
 /// "auto", "ring", "two_shot"; throws kInvalidArgument otherwise. what: where the name stood.

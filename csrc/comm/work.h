@@ -1,6 +1,11 @@
 // The handle of an asynchronous operation. Floor: comm.
 #pragma once
 
+#include <fcntl.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <memory>
@@ -15,6 +20,11 @@ namespace dcomm {
 class Work {
  public:
   Work(const CollectiveCall& call, int64_t timeout_ns) : call_(call), timeout_ns_(timeout_ns) {}
+  ~Work() {
+    if (event_ >= 0) ::close(event_);
+  }
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
 
   const CollectiveCall& call() const { return call_; }
   int64_t timeout_ns() const { return timeout_ns_; }
@@ -38,6 +48,16 @@ class Work {
     return message_;
   }
 
+  /// A descriptor that becomes readable, for good, when the operation ends; the caller closes it. For event loops.
+  int open_event() {
+    std::lock_guard lock(mutex_);
+    if (event_ < 0) event_ = ::eventfd(done_ ? 1 : 0, EFD_CLOEXEC | EFD_NONBLOCK);
+    const int descriptor = event_ < 0 ? -1 : ::fcntl(event_, F_DUPFD_CLOEXEC, 0);
+    DCOMM_CHECK(descriptor >= 0, ErrorCode::kInternal, "no descriptor for an event (errno ", errno,
+                "); this process has probably run out of them, raise ulimit -n");
+    return descriptor;
+  }
+
   void finish(ErrorCode code, const std::string& message) {
     {
       std::lock_guard lock(mutex_);
@@ -45,6 +65,7 @@ class Work {
       code_ = code;
       message_ = message;
       done_ = true;
+      if (event_ >= 0) ::eventfd_write(event_, 1);
     }
     ended_.notify_all();
   }
@@ -55,6 +76,7 @@ class Work {
   mutable std::mutex mutex_;
   mutable std::condition_variable ended_;
   bool done_ = false;
+  int event_ = -1;  // an eventfd, once somebody has asked for one
   ErrorCode code_ = ErrorCode::kOk;
   std::string message_;
 };

@@ -9,6 +9,10 @@ namespace dcomm {
 int dtype_of_format(const char* format, Py_ssize_t itemsize) {
   if (format == nullptr) return -1;
   if (*format == '@' || *format == '=' || *format == '<') ++format;
+  if (format[0] == 'Z' && format[1] != '\0' && format[2] == '\0') {  // a pair of what follows
+    if (format[1] == 'f') return static_cast<int>(DType::kC64);
+    return format[1] == 'd' ? static_cast<int>(DType::kC128) : -1;
+  }
   if (format[0] == '\0' || format[1] != '\0') return -1;
   switch (format[0]) {
     case 'f':
@@ -21,6 +25,12 @@ int dtype_of_format(const char* format, Py_ssize_t itemsize) {
     case 'l':
     case 'q':
       return itemsize == 4 ? static_cast<int>(DType::kI32) : itemsize == 8 ? static_cast<int>(DType::kI64) : -1;
+    case 'b':
+      return static_cast<int>(DType::kI8);
+    case 'B':
+      return static_cast<int>(DType::kU8);
+    case '?':
+      return static_cast<int>(DType::kBool);
     default:
       return -1;
   }
@@ -35,8 +45,10 @@ py::tuple buffer_view(const py::object& array) {
   const auto address = reinterpret_cast<uintptr_t>(view.buf);
   const Py_ssize_t count = view.itemsize == 0 ? 0 : view.len / view.itemsize;
   const bool contiguous = PyBuffer_IsContiguous(&view, 'C') != 0;
-  py::tuple result =
-      py::make_tuple(address, count, dtype, contiguous, view.readonly == 0, view.format == nullptr ? "" : view.format);
+  py::tuple shape(view.ndim);
+  for (int i = 0; i < view.ndim; ++i) shape[static_cast<size_t>(i)] = py::int_(view.shape[i]);
+  py::tuple result = py::make_tuple(address, count, dtype, contiguous, view.readonly == 0, shape,
+                                    view.format == nullptr ? "" : view.format);
   // The caller keeps `array` alive; holding the view as well would only cost a second object.
   PyBuffer_Release(&view);
   return result;

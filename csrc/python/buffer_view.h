@@ -8,8 +8,8 @@ namespace dcomm {
 /// The code of a native struct-module format; -1: not one of dcomm's types.
 int dtype_of_format(const char* format, Py_ssize_t itemsize);
 
-/// Binds buffer_view(obj) -> (address, count, dtype code, contiguous, writable); dtype code -1: not one of
-/// dcomm's types (its format string is then the sixth entry).
+/// Binds buffer_view(obj) -> (address, count, dtype code, contiguous, writable, shape, format); dtype code -1: not one
+/// of dcomm's types.
 void bind_buffer_view(pybind11::module_& m);
 
 }  // namespace dcomm

@@ -1,6 +1,7 @@
 // The short way in for small messages: a plain C function bound to one communicator. Floor: python.
 //
-// pybind11's dispatch of nine arguments costs about a microsecond, a small all-reduce a tenth of that.
+// pybind11's dispatch of nine arguments costs about a microsecond, a small all-reduce a tenth of that; the lookups
+// and attribute reads below cost half of what they do from Python.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,11 +12,22 @@
 
 namespace dcomm {
 
-/// A callable for synchronous in-place all-reduces with the communicator's timeout; wire -1: the array's dtype.
-///   call(array, op, algo, wire)                    array: exports a C-contiguous writable buffer
-///   call(address, count, dtype, op, algo, wire)
-/// Returns True when done, False when the array needs the long way. Throws as Communicator::run.
-pybind11::object make_fast_all_reduce(std::shared_ptr<Communicator> comm);
+/// What Python has learned so far, in dictionaries that it goes on filling.
+struct FastTables {
+  pybind11::dict op_codes;     // op argument -> ReduceOp; not premul_sum, which has a factor
+  pybind11::dict algo_codes;   // name -> Algo
+  pybind11::dict wire_codes;   // wire_dtype argument -> DType; None -> -1
+  pybind11::dict kinds;        // type of array -> ArrayKind
+  pybind11::dict torch_codes;  // torch dtype -> DType
+};
+
+/// How to reach an array's memory; the numbers are those of dcomm/arrays.py.
+enum class ArrayKind { kBuffer = 1, kTensor = 2 };
+
+/// A callable for synchronous in-place all-reduces with the communicator's timeout: call(array, op, algo, wire_dtype).
+/// Returns True when done, False when the arguments need the long way, which also explains what is wrong with them.
+/// Throws as Communicator::run.
+pybind11::object make_fast_all_reduce(std::shared_ptr<Communicator> comm, const FastTables& tables);
 
 /// Raises the Python exception for `code` (defined in module.cc, which knows the classes).
 [[noreturn]] void raise_python(ErrorCode code, const std::string& message);

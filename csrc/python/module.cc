@@ -144,7 +144,7 @@ std::shared_ptr<T> releasing(std::shared_ptr<T> object) {
 
 std::shared_ptr<Communicator> connect(int rank, int world_size, const std::string& meeting_key, bool exact,
                                       uint64_t init_counter, uint64_t config_hash, const std::string& version,
-                                      double timeout_s, bool force_shm) {
+                                      double timeout_s, bool force_shm, bool deterministic) {
   MeshOptions options;
   options.rank = rank;
   options.world_size = world_size;
@@ -158,12 +158,12 @@ std::shared_ptr<Communicator> connect(int rank, int world_size, const std::strin
     if (check != nullptr && check(nullptr)) throw Error(ErrorCode::kInterrupted, "interrupted during init");
   };
   std::shared_ptr<Communicator> comm;
-  translate_released([&] { comm = Communicator::of_processes(options, force_shm); });
+  translate_released([&] { comm = Communicator::of_processes(options, force_shm, deterministic); });
   return releasing(std::move(comm));
 }
 
-std::vector<std::shared_ptr<Communicator>> of_threads(int world_size) {
-  auto comms = Communicator::of_threads(world_size);
+std::vector<std::shared_ptr<Communicator>> of_threads(int world_size, bool deterministic) {
+  auto comms = Communicator::of_threads(world_size, deterministic);
   for (auto& comm : comms) comm = releasing(std::move(comm));
   return comms;
 }
@@ -178,6 +178,7 @@ void bind_work(py::module_& m) {
             return work.wait_for(std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9)));
           },
           py::arg("seconds"))
+      .def("open_event", &Work::open_event)
       .def("raise_if_failed", [](const Work& work) {
         if (work.done() && work.error_code() != ErrorCode::kOk) raise_python(work.error_code(), work.error_message());
       });
@@ -185,24 +186,31 @@ void bind_work(py::module_& m) {
 
 void bind_communicator(py::module_& m) {
   py::class_<Communicator, std::shared_ptr<Communicator>>(m, "Communicator")
-      .def_static("of_threads", &of_threads, py::arg("world_size"))
+      .def_static("of_threads", &of_threads, py::arg("world_size"), py::arg("deterministic"))
       .def_static("connect", &connect, py::arg("rank"), py::arg("world_size"), py::arg("meeting_key"), py::arg("exact"),
                   py::arg("init_counter"), py::arg("config_hash"), py::arg("version"), py::arg("timeout_s"),
-                  py::arg("force_shm"))
+                  py::arg("force_shm"), py::arg("deterministic"))
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("closed", &Communicator::closed)
       .def_property_readonly("isa", [](const Communicator& comm) { return comm.kernel_table().isa; })
+      .def_property_readonly("deterministic",
+                             [](const Communicator& comm) { return comm.settings().deterministic; })
       .def_property_readonly("slot_bytes", [](const Communicator& comm) { return comm.settings().slot_bytes; })
       .def_property_readonly("pids", &Communicator::pids)
       .def("stats",
            [](const Communicator& comm) {
              const CommunicatorStats stats = comm.stats();
+             py::dict wait_us;
+             for (int peer = 0; peer < comm.world_size(); ++peer) {
+               if (peer == comm.rank()) continue;
+               wait_us[py::int_(peer)] = 1e-3 * static_cast<double>(stats.waited_ns[static_cast<size_t>(peer)]);
+             }
              py::dict result;
              result["num_operations"] = stats.num_operations;
              result["num_bytes"] = stats.num_bytes;
              result["num_sent_bytes"] = stats.num_sent_bytes;
-             result["waited_ns"] = stats.waited_ns;
+             result["wait_us"] = wait_us;
              return result;
            })
       .def("collective",
@@ -222,7 +230,11 @@ void bind_communicator(py::module_& m) {
                  collective_call(kind, in, out, count, dtype, wire, op, algo, root, factor, send_lengths, recv_lengths),
                  timeout_ns));
            })
-      .def("fast_all_reduce", &make_fast_all_reduce)
+      .def("fast_all_reduce",
+           [](const std::shared_ptr<Communicator>& comm, const py::dict& op_codes, const py::dict& algo_codes,
+              const py::dict& wire_codes, const py::dict& kinds, const py::dict& torch_codes) {
+             return make_fast_all_reduce(comm, {op_codes, algo_codes, wire_codes, kinds, torch_codes});
+           })
       .def("all_reduce_cuda", &run_cuda)
       .def("synchronize_cuda",
            [](Communicator& comm, int64_t timeout_ns) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dcomm.communicator import _ALGOS as ALGO_CODES
-from dcomm.communicator import _OPS as OP_CODES
+from dcomm.reduce_ops import ALGO_CODES
+from dcomm.reduce_ops import OP_NAMES as OP_CODES
 
 __all__ = ["ALGO_CODES", "OP_CODES"]
