@@ -25,6 +25,7 @@ from dcomm.bench.figures import check_figures
 from dcomm.bench.options import Options
 from dcomm.bench.plan import counts, mpi_cases, nbytes_of, plan, sizes
 from dcomm.bench.ranks import Ranks
+from dcomm.bench.rounds import chosen_rounds
 from dcomm.bench.summary import summarise
 
 Array = npt.NDArray[Any]
@@ -285,7 +286,7 @@ def test_rows_have_their_peers_beside_them() -> None:
         measured(replace(ours, lib="mpi", variant="Open MPI 4.1.4, vader-cma"), 1.0),
         measured(replace(ours, lib="mpi", variant="MPICH 4.0.2, default"), 8.0),
     ]
-    rows = summarise([case for case, _ in found], [results for _, results in found], [0, 2, 4], 2)
+    rows = summarise([case for case, _ in found], [results for _, results in found], [[0, 2, 4]] * len(found), 2)
     assert rows[0]["p50_us"] == 2.0
     assert rows[0]["time_us"] == pytest.approx(10 / 3, abs=1e-4)
     assert (rows[0]["gloo_us"], rows[0]["gloo_threads"], rows[0]["ratio"]) == (40.0, 2, 20.0)
@@ -293,6 +294,17 @@ def test_rows_have_their_peers_beside_them() -> None:
     assert (rows[0]["best_mpi"], rows[0]["mpi_ratio"]) == ("Open MPI 4.1.4", 0.5)
     assert "mpi" not in rows[1]
     assert "ratio" not in rows[1]
+
+
+def test_only_what_was_measured_in_one_state_counts() -> None:
+    stamps = [{"segments": names} for names in (["near", "far"], ["near", "near"], ["mixed", "near"], ["far", "mixed"])]
+    assert chosen_rounds(stamps) == ("near", [[0, 1], [1, 2]])
+    assert chosen_rounds([{"segments": ["mixed"]}] * 2) == ("mixed", [[0, 1]])
+    case = Case(2, 16, 3)
+    found = [Measured([us], 0) for us in (1.0, 9.0, 2.0)]
+    counted, none = summarise([case, replace(case, count=4)], [found, found], [[1], []], 2)
+    assert (counted["p50_us"], counted["rounds_counted"]) == (9.0, 1)
+    assert (none["p50_us"], none["rounds_counted"]) == (2.0, 0)
 
 
 def test_figures_are_missed_where_they_are() -> None:
@@ -417,7 +429,7 @@ def test_a_mpi_table_is_made_of_the_rows(tmp_path: Path) -> None:
     spec.loader.exec_module(tool)
     case = Case(2, 16, 3, level="c")
     peers = [replace(case, lib="mpi", variant=f"{name}, default") for name in ("Open MPI 4", "MPICH 4")]
-    rows = summarise([case, *peers], [[Measured([us], 0)] for us in (1.0, 3.0, 2.0)], [0], 2)
+    rows = summarise([case, *peers], [[Measured([us], 0)] for us in (1.0, 3.0, 2.0)], [[0]] * 3, 2)
     report = {"ranks": 2, "rows": rows, "machine": {"cpu": "C", "cores": 2, "kernel": "6", "isa": "avx2"}}
     report |= {"versions": {}, "rounds": [{}], "rounds_used": [0], "state": "near", "date": "D", "commit": "c"}
     text = list(tool.mpi_table({**report, "command": "x"}))

@@ -169,8 +169,9 @@ def footer(report: dict[str, Any]) -> Iterator[Line]:
         reached = figure["reached"]
         text = f"{'reached' if reached else 'NOT REACHED'}: {figure['figure']}: {figure['measured']}"
         yield Line(text, "good" if reached else "bad")
-    if len(report["rounds_used"]) < 5:
-        yield Line(f"# only {len(report['rounds_used'])} rounds in one state: too few to claim anything")
+    fewest = min(row["rounds_counted"] for row in report["rows"])
+    if fewest < 5:
+        yield Line(f"# a row has only {fewest} rounds in state {report['state']}: too few to claim anything")
 
 
 def lines(report: dict[str, Any]) -> Iterator[Line]:

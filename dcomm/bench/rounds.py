@@ -1,15 +1,17 @@
 """Measuring in turn: every round has every case once, and is stamped with the state of the cores.
 
 A hypervisor moves virtual CPUs within seconds, and every figure changes with it; so what is compared must be measured
-side by side, and only rounds in one state count together.
+side by side, and only what was measured in one state counts together. A round has one segment for dcomm and gloo and
+one for each MPI, with a probe at each border: what was measured between two probes that agree has their state.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,11 @@ class Plan:
     def all_cases(self) -> list[Case]:
         """In the order in which :func:`run_round` measures them."""
         return [*self.cases, *(case for _, cases in self.mpi for case in cases)]
+
+    @property
+    def segments(self) -> list[int]:
+        """For each case the segment of the round in which it is measured."""
+        return [0] * len(self.cases) + [number for number, (_, cases) in enumerate(self.mpi, 1) for _ in cases]
 
 
 def fingerprint(ranks: Ranks) -> tuple[CoreState, float]:
@@ -66,32 +73,34 @@ def run_round(plan: Plan, tell: Callable[[int, str], None]) -> tuple[list[Measur
     return found, states
 
 
-def measure_rounds(plan: Plan, rounds: int, max_seconds: float, progress: Progress) -> tuple[list[Any], list[Any]]:
+def measure_rounds(
+    plan: Plan, rounds: int, max_seconds: float, progress: Progress, *, until_counted: bool
+) -> tuple[list[Any], list[Any]]:
     """The rounds' stamps, and for each case one Measured per round.
 
-    A stamp has the state before the round, before each MPI, and after it; where they differ the round is mixed.
-
-    No round is started that would end after `max_seconds`, except the first.
+    With `until_counted` it goes on until `rounds` rounds count in every segment. No round is started that would end
+    after `max_seconds`, except the first. A stamp has what was probed at each border, the state of each segment, and
+    that of the whole round; where it changed it is mixed.
     """
     stamps: list[dict[str, Any]] = []
     results: list[list[Measured]] = [[] for _ in plan.all_cases]
     start = time.monotonic()
     state, eight = fingerprint(plan.ranks)
-    for number in range(rounds):
-        begun = time.monotonic()
+    while True:
+        begun, number = time.monotonic(), len(stamps)
 
         def tell(done: int, what: str, number: int = number) -> None:
-            progress((number + done / len(results)) / rounds, f"round {number + 1} of {rounds}: {what}")
+            progress(min(1.0, (number + done / len(results)) / rounds), f"round {number + 1} of {rounds}: {what}")
 
         found, between = run_round(plan, tell)
         for measured, collected in zip(found, results, strict=True):
             collected.append(measured)
         state_after, eight_after = fingerprint(plan.ranks)
         states = [state, *between, state_after]
-        same = len({one.name for one in states}) == 1
         stamps.append(
             {
-                "state": state.name if same else "mixed",
+                "state": _common(states),
+                "segments": [_common(border) for border in itertools.pairwise(states)],
                 "flag_ns": [one.flag_ns for one in states],
                 "read_gbps": [one.read_gbps for one in states],
                 "eight_byte_us": [round(eight, 3), round(eight_after, 3)],
@@ -99,14 +108,25 @@ def measure_rounds(plan: Plan, rounds: int, max_seconds: float, progress: Progre
         )
         state, eight = state_after, eight_after
         now = time.monotonic()
-        progress((number + 1) / rounds, f"round {number + 1}: {stamps[-1]['state']}, {now - begun:.0f} s\n")
-        if now - start + (now - begun) > max_seconds:
-            break
-    return stamps, results
+        progress(min(1.0, (number + 1) / rounds), f"round {number + 1}: {stamps[-1]['state']}, {now - begun:.0f} s\n")
+        enough = len(stamps) >= rounds
+        if enough and until_counted:
+            enough = min(len(counted) for counted in chosen_rounds(stamps)[1]) >= rounds
+        if enough or now - start + (now - begun) > max_seconds:
+            return stamps, results
 
 
-def chosen_rounds(stamps: list[dict[str, Any]]) -> tuple[str, list[int]]:
-    """The state seen most and its rounds; mixed ones count only if there are no others."""
-    pure = [stamp["state"] for stamp in stamps if stamp["state"] != "mixed"]
-    name = Counter(pure or ["mixed"]).most_common(1)[0][0]
-    return name, [number for number, stamp in enumerate(stamps) if stamp["state"] == name]
+def _common(states: Iterable[CoreState]) -> str:
+    names = {state.name for state in states}
+    return names.pop() if len(names) == 1 else "mixed"
+
+
+def chosen_rounds(stamps: list[dict[str, Any]]) -> tuple[str, list[list[int]]]:
+    """The state seen most, and for each segment the rounds in which it had that state.
+
+    Mixed ones count only if there are no others.
+    """
+    pure = [name for stamp in stamps for name in stamp["segments"] if name != "mixed"]
+    chosen = Counter(pure or ["mixed"]).most_common(1)[0][0]
+    by_segment = zip(*(stamp["segments"] for stamp in stamps), strict=True)
+    return chosen, [[number for number, name in enumerate(names) if name == chosen] for names in by_segment]

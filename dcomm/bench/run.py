@@ -68,14 +68,14 @@ def run(options: Options, command: str, progress: Progress, *, figures: bool = F
             of_mpi = [(variant, peers.cases(variant, mpi_cases(cases))) for variant in peers.variants]
         _touch_buffers(ranks, cases)
         turn = Plan(ranks, cases, of_mpi, _AVERAGES[options.average], peers)
-        stamps, results = measure_rounds(turn, options.rounds, options.max_seconds, progress)
+        stamps, results = measure_rounds(turn, options.rounds, options.max_seconds, progress, until_counted=figures)
         codes = ranks.leave()
     if any(codes):
         raise RankError(f"exit codes of the ranks: {codes}")
     state, used = chosen_rounds(stamps)
     found = describe(command, versions, isa) | {"collective": options.collective, "ranks": options.ranks}
-    found |= {"average": options.average, "state": state, "rounds_used": used, "rounds": stamps}
-    found["rows"] = summarise(turn.all_cases, results, used, options.ranks)
+    found |= {"average": options.average, "state": state, "rounds_used": used[0], "rounds": stamps}
+    found["rows"] = summarise(turn.all_cases, results, [used[segment] for segment in turn.segments], options.ranks)
     if figures:
         found["figures"] = check_figures(found)
     return found

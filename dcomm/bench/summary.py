@@ -16,28 +16,33 @@ _NAMES = ("collective", "lib", "variant", "level", "array", "algo", "dtype", "wi
 _SAME_WORK = ("nbytes", "dtype", "redop", "root", "in_place")
 
 
-def summarise(cases: list[Case], results: list[list[Measured]], rounds: list[int], world_size: int) -> list[Row]:
-    """One row per case.
+def summarise(cases: list[Case], results: list[list[Measured]], rounds: list[list[int]], world_size: int) -> list[Row]:
+    """One row per case; `rounds` has the counted rounds of each.
+
+    rounds_counted: how many; where there is none all rounds are taken, and the row says 0.
 
     time_us: the median over the counted rounds of each round's mean batch, and algbw and busbw from it, as in
     nccl-tests. p50_us: the same of each round's median batch. p90_us, p99_us: over all batches of these rounds.
     best_round_us: the smallest median of any round. A row of dcomm has the peers that did the same work: see
     :func:`beside_peers`.
     """
-    rows = [_row(case, found, rounds, world_size) for case, found in zip(cases, results, strict=True)]
+    together = zip(cases, results, rounds, strict=True)
+    rows = [_row(case, found, counted, world_size) for case, found, counted in together]
     for row in rows:
         if row["lib"] == "dcomm":
             beside_peers(row, [peer for peer in rows if all(peer[key] == row[key] for key in _SAME_WORK)])
     return rows
 
 
-def _row(case: Case, found: list[Measured], rounds: list[int], world_size: int) -> Row:
+def _row(case: Case, found: list[Measured], counted: list[int], world_size: int) -> Row:
+    rounds = counted or list(range(len(found)))
     nbytes = nbytes_of(case, world_size)
     medians = [statistics.median(measured.us) for measured in found]
     batches = [us for number in rounds for us in found[number].us]
     row: Row = {"nbytes": nbytes, "count": case.count, "calls": case.calls, "batches": case.batches}
     row |= {"buffers": case.buffers, "checked": case.check, **{name: getattr(case, name) for name in _NAMES}}
     row |= {"threads": case.threads} if case.lib == "gloo" else {}
+    row["rounds_counted"] = len(counted)
     row["time_us"] = statistics.median(statistics.fmean(found[number].us) for number in rounds)
     row["p50_us"] = statistics.median(medians[number] for number in rounds)
     row |= {f"p{share}_us": float(numpy.percentile(batches, share)) for share in (90, 99)}
