@@ -18,6 +18,16 @@ CHECKS = {
         "algo_bits_ignore_splits_channels_slots",
         "algo_ring_and_two_shot_differ",
     ],
+    "collective_checks": [
+        "collective_every_way",
+        "collective_random_sequences",
+        "collective_one_way_runs_ahead",
+        "collective_packets_of_every_size",
+        "collective_one_shot_bits_are_two_shot_bits",
+        "collective_tree_bits_depend_on_the_count_alone",
+        "collective_uneven_lanes",
+        "collective_alone",
+    ],
     "cuda_block_checks": [
         "cuda_two_shot_matches_host_unrolled",
         "cuda_two_shot_matches_host_any",

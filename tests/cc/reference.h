@@ -12,6 +12,7 @@
 
 #include "base/dtype.h"
 #include "protocol/control.h"
+#include "tree_order.h"
 
 namespace dcomm::checks {
 
@@ -142,16 +143,15 @@ class Reference {
       : what_(what),
         n_(world_size),
         divide_first_(what.op == ReduceOp::kAvg && is_half(what.wire) &&
-                      (what.wire != what.dtype || what.algo == Algo::kRing)) {}
+                      (what.wire != what.dtype || what.algo == Algo::kRing || what.algo == Algo::kTree)) {}
 
   Bytes all_reduce(const std::vector<Bytes>& inputs, size_t count) const {
     Bytes result(count * dtype_bytes(what_.dtype));
     const auto n = static_cast<size_t>(n_);
-    const size_t chunk_count = ((count + n - 1) / n + 15) / 16 * 16;
     std::vector<Acc> terms(n);
     for (size_t i = 0; i < count; ++i) {
       for (size_t rank = 0; rank < n; ++rank) terms[rank] = prepared(load(inputs[rank], i));
-      store(result, i, what_.algo == Algo::kRing ? ring(terms, i / chunk_count) : two_shot(terms));
+      store(result, i, reduced(terms, i, count));
     }
     return result;
   }
@@ -160,6 +160,24 @@ class Reference {
   Acc two_shot(std::vector<Acc> terms) const {
     for (Acc& term : terms) term = on_wire(term);
     return on_wire(averaged(canonical_tree(what_.op, terms, 0, terms.size())));
+  }
+
+  Acc reduced(const std::vector<Acc>& terms, size_t element, size_t count) const {
+    const auto chunk_of = [&](size_t num_chunks) {
+      return element / (((count + num_chunks - 1) / num_chunks + 15) / 16 * 16);
+    };
+    if (what_.algo == Algo::kRing) return ring(terms, chunk_of(terms.size()));
+    if (what_.algo != Algo::kTree) return two_shot(terms);
+    return on_wire(averaged(climbed(terms, static_cast<int>(chunk_of(2)), 1, n_)));
+  }
+
+  /// At the root of nodes lo .. hi of a tree, before it is rounded: what climbs further is rounded at every hop.
+  Acc climbed(const std::vector<Acc>& terms, int tree, int lo, int hi) const {
+    const int root = tree_root_of(lo, hi);
+    Acc sum = terms[static_cast<size_t>(tree_rank_at(root, n_, tree))];
+    if (root > lo) sum = combined(what_.op, sum, on_wire(climbed(terms, tree, lo, root - 1)));
+    if (root < hi) sum = combined(what_.op, sum, on_wire(climbed(terms, tree, root + 1, hi)));
+    return sum;
   }
 
   /// Chunk c in the order c+1, ..., c; what travels is rounded at every hop.

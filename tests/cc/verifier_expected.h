@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "tree_order.h"
 #include "verifier_scenario.h"
 
 namespace dcomm::checks {
@@ -21,18 +22,10 @@ inline size_t chunk_count_of(size_t count, size_t num_chunks) {
   return ((count + num_chunks - 1) / num_chunks + 15) / 16 * 16;
 }
 
-/// The rank at node `node` (of 1 .. n) of one of the two trees.
-inline int rank_at(int node, int n, int tree) {
-  if (tree == 0) return node - 1;
-  return n % 2 == 0 ? n - node : node % n;
-}
-
-/// Nodes lo .. hi: at their root stands lo - 1 + the largest power of two that is at most their number.
+/// Nodes lo .. hi: own + first child's + second child's.
 inline int tree_sum(Expressions& pool, int lo, int hi, int n, int tree) {
-  int half = 1;
-  while (2 * half <= hi - lo + 1) half *= 2;
-  const int root = lo - 1 + half;
-  int sum = pool.input(rank_at(root, n, tree));
+  const int root = tree_root_of(lo, hi);
+  int sum = pool.input(tree_rank_at(root, n, tree));
   if (root > lo) sum = pool.add(sum, tree_sum(pool, lo, root - 1, n, tree));
   if (root < hi) sum = pool.add(sum, tree_sum(pool, root + 1, hi, n, tree));
   return sum;

@@ -37,9 +37,11 @@ class GuardedArray {
     return true;
   }
 
+  /// What an array holds before it is filled, too.
+  static constexpr unsigned char kGuard = 0xa5;
+
  private:
   static constexpr size_t kGuardBytes = 64;
-  static constexpr unsigned char kGuard = 0xa5;
   Bytes bytes_;
   size_t begin_;
   size_t num_bytes_;
@@ -127,7 +129,7 @@ class Workload {
   void add_all_reduce_of(Random& random, const ReduceCase& what, const std::vector<Bytes>& inputs, Bytes expected,
                          size_t count, bool in_place, bool misaligned) {
     Job& job = new_job(Collective::kAllReduce, what, count);
-    job.expected = std::move(expected);
+    job.expected.assign(inputs.size(), std::move(expected));
     for (int rank = 0; rank < world_size_; ++rank) {
       const Bytes& input = inputs[static_cast<size_t>(rank)];
       job.in.push_back(new_array(random, input.size(), misaligned));
@@ -140,12 +142,35 @@ class Workload {
   void add_broadcast(Random& random, DType dtype, size_t count, int root) {
     Job& job = new_job(Collective::kBroadcast, {dtype, dtype, ReduceOp::kSum, Algo::kFlat}, count);
     job.call.root = root;
-    job.expected = random_array(random, dtype, count);
+    job.expected.assign(static_cast<size_t>(world_size_), random_array(random, dtype, count));
     for (int rank = 0; rank < world_size_; ++rank) {
-      job.in.push_back(new_array(random, job.expected.size(), true));
-      if (rank == root) job.in.back()->fill(job.expected);
+      job.in.push_back(new_array(random, job.expected[0].size(), true));
+      if (rank == root) job.in.back()->fill(job.expected[0]);
       job.out.push_back(job.in.back());
     }
+  }
+
+  /// One rank's part in a collective whose ranks have different arrays.
+  struct Part {
+    Bytes in;               // what `in` holds; in place: the whole array, of which it is a part
+    Bytes expected;         // what `out`, or in place the whole array, must hold in the end
+    bool in_place = false;  // one array for both
+    size_t in_begin = 0;    // in bytes, in place
+    size_t out_begin = 0;
+    std::shared_ptr<const BlockLengths> lengths;
+  };
+
+  void add_parts(Random& random, Collective collective, const ReduceCase& what, size_t count, int root,
+                 const std::vector<Part>& parts, bool misaligned) {
+    Job& job = new_job(collective, what, count);
+    job.call.root = root;
+    for (const Part& part : parts) {
+      job.in.push_back(new_array(random, part.in.size(), misaligned));
+      job.in.back()->fill(part.in);
+      job.out.push_back(part.in_place ? job.in.back() : new_array(random, part.expected.size(), misaligned));
+      job.expected.push_back(part.expected);
+    }
+    job.parts = parts;
   }
 
   void add_barrier() { new_job(Collective::kBarrier, {DType::kF32, DType::kF32, ReduceOp::kSum, Algo::kFlat}, 0); }
@@ -158,6 +183,10 @@ class Workload {
       for (size_t rank = 0; rank < job.in.size(); ++rank) {
         calls[rank].in = job.in[rank]->data();
         calls[rank].out = job.out[rank]->data();
+        if (job.parts.empty()) continue;
+        calls[rank].in = job.in[rank]->data() + job.parts[rank].in_begin;
+        calls[rank].out = job.out[rank]->data() + job.parts[rank].out_begin;
+        calls[rank].lengths = job.parts[rank].lengths;
       }
       result.push_back(std::move(calls));
     }
@@ -171,9 +200,11 @@ class Workload {
       for (size_t rank = 0; rank < job.out.size(); ++rank) {
         const Bytes result = job.out[rank]->copy();
         std::string what;
-        if (result != job.expected) what = first_difference(job, result);
+        if (result != job.expected[rank]) what = first_difference(job, rank, result);
         if (!job.in[rank]->guards_intact() || !job.out[rank]->guards_intact()) what = "wrote outside the array";
         if (!job.inputs.empty() && job.in[rank]->copy() != job.inputs[rank]) what = "changed its input";
+        const bool has_input = !job.parts.empty() && !job.parts[rank].in_place;
+        if (has_input && job.in[rank]->copy() != job.parts[rank].in) what = "changed its input";
         if (what.empty()) continue;
         return what + ": operation " + std::to_string(i) + " rank " + std::to_string(rank) + " " +
                collective_name(job.call.collective) + " " + algo_name(job.call.algo) + " " +
@@ -193,7 +224,8 @@ class Workload {
     std::vector<std::shared_ptr<GuardedArray>> in;   // by rank
     std::vector<std::shared_ptr<GuardedArray>> out;  // the same as `in` where in place
     std::vector<Bytes> inputs;                       // out of place: what `in` must still hold
-    Bytes expected;
+    std::vector<Bytes> expected;                     // by rank: all of `out`
+    std::vector<Part> parts;                         // of add_parts
   };
 
   Job& new_job(Collective collective, const ReduceCase& what, size_t count) {
@@ -213,9 +245,9 @@ class Workload {
     return std::make_shared<GuardedArray>(num_bytes, misaligned ? random.below(17) : 0);
   }
 
-  static std::string first_difference(const Job& job, const Bytes& result) {
+  static std::string first_difference(const Job& job, size_t rank, const Bytes& result) {
     size_t at = 0;
-    while (result[at] == job.expected[at]) ++at;
+    while (result[at] == job.expected[rank][at]) ++at;
     return "element " + std::to_string(at / dtype_bytes(job.call.dtype)) + " is wrong";
   }
 
