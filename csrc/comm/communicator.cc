@@ -242,9 +242,11 @@ void Communicator::run_cuda(CudaRankCall call) {
   const Entry entry(entered_);
   check_usable();
   CudaThreadGroup& group = cuda_group();
+  const Algo asked = call.call.algo;
   complete_call(call.call);
+  if (asked == Algo::kAuto) call.call.algo = settings_.forced_algo;  // or the GPU's own choice, launch/cuda_plan.h
   if (call.timeout_ns <= 0) call.timeout_ns = settings_.timeout_ns;
-  group.all_reduce(rank(), call);
+  group.run(rank(), call);
 }
 
 void Communicator::synchronize_cuda(int64_t timeout_ns) {

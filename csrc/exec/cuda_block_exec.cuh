@@ -24,13 +24,26 @@ inline constexpr int kMaxLocalRanks = 128;
 /// Slots of each kind: one is filled while the other is in use.
 inline constexpr int kCudaDepth = 2;
 
-/// Messages so far, by Counter; one per (local rank, channel), in device memory.
-struct alignas(kFlagBytes) CudaCounters {
-  uint64_t value[kNumGroupCounters];
-};
+/// Packets of one sender's message on one channel: one for each thread of a block.
+inline constexpr size_t kCudaPacketBytes =
+    round_up(static_cast<size_t>(gpu::kBlockThreads) * sizeof(gpu::FlaggedPacket), kPacketGrain);
+
+/// Their data.
+inline constexpr size_t kCudaPacketDataBytes = kCudaPacketBytes / 4 * 3;
+
+/// Words of message counters of one (local rank, channel), in device memory: whole lines, by cuda_counter_index.
+DCOMM_HOST_DEVICE constexpr size_t cuda_counter_words(int world_size) {
+  return round_up(kNumGroupCounters + kNumPeerCounters * static_cast<size_t>(world_size),
+                  kFlagBytes / sizeof(uint64_t));
+}
+DCOMM_HOST_DEVICE constexpr size_t cuda_counter_index(Counter counter, int peer, int world_size) {
+  const auto number = static_cast<size_t>(counter);
+  if (number < kNumGroupCounters) return number;
+  return kNumGroupCounters + (number - kNumGroupCounters) * static_cast<size_t>(world_size) + static_cast<size_t>(peer);
+}
 
 struct CudaArrays {
-  const void* in;  // plan.count elements; may be equal to out
+  const void* in;  // as the algorithm says; may be equal to out
   void* out;
 };
 
@@ -39,20 +52,31 @@ struct CudaJob {
   int first_rank;
   int world_size;
   int num_channels;
+  int root;
   float divisor;  // what an average divides by; 1 for a sum
   size_t slot_bytes;
   uint64_t timeout_ns;        // of each wait
   std::byte* const* windows;  // device memory: world_size window addresses, as this GPU maps them
-  CudaCounters* counters;     // device memory: [local rank][channel]
+  uint64_t* counters;         // device memory: [local rank][channel][cuda_counter_words]
   uint32_t* abort;            // mapped host memory: nonzero tells every wait to end
   uint64_t* error;            // mapped host memory: the first failure, as packed by cuda_failure_word
   ChunkPlan plan;
   CudaArrays arrays[kMaxLocalRanks];
 };
 
+/// All slots are of one size; kMessage has none, since no kernel sends or receives yet. A window takes, per channel and
+/// rank of the group, 12 slots (4 main, 4 exchange, 2 fifo, 2 pair) and 2 buffers of packets.
 DCOMM_HOST_DEVICE constexpr WindowLayout cuda_window_layout(int world_size, int num_channels, size_t slot_bytes) {
-  return WindowLayout{Placement{PlacementKind::kPush, world_size, kCudaDepth}, num_channels, {slot_bytes}, 0};
+  return WindowLayout{Placement{PlacementKind::kPush, world_size, kCudaDepth},
+                      num_channels,
+                      {slot_bytes, slot_bytes, slot_bytes, slot_bytes, 0, 0},
+                      kCudaPacketBytes};
 }
+
+/// What marks the packets of message `seq`: odd, so that memory that was never written does not look like a message,
+/// also when the low 32 bits wrap; messages of one parity, which share a buffer, differ. Compared for equality: a
+/// packet that shorter messages skip could be mistaken only exactly 2^32 messages later.
+DCOMM_HOST_DEVICE constexpr uint32_t cuda_packet_flag(uint64_t seq) { return static_cast<uint32_t>(seq | 1u); }
 
 /// [code 8 | flow 8 | rank 16 | peer 16 | low bits of the edge's message number 16]
 DCOMM_HOST_DEVICE constexpr uint64_t cuda_failure_word(ErrorCode code, Flow flow, int rank, int peer, uint64_t seq) {
@@ -146,10 +170,40 @@ class CudaBlockExec {
     return !any(failed);
   }
 
-  DCOMM_DEVICE uint64_t load_counter(Counter counter) const { return *counter_at(counter); }
-  DCOMM_DEVICE void store_counter(Counter counter, uint64_t value) {
+  DCOMM_DEVICE uint64_t load_counter(Counter counter, int peer = 0) const { return *counter_at(counter, peer); }
+  DCOMM_DEVICE void store_counter(Counter counter, uint64_t value, int peer = 0) {
     sync();  // every thread has read the old value
-    if (lane() == 0) *counter_at(counter) = value;
+    if (lane() == 0) *counter_at(counter, peer) = value;
+  }
+
+  // ---- Packets: data that carries its flag. No slot, no fence, no flag line; a third more bytes. ----
+
+  /// Sends packet `index` of message `seq`. It is free: every peer's message seq - 1 came after that peer's block had
+  /// taken seq - 2, and this block has met since it took seq - 1.
+  DCOMM_DEVICE void put_packet(int peer, uint64_t seq, uint32_t index, const uint32_t (&words)[3]) const {
+    gpu::store_packet(packet_at(peer, rank(), seq, index), {{words[0], words[1], words[2]}, cuda_packet_flag(seq)});
+  }
+  /// What lies there now: many may be read before the first is waited for.
+  DCOMM_DEVICE gpu::FlaggedPacket peek_packet(int peer, uint64_t seq, uint32_t index) const {
+    return gpu::load_packet(packet_at(rank(), peer, seq, index));
+  }
+  /// One thread, one packet; false where the wait must end.
+  DCOMM_DEVICE bool wait_packet(gpu::FlaggedPacket& packet, int peer, uint64_t seq, uint32_t index) const {
+    const uint32_t flag = cuda_packet_flag(seq);
+    if (DCOMM_LIKELY(packet.flag == flag)) return true;
+    const gpu::FlaggedPacket* const from = packet_at(rank(), peer, seq, index);
+    uint64_t deadline = 0;
+    for (uint32_t polls = 1;; ++polls) {
+      packet = gpu::load_packet(from);
+      if (packet.flag == flag) return true;
+      if (polls % gpu::kPollsPerCheck != 0) continue;
+      const ErrorCode code = look_around(deadline);
+      if (code == ErrorCode::kOk) continue;
+      packet = gpu::load_packet(from);  // what was sent before the abort counts
+      if (packet.flag == flag) return true;
+      fail(code, peer, Flow::kPacket, seq);
+      return false;
+    }
   }
 
  private:
@@ -170,14 +224,16 @@ class CudaBlockExec {
   DCOMM_DEVICE uint32_t* attention(int window) const {
     return &reinterpret_cast<ControlPage*>(windows_[window])->abort.attention;
   }
-  DCOMM_DEVICE uint64_t* counter_at(Counter counter) const {
-    CudaCounters* const counters = job_.counters + static_cast<size_t>(local_rank_) * job_.num_channels + channel_;
-    return &counters->value[static_cast<int>(counter)];
+  DCOMM_DEVICE uint64_t* counter_at(Counter counter, int peer) const {
+    const size_t row =
+        static_cast<size_t>(local_rank_) * static_cast<size_t>(job_.num_channels) + static_cast<size_t>(channel_);
+    return job_.counters + row * cuda_counter_words(world_size()) + cuda_counter_index(counter, peer, world_size());
   }
-
-  // One-to-many flows (broadcast) have no kernel yet: they need a counter per root and credits of their own.
-  DCOMM_DEVICE static constexpr Flow credit_flow(Flow) { return Flow::kRingCredit; }
-  DCOMM_DEVICE static constexpr bool needs_credit(Flow flow) { return flow == Flow::kRing; }
+  DCOMM_DEVICE gpu::FlaggedPacket* packet_at(int window, int from, uint64_t seq, uint32_t index) const {
+    std::byte* const first = windows_[window] + layout().packet_offset(channel_, static_cast<int>(seq % 2), from);
+    return reinterpret_cast<gpu::FlaggedPacket*>(first) + index;
+  }
+  DCOMM_DEVICE bool needs_credit(Flow flow) const { return layout().placement.needs_credit(flow); }
 
   /// All threads; thread 0 polls.
   DCOMM_DEVICE bool wait(int peer, Flow flow, uint64_t seq) {

@@ -68,6 +68,31 @@ DCOMM_DEVICE uint64_t now_ns() {
   return now;
 }
 
+/// 12 bytes of data and a flag, read and written as one: by the instruction set's word a 16-byte access of type b128
+/// is not torn, whatever the link (a vector of four words would be, formally).
+struct alignas(16) FlaggedPacket {
+  uint32_t words[3];
+  uint32_t flag;
+};
+DCOMM_DEVICE FlaggedPacket load_packet(const FlaggedPacket* from) {
+  uint64_t low;
+  uint64_t high;
+  asm volatile("{.reg .b128 packet;\n\tld.relaxed.sys.global.b128 packet, [%2];\n\tmov.b128 {%0, %1}, packet;}"
+               : "=l"(low), "=l"(high)
+               : "l"(from)
+               : "memory");
+  return {{static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high)},
+          static_cast<uint32_t>(high >> 32)};
+}
+DCOMM_DEVICE void store_packet(FlaggedPacket* to, const FlaggedPacket& packet) {
+  const uint64_t low = (static_cast<uint64_t>(packet.words[1]) << 32) | packet.words[0];
+  const uint64_t high = (static_cast<uint64_t>(packet.flag) << 32) | packet.words[2];
+  asm volatile(
+      "{.reg .b128 packet;\n\tmov.b128 packet, {%1, %2};\n\tst.relaxed.sys.global.b128 [%0], packet;}" ::"l"(to),
+      "l"(low), "l"(high)
+      : "memory");
+}
+
 // ---- Data. ----
 
 /// 8 or 16 bytes.

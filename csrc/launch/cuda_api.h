@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-inline constexpr uint32_t kDcommCudaAbi = 1;
+inline constexpr uint32_t kDcommCudaAbi = 2;
 
 extern "C" {
 
@@ -40,17 +40,19 @@ struct DcommCudaGroupInfo {
   uint64_t window_bytes;  // per rank
 };
 
-/// One all-reduce of all ranks; the arrays are indexed by rank. The enumerations are those of base/dtype.h and
-/// protocol/control.h.
-struct DcommCudaAllReduce {
-  int32_t algo;
+/// One collective of all ranks; the arrays are indexed by rank. The enumerations are those of base/dtype.h and
+/// protocol/control.h. all_to_all: blocks of one length.
+struct DcommCudaCall {
+  int32_t collective;
+  int32_t algo;  // all_reduce only
   int32_t dtype;
-  int32_t wire;
-  int32_t op;
-  uint64_t count;
+  int32_t wire;         // sums only
+  int32_t op;           // sums only
+  int32_t root;         // broadcast, reduce, gather, scatter
+  uint64_t count;       // elements: of the message, or of a block where there is one per rank
   uint64_t timeout_ns;  // of each wait in the kernel
   const void* const* in;
-  void* const* out;      // each may be equal to `in`
+  void* const* out;      // what of `in` and `out` may be the same: as in algo/; nullptr where a rank has none
   void* const* streams;  // cudaStream_t; each rank's part is ordered on its stream
 };
 
@@ -84,7 +86,7 @@ struct DcommCudaTable {
   /// allocated if a kernel still runs.
   void (*group_destroy)(DcommCudaGroup* group);
   /// Asynchronous to the GPU. Any thread, one at a time per group.
-  int32_t (*all_reduce)(DcommCudaGroup* group, const DcommCudaAllReduce* call, char* message, size_t message_bytes);
+  int32_t (*run)(DcommCudaGroup* group, const DcommCudaCall* call, char* message, size_t message_bytes);
   /// What the group's kernels have reported so far; never waits.
   void (*poll_error)(const DcommCudaGroup* group, DcommCudaFailure* failure);
   /// Waits on the host until the group's last operation is done.

@@ -44,7 +44,7 @@ DcommCudaStatus describe_cuda_kernel(int device, uint32_t index, DcommCudaKernel
   }
   const ScopedDevice scope(device);
   if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());
-  const CudaKernel& kernel = cuda_kernels()[index];
+  const CudaKernel& kernel = cuda_kernel(static_cast<int>(index));
   cudaFuncAttributes attributes{};
   const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel.function);
   if (error != cudaSuccess) return message.failed(kernel.name, error);

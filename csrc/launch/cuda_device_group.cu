@@ -1,7 +1,5 @@
-// The ranks of one process on one GPU: memory, events, and the way from N streams through one launch. Floor: launch.
+// The ranks of one process on one GPU: what is made for them, and how it ends. Floor: launch.
 //
-//   rank r's stream: ... -> ready[r] -\                               /-> rank r's stream waits for `done`
-//                                      launch stream: kernel -> done
 // Everything is allocated and every kernel is loaded when the group is made: an allocation, or the loading of a
 // kernel, between one rank's launch and another's could wait for a kernel that spins (CUDA's lazy loading).
 #include <cuda_runtime.h>
@@ -13,11 +11,10 @@
 #include <memory>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 #include "exec/cuda_block_exec.cuh"
+#include "launch/cuda_device_group.cuh"
 #include "launch/cuda_kernels.h"
-#include "launch/cuda_plan.h"
 #include "launch/cuda_status.cuh"
 
 namespace dcomm {
@@ -29,16 +26,6 @@ constexpr size_t kMinSlotBytes = 4096;
 constexpr size_t kMaxSlotBytes = size_t{128} << 10;
 constexpr auto kDestroyPatience = std::chrono::seconds(10);
 constexpr auto kStopPatience = std::chrono::seconds(1);
-
-/// All operations of a process on a device go through one stream, in program order: two grids that spin could
-/// otherwise keep each other from starting.
-struct LaunchQueue {
-  std::mutex mutex;  // held while one operation is enqueued
-  cudaStream_t stream = nullptr;
-  ~LaunchQueue() {
-    if (stream != nullptr) cudaStreamDestroy(stream);
-  }
-};
 
 cudaError_t find_launch_queue(int device, std::shared_ptr<LaunchQueue>* found) {
   static std::mutex mutex;
@@ -54,57 +41,18 @@ cudaError_t find_launch_queue(int device, std::shared_ptr<LaunchQueue>* found) {
   return cudaSuccess;
 }
 
-/// Pinned host memory that kernels read and write.
-struct alignas(kFlagBytes) HostWords {
-  uint64_t error;
-  alignas(kFlagBytes) uint32_t stop;
-};
-
 constexpr size_t floor_pow2(size_t value) {
   size_t power = 1;
   while (power <= value / 2) power *= 2;
   return power;
 }
 
-/// All slots of all ranks shall stay in L2 (docs/decisions.md).
+/// All slots that two_shot uses, of all ranks, shall stay in L2 (docs/decisions.md).
 size_t choose_slot_bytes(size_t l2_bytes, int num_ranks, int num_channels) {
   const auto n = static_cast<size_t>(num_ranks);
   const size_t share = l2_bytes / 2 / (n * static_cast<size_t>(num_channels) * 2 * n);
   return std::clamp(floor_pow2(share), kMinSlotBytes, kMaxSlotBytes);
 }
-
-}  // namespace
-
-}  // namespace dcomm
-
-struct DcommCudaGroup {
-  int device = 0;
-  int num_ranks = 0;
-  int num_channels = 0;
-  size_t slot_bytes = 0;
-  std::vector<std::byte*> windows;
-  std::byte** window_table = nullptr;  // on the device
-  dcomm::CudaCounters* counters = nullptr;
-  dcomm::HostWords* host_words = nullptr;
-  dcomm::HostWords* device_words = nullptr;  // the same memory as kernels see it
-  std::shared_ptr<dcomm::LaunchQueue> queue;
-  std::vector<cudaEvent_t> ready;  // by rank
-  cudaEvent_t done = nullptr;
-
-  /// The caller has made `device` current and waited for the last kernel.
-  ~DcommCudaGroup() {
-    for (cudaEvent_t event : ready) cudaEventDestroy(event);
-    if (done != nullptr) cudaEventDestroy(done);
-    for (std::byte* window : windows) cudaFree(window);
-    cudaFree(window_table);
-    cudaFree(counters);
-    cudaFreeHost(host_words);
-  }
-};
-
-namespace dcomm {
-
-namespace {
 
 struct DeviceLimits {
   int num_multiprocessors = 0;
@@ -126,7 +74,7 @@ DcommCudaStatus read_limits(int device, DeviceLimits* limits, const CudaMessage&
 DcommCudaStatus load_kernels(int num_ranks, int num_multiprocessors, int* resident, const CudaMessage& message) {
   *resident = INT32_MAX;
   for (int k = 0; k < num_cuda_kernels(); ++k) {
-    const CudaKernel& kernel = cuda_kernels()[k];
+    const CudaKernel& kernel = cuda_kernel(k);
     cudaFuncAttributes attributes{};
     cudaError_t error = cudaFuncGetAttributes(&attributes, kernel.function);
     if (error != cudaSuccess) return message.failed(kernel.name, error);
@@ -136,7 +84,7 @@ DcommCudaStatus load_kernels(int num_ranks, int num_multiprocessors, int* reside
                          "architecture with DCOMM_CUDA_ARCHS",
                          kernel.name, attributes.localSizeBytes);
     }
-    if (find_cuda_kernel(kernel.algo, kernel.dtype, kernel.wire, num_ranks) != &kernel) continue;
+    if (find_cuda_kernel(kernel.key, num_ranks) != &kernel) continue;
     int per_multiprocessor = 0;
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel.function, gpu::kBlockThreads,
                                                           cuda_shared_bytes(num_ranks));
@@ -182,7 +130,8 @@ cudaError_t allocate(DcommCudaGroup* group, size_t window_bytes) {
     group->windows.push_back(static_cast<std::byte*>(window));
     if ((error = cudaMemsetAsync(window, 0, window_bytes, stream)) != cudaSuccess) return error;
   }
-  const size_t counter_bytes = n * static_cast<size_t>(group->num_channels) * sizeof(CudaCounters);
+  const size_t counter_bytes =
+      n * static_cast<size_t>(group->num_channels) * cuda_counter_words(group->num_ranks) * sizeof(uint64_t);
   if ((error = cudaMalloc(&group->counters, counter_bytes)) != cudaSuccess) return error;
   if ((error = cudaMemsetAsync(group->counters, 0, counter_bytes, stream)) != cudaSuccess) return error;
   if ((error = cudaMalloc(&group->window_table, n * sizeof(std::byte*))) != cudaSuccess) return error;
@@ -216,84 +165,6 @@ cudaError_t wait_done(const DcommCudaGroup& group, std::chrono::nanoseconds time
     if (error != cudaErrorNotReady || std::chrono::steady_clock::now() >= deadline) return error;
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
-}
-
-/// The first of equal streams; the others' events would say the same.
-bool is_first_of_its_stream(const DcommCudaAllReduce& call, int rank) {
-  for (int r = 0; r < rank; ++r) {
-    if (call.streams[r] == call.streams[rank]) return false;
-  }
-  return true;
-}
-
-DcommCudaStatus check_rank(const DcommCudaAllReduce& call, int rank, const CudaMessage& message) {
-  const auto element_bytes = static_cast<uintptr_t>(dtype_bytes(static_cast<DType>(call.dtype)));
-  const auto in = reinterpret_cast<uintptr_t>(call.in[rank]);
-  const auto out = reinterpret_cast<uintptr_t>(call.out[rank]);
-  if (call.count != 0 && (in == 0 || out == 0 || (in | out) % element_bytes != 0)) {
-    return message.say(kDcommCudaInvalid,
-                       "rank %d's arrays are at %#zx and %#zx, expected addresses that are multiples of %zu; pass a "
-                       "copy",
-                       rank, static_cast<size_t>(in), static_cast<size_t>(out), static_cast<size_t>(element_bytes));
-  }
-  if (!is_first_of_its_stream(call, rank)) return kDcommCudaOk;
-  const auto stream = static_cast<cudaStream_t>(call.streams[rank]);
-  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  const cudaError_t error = stream == cudaStreamPerThread ? cudaSuccess : cudaStreamIsCapturing(stream, &capture);
-  if (stream == cudaStreamPerThread) {
-    return message.say(kDcommCudaInvalid,
-                       "rank %d passes the per-thread default stream, which means another stream in the thread that "
-                       "launches for all ranks; pass a stream of its own",
-                       rank);
-  }
-  if (error == cudaErrorStreamCaptureImplicit || capture != cudaStreamCaptureStatusNone) {
-    return message.say(
-        kDcommCudaInvalid,
-        "rank %d's stream is capturing a CUDA graph, which ranks that are threads of one process cannot; "
-        "call all_reduce outside of the capture",
-        rank);
-  }
-  return error == cudaSuccess ? kDcommCudaOk : message.failed("cudaStreamIsCapturing", error);
-}
-
-CudaJob make_job(const DcommCudaGroup& group, const DcommCudaAllReduce& call) {
-  CudaJob job{};
-  job.first_rank = 0;
-  job.world_size = group.num_ranks;
-  job.num_channels = group.num_channels;
-  job.divisor = static_cast<ReduceOp>(call.op) == ReduceOp::kAvg ? static_cast<float>(group.num_ranks) : 1.0f;
-  job.slot_bytes = group.slot_bytes;
-  job.timeout_ns = call.timeout_ns;
-  job.windows = group.window_table;
-  job.counters = group.counters;
-  job.abort = &group.device_words->stop;
-  job.error = &group.device_words->error;
-  job.plan = cuda_plan(call.count, group.num_ranks, dtype_bytes(static_cast<DType>(call.wire)), group.slot_bytes,
-                       group.num_channels);
-  for (int r = 0; r < group.num_ranks; ++r) job.arrays[r] = CudaArrays{call.in[r], call.out[r]};
-  return job;
-}
-
-/// Every rank's stream -> launch stream -> every rank's stream.
-cudaError_t enqueue(DcommCudaGroup& group, const DcommCudaAllReduce& call, const CudaKernel& kernel) {
-  const CudaJob job = make_job(group, call);
-  const std::lock_guard lock(group.queue->mutex);
-  const cudaStream_t launch = group.queue->stream;
-  for (int r = 0; r < group.num_ranks; ++r) {
-    if (!is_first_of_its_stream(call, r)) continue;
-    const cudaEvent_t ready = group.ready[static_cast<size_t>(r)];
-    cudaError_t error = cudaEventRecord(ready, static_cast<cudaStream_t>(call.streams[r]));
-    if (error == cudaSuccess) error = cudaStreamWaitEvent(launch, ready, 0);
-    if (error != cudaSuccess) return error;
-  }
-  cudaError_t error = static_cast<cudaError_t>(launch_cuda_kernel(kernel, job, group.num_ranks, launch));
-  if (error == cudaSuccess) error = cudaEventRecord(group.done, launch);
-  for (int r = 0; r < group.num_ranks && error == cudaSuccess; ++r) {
-    if (is_first_of_its_stream(call, r)) {
-      error = cudaStreamWaitEvent(static_cast<cudaStream_t>(call.streams[r]), group.done, 0);
-    }
-  }
-  return error;
 }
 
 }  // namespace
@@ -336,29 +207,6 @@ void destroy_cuda_group(DcommCudaGroup* group) {
     if (wait_done(*group, kStopPatience) == cudaErrorNotReady) return;
   }
   delete group;
-}
-
-DcommCudaStatus all_reduce_cuda_group(DcommCudaGroup& group, const DcommCudaAllReduce& call,
-                                      const CudaMessage& message) {
-  // A ring of one has no hops and nothing to wait for.
-  const Algo algo = group.num_ranks == 1 ? Algo::kTwoShot : static_cast<Algo>(call.algo);
-  const auto dtype = static_cast<DType>(call.dtype);
-  const auto wire = static_cast<DType>(call.wire);
-  const CudaKernel* const kernel = find_cuda_kernel(algo, dtype, wire, group.num_ranks);
-  if (kernel == nullptr) {
-    return message.say(kDcommCudaInvalid,
-                       "no CUDA kernel for %s of %s arrays on a %s wire; use ring or two_shot with float32, float16 or "
-                       "bfloat16 arrays, and a float16 or bfloat16 wire for float32 only",
-                       algo_name(algo), dtype_name(dtype), dtype_name(wire));
-  }
-  const ScopedDevice scope(group.device);
-  if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());
-  for (int r = 0; r < group.num_ranks; ++r) {
-    const DcommCudaStatus status = check_rank(call, r, message);
-    if (status != kDcommCudaOk) return status;
-  }
-  const cudaError_t error = enqueue(group, call, *kernel);
-  return error == cudaSuccess ? kDcommCudaOk : message.failed(kernel->name, error);
 }
 
 DcommCudaStatus synchronize_cuda_group(DcommCudaGroup& group, uint64_t timeout_ns, const CudaMessage& message) {

@@ -31,14 +31,17 @@ std::string describe(const CudaRankCall& rank_call) {
   std::ostringstream text;
   text << collective_name(call.collective) << '(' << call.count << " x " << dtype_name(call.dtype);
   if (call.wire != call.dtype) text << " on a " << dtype_name(call.wire) << " wire";
-  text << ", " << reduce_op_name(call.op) << ", " << algo_name(call.algo) << ") on cuda:" << rank_call.device;
+  if (reduces(call.collective)) text << ", " << reduce_op_name(call.op);
+  if (call.collective == Collective::kAllReduce) text << ", " << algo_name(call.algo);
+  if (has_root(call.collective)) text << ", rank " << call.root;
+  text << ") on cuda:" << rank_call.device;
   return text.str();
 }
 
 bool agree(const CudaRankCall& a, const CudaRankCall& b) {
   return a.device == b.device && a.call.collective == b.call.collective && a.call.algo == b.call.algo &&
          a.call.dtype == b.call.dtype && a.call.wire == b.call.wire && a.call.op == b.call.op &&
-         a.call.count == b.call.count;
+         a.call.count == b.call.count && a.call.root == b.call.root;
 }
 
 }  // namespace
@@ -64,7 +67,7 @@ const DcommCudaTable& CudaThreadGroup::table() {
   return *table_;
 }
 
-void CudaThreadGroup::all_reduce(int rank, const CudaRankCall& call) {
+void CudaThreadGroup::run(int rank, const CudaRankCall& call) {
   std::unique_lock lock(mutex_);
   check_usable(rank);
   Rank& mine = ranks_[static_cast<size_t>(rank)];
@@ -173,9 +176,12 @@ CudaThreadGroup::Outcome CudaThreadGroup::find_disagreement() const {
 /// All ranks have come and agree.
 void CudaThreadGroup::launch(const CudaRankCall& first) {
   const CollectiveCall& call = first.call;
-  DCOMM_CHECK(call.collective == Collective::kAllReduce, ErrorCode::kInvalidArgument, "got ",
-              collective_name(call.collective), " of a CUDA array: only all_reduce is available on CUDA so far; use a ",
-              "CPU array");
+  DCOMM_CHECK(call.collective != Collective::kSend && call.collective != Collective::kRecv, ErrorCode::kInvalidArgument,
+              "got ", collective_name(call.collective),
+              " of a CUDA array, which is not available on CUDA so far; use a CPU array");
+  DCOMM_CHECK(call.lengths == nullptr, ErrorCode::kInvalidArgument,
+              "got an all_to_all of CUDA arrays with blocks of different lengths, which is not available on CUDA so "
+              "far; use blocks of one length or CPU arrays");
   DCOMM_CHECK(group_ == nullptr || device_ == first.device, ErrorCode::kInvalidArgument,
               "got an array on cuda:", first.device, ", but this communicator's ranks met on cuda:", device_,
               "; make another communicator for another GPU");
@@ -196,17 +202,18 @@ void CudaThreadGroup::launch(const CudaRankCall& first) {
     streams.push_back(rank.call.stream);
     timeout_ns = std::max(timeout_ns, rank.call.timeout_ns);
   }
-  const Algo algo = call.algo == Algo::kAuto ? Algo::kTwoShot : call.algo;
-  const DcommCudaAllReduce job{static_cast<int32_t>(algo),
-                               static_cast<int32_t>(call.dtype),
-                               static_cast<int32_t>(call.wire),
-                               static_cast<int32_t>(call.op),
-                               call.count,
-                               static_cast<uint64_t>(timeout_ns + kDeviceExtraNs),
-                               in.data(),
-                               out.data(),
-                               streams.data()};
-  check_cuda(table_->all_reduce(group_, &job, message, sizeof(message)), message);
+  const DcommCudaCall job{static_cast<int32_t>(call.collective),
+                          static_cast<int32_t>(call.algo),
+                          static_cast<int32_t>(call.dtype),
+                          static_cast<int32_t>(call.wire),
+                          static_cast<int32_t>(call.op),
+                          call.root,
+                          call.count,
+                          static_cast<uint64_t>(timeout_ns + kDeviceExtraNs),
+                          in.data(),
+                          out.data(),
+                          streams.data()};
+  check_cuda(table_->run(group_, &job, message, sizeof(message)), message);
 }
 
 /// Later calls raise this; so do the ranks that are waiting now. The caller holds the lock.

@@ -49,10 +49,11 @@ class CudaThreadGroup {
 
   int world_size() const { return static_cast<int>(ranks_.size()); }
 
-  /// One thread per rank. Throws on every rank alike: kMismatch (dtype, count, op, wire, algo or device differ),
-  /// kInvalidArgument, kCuda; kTimeout naming the missing ranks; kPeerLost after leave() of another; kAborted. What
-  /// a kernel reported since the last call is thrown first. All but the first two leave the group broken.
-  void all_reduce(int rank, const CudaRankCall& call);
+  /// One thread per rank; any collective but send and recv, all_to_all with blocks of one length. Throws on every rank
+  /// alike: kMismatch (collective, dtype, count, op, wire, algo, root or device differ), kInvalidArgument, kCuda;
+  /// kTimeout naming the missing ranks; kPeerLost after leave() of another; kAborted. What a kernel reported since the
+  /// last call is thrown first. All but the first two leave the group broken.
+  void run(int rank, const CudaRankCall& call);
 
   /// Blocks until the last launched operation is done (kTimeout if not in time), then throws what the GPU reported.
   void synchronize_check(int rank, int64_t timeout_ns);

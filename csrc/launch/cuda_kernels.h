@@ -3,8 +3,7 @@
 
 #include <cstddef>
 
-#include "base/dtype.h"
-#include "protocol/control.h"
+#include "launch/cuda_plan.h"
 
 struct CUstream_st;
 
@@ -15,24 +14,33 @@ struct CudaJob;
 struct CudaKernel {
   const char* name;
   const void* function;
-  Algo algo;
-  DType dtype;
-  DType wire;
+  CudaKernelKey key;
   int num_ranks;  // 0: any
 };
 
-/// All of them, in the order of the C table's kernel_info.
-const CudaKernel* cuda_kernels();
-int num_cuda_kernels();
+/// The kernels of one source file.
+struct CudaKernelList {
+  const CudaKernel* first;
+  int count;
+};
+CudaKernelList cuda_kernels_by_slots();    // all_reduce: two_shot, ring, tree
+CudaKernelList cuda_kernels_one_shot();    // all_reduce: one_shot, in packets and in slots
+CudaKernelList cuda_kernels_one_result();  // reduce_scatter, reduce
+CudaKernelList cuda_kernels_of_bytes();    // broadcast, all_gather, gather, scatter, all_to_all, barrier
 
-/// The best one, or nullptr where (dtype, wire) is not one of (f32, f32) (f32, bf16) (f32, f16) (bf16, bf16)
-/// (f16, f16).
-const CudaKernel* find_cuda_kernel(Algo algo, DType dtype, DType wire, int num_ranks);
+/// All of them, in the order of the C table's kernel_info.
+int num_cuda_kernels();
+const CudaKernel& cuda_kernel(int index);
+
+/// The best one, or nullptr where there is none: sums know the (dtype, wire) pairs (f32, f32) (bf16, bf16) (f16, f16),
+/// and in an all_reduce (f32, bf16) (f32, f16).
+const CudaKernel* find_cuda_kernel(const CudaKernelKey& key, int num_ranks);
 
 /// Bytes of shared memory that a block needs.
 size_t cuda_shared_bytes(int num_ranks);
 
-/// One grid for all local ranks, guaranteed to be resident as a whole. Returns a cudaError_t.
-int launch_cuda_kernel(const CudaKernel& kernel, const CudaJob& job, int num_local_ranks, CUstream_st* stream);
+/// One grid of num_channels x num_local_ranks blocks, guaranteed to be resident as a whole. Returns a cudaError_t.
+int launch_cuda_kernel(const CudaKernel& kernel, const CudaJob& job, int num_channels, int num_local_ranks,
+                       CUstream_st* stream);
 
 }  // namespace dcomm

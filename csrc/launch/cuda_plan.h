@@ -1,21 +1,106 @@
-// How an all-reduce is cut for a GPU. Floor: launch.
+// Which kernel serves a collective on a GPU, and how it is cut. Floor: launch (plain C++; no CUDA header).
 #pragma once
 
+#include "base/dtype.h"
+#include "protocol/control.h"
 #include "schedule/partition.h"
+#include "schedule/tree.h"
 
 namespace dcomm {
 
 /// The least part of a chunk for a block: a 16-byte pack for each thread of one warp. The blocks are there anyway.
 inline constexpr size_t kCudaMinSegmentBytes = 512;
 
+/// algo="auto": up to this many bytes times ranks, one step beats two although it sends more. Both give the same bits.
+/// From what other libraries do (64 KiB for eight ranks); no GPU has measured it.
+inline constexpr size_t kCudaOneShotBytes = size_t{512} << 10;
+
 /// Segments as large as a slot only where every channel gets one: a small message is spread over all channels.
 /// Chunks, and with them every bit of the result, do not depend on this.
-inline ChunkPlan cuda_plan(size_t count, int world_size, size_t wire_bytes, size_t slot_bytes, int num_channels) {
-  const size_t chunk = ceil_div(count, static_cast<size_t>(world_size));
+inline ChunkPlan cuda_plan(size_t count, int num_chunks, size_t element_bytes, size_t slot_bytes, int num_channels) {
+  const size_t chunk = ceil_div(count, static_cast<size_t>(num_chunks));
   const size_t share = round_up(ceil_div(chunk, static_cast<size_t>(num_channels)), kChunkAlign);
-  const size_t least = kCudaMinSegmentBytes / wire_bytes;
+  const size_t least = kCudaMinSegmentBytes / element_bytes;
   const size_t segment = share < least ? least : share;
-  return ChunkPlan::make(count, world_size, min_size(segment, slot_bytes / wire_bytes), num_channels);
+  return ChunkPlan::make(count, num_chunks, min_size(segment, slot_bytes / element_bytes), num_channels);
+}
+
+/// A collective of a group, as it was asked for: enumerations of base/dtype.h and protocol/control.h.
+struct CudaRequest {
+  Collective collective = Collective::kAllReduce;
+  Algo algo = Algo::kAuto;
+  DType dtype = DType::kF32;
+  DType wire = DType::kF32;
+  size_t count = 0;  // as in CollectiveCall
+};
+
+/// What a group is like.
+struct CudaShape {
+  int world_size = 1;
+  int num_channels = 1;
+  size_t slot_bytes = 0;
+  size_t packet_data_bytes = 0;  // of one sender's message on one channel
+};
+
+/// What distinguishes one kernel from another. Collectives that only move data have one for all types: of bytes.
+struct CudaKernelKey {
+  Collective collective = Collective::kAllReduce;
+  Algo algo = Algo::kFlat;  // all_reduce only
+  bool packets = false;     // one_shot: in packets, not in slots
+  DType dtype = DType::kU8;
+  DType wire = DType::kU8;
+};
+constexpr bool operator==(const CudaKernelKey& a, const CudaKernelKey& b) {
+  return a.collective == b.collective && a.algo == b.algo && a.packets == b.packets && a.dtype == b.dtype &&
+         a.wire == b.wire;
+}
+
+struct CudaChoice {
+  CudaKernelKey key;
+  ChunkPlan plan;
+  int num_channels = 1;  // that take part
+};
+
+/// Where one message of packets on each channel carries it all.
+inline bool fits_cuda_packets(const CudaRequest& request, const CudaShape& shape) {
+  return request.count * dtype_bytes(request.wire) <= shape.packet_data_bytes * static_cast<size_t>(shape.num_channels);
+}
+
+inline Algo choose_cuda_algo(const CudaRequest& request, const CudaShape& shape) {
+  // A ring of one has no hops and nothing to wait for.
+  if (shape.world_size == 1) return Algo::kTwoShot;
+  if (request.algo != Algo::kAuto) return request.algo;
+  const size_t total = request.count * dtype_bytes(request.wire) * static_cast<size_t>(shape.world_size);
+  return total <= kCudaOneShotBytes && fits_cuda_packets(request, shape) ? Algo::kOneShot : Algo::kTwoShot;
+}
+
+inline CudaChoice choose_cuda(const CudaRequest& request, const CudaShape& shape) {
+  CudaChoice choice;
+  choice.key.collective = request.collective;
+  choice.num_channels = shape.num_channels;
+  const size_t dtype_size = dtype_bytes(request.dtype);
+  if (request.collective == Collective::kBarrier) {
+    choice.num_channels = 1;
+    choice.plan = ChunkPlan::make(0, 1, kChunkAlign, 1);
+    return choice;
+  }
+  if (!reduces(request.collective)) {
+    choice.plan = cuda_plan(request.count * dtype_size, 1, 1, shape.slot_bytes, shape.num_channels);
+    return choice;
+  }
+  choice.key.dtype = request.dtype;
+  choice.key.wire = request.wire;
+  int num_chunks = 1;
+  size_t slot_bytes = shape.slot_bytes;
+  if (request.collective == Collective::kAllReduce) {
+    choice.key.algo = choose_cuda_algo(request, shape);
+    choice.key.packets = choice.key.algo == Algo::kOneShot && fits_cuda_packets(request, shape);
+    if (choice.key.algo != Algo::kOneShot) num_chunks = shape.world_size;
+    if (choice.key.algo == Algo::kTree) num_chunks = kNumTrees;
+    if (choice.key.packets) slot_bytes = shape.packet_data_bytes;
+  }
+  choice.plan = cuda_plan(request.count, num_chunks, dtype_bytes(request.wire), slot_bytes, shape.num_channels);
+  return choice;
 }
 
 }  // namespace dcomm

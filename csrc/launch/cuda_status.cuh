@@ -63,8 +63,7 @@ DcommCudaStatus measure_copy_bandwidth(int device, uint64_t nbytes, double* byte
 DcommCudaStatus create_cuda_group(const DcommCudaGroupOptions& options, DcommCudaGroup** group,
                                   DcommCudaGroupInfo* info, const CudaMessage& message);
 void destroy_cuda_group(DcommCudaGroup* group);
-DcommCudaStatus all_reduce_cuda_group(DcommCudaGroup& group, const DcommCudaAllReduce& call,
-                                      const CudaMessage& message);
+DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call, const CudaMessage& message);
 DcommCudaStatus synchronize_cuda_group(DcommCudaGroup& group, uint64_t timeout_ns, const CudaMessage& message);
 void stop_cuda_group(DcommCudaGroup& group);
 DcommCudaFailure poll_cuda_group(const DcommCudaGroup& group);

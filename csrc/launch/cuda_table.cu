@@ -33,9 +33,9 @@ int32_t group_create(const DcommCudaGroupOptions* options, DcommCudaGroup** grou
 
 void group_destroy(DcommCudaGroup* group) { destroy_cuda_group(group); }
 
-int32_t all_reduce(DcommCudaGroup* group, const DcommCudaAllReduce* call, char* text, size_t num_bytes) {
+int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t num_bytes) {
   const CudaMessage message(text, num_bytes);
-  return guarded(message, [&] { return all_reduce_cuda_group(*group, *call, message); });
+  return guarded(message, [&] { return run_cuda_group(*group, *call, message); });
 }
 
 void poll_error(const DcommCudaGroup* group, DcommCudaFailure* failure) { *failure = poll_cuda_group(*group); }
@@ -64,7 +64,7 @@ extern "C" __attribute__((visibility("default"))) const DcommCudaTable* dcomm_cu
   static const DcommCudaTable table = {
       kDcommCudaAbi,   static_cast<uint32_t>(num_cuda_kernels()),
       &device_count,   &group_create,
-      &group_destroy,  &all_reduce,
+      &group_destroy,  &run,
       &poll_error,     &synchronize,
       &stop,           &kernel_info,
       &copy_bandwidth,

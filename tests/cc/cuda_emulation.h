@@ -70,6 +70,26 @@ inline uint64_t now_ns() {
   return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
 }
 
+/// One 16-byte access on the GPU. Here the half with the flag is read first and written last, with acquire and release:
+/// the rest was written before it, and is written again only when the protocol says that it has been read.
+struct alignas(16) FlaggedPacket {
+  uint32_t words[3];
+  uint32_t flag;
+};
+inline FlaggedPacket load_packet(const FlaggedPacket* from) {
+  const auto* const halves = reinterpret_cast<const uint64_t*>(from);
+  const uint64_t high = __atomic_load_n(halves + 1, __ATOMIC_ACQUIRE);
+  const uint64_t low = __atomic_load_n(halves, __ATOMIC_RELAXED);
+  std::this_thread::yield();  // a poll
+  return {{static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high)},
+          static_cast<uint32_t>(high >> 32)};
+}
+inline void store_packet(FlaggedPacket* to, const FlaggedPacket& packet) {
+  auto* const halves = reinterpret_cast<uint64_t*>(to);
+  __atomic_store_n(halves, (static_cast<uint64_t>(packet.words[1]) << 32) | packet.words[0], __ATOMIC_RELAXED);
+  __atomic_store_n(halves + 1, (static_cast<uint64_t>(packet.flag) << 32) | packet.words[2], __ATOMIC_RELEASE);
+}
+
 template <int kWords>
 struct Pack {
   uint32_t words[kWords];

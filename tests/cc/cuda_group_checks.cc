@@ -25,7 +25,7 @@ struct Fake {
   std::atomic<int> num_stopped{0};
   std::atomic<int> num_launched{0};
   DcommCudaGroupOptions options{};
-  DcommCudaAllReduce call{};
+  DcommCudaCall call{};
   std::vector<const void*> in;
   std::vector<void*> out;
   std::vector<void*> streams;
@@ -52,7 +52,7 @@ int32_t fake_create(const DcommCudaGroupOptions* options, DcommCudaGroup** group
   return answer(fake->create_status, message, message_bytes);
 }
 void fake_destroy(DcommCudaGroup*) { ++fake->num_destroyed; }
-int32_t fake_all_reduce(DcommCudaGroup*, const DcommCudaAllReduce* call, char* message, size_t message_bytes) {
+int32_t fake_run(DcommCudaGroup*, const DcommCudaCall* call, char* message, size_t message_bytes) {
   ++fake->num_launched;
   fake->call = *call;
   const int n = fake->options.num_ranks;
@@ -67,9 +67,9 @@ int32_t fake_synchronize(DcommCudaGroup*, uint64_t, char* message, size_t messag
 }
 void fake_stop(DcommCudaGroup*) { ++fake->num_stopped; }
 
-const DcommCudaTable kTable = {kDcommCudaAbi,    0,          nullptr,           &fake_create, &fake_destroy,
-                               &fake_all_reduce, &fake_poll, &fake_synchronize, &fake_stop,   nullptr,
-                               nullptr};
+const DcommCudaTable kTable = {kDcommCudaAbi, 0,         nullptr,    &fake_create,
+                               &fake_destroy, &fake_run, &fake_poll, &fake_synchronize,
+                               &fake_stop,    nullptr,   nullptr};
 
 struct UseFake {
   Fake state;
@@ -109,7 +109,7 @@ std::vector<Result> run_ranks(CudaThreadGroup& group, const std::vector<CudaRank
   std::vector<Result> results(calls.size());
   std::vector<std::thread> threads;
   for (size_t r = 0; r < calls.size(); ++r) {
-    threads.emplace_back([&, r] { results[r] = attempt([&] { group.all_reduce(static_cast<int>(r), calls[r]); }); });
+    threads.emplace_back([&, r] { results[r] = attempt([&] { group.run(static_cast<int>(r), calls[r]); }); });
   }
   for (auto& thread : threads) thread.join();
   return results;
@@ -151,7 +151,27 @@ CHECK_CASE(cuda_group_launches_once_for_all) {
 CHECK_CASE(cuda_group_of_one) {
   UseFake use;
   CudaThreadGroup group(1, {}, &kTable);
-  group.all_reduce(0, good_call(0));
+  group.run(0, good_call(0));
+  EXPECT_EQ(use.state.num_launched.load(), 1);
+}
+
+/// What the C table is told of a collective other than all_reduce; another root is a mismatch.
+CHECK_CASE(cuda_group_runs_any_collective) {
+  UseFake use;
+  CudaThreadGroup group(3, {}, &kTable);
+  auto calls = good_calls(3);
+  for (auto& call : calls) {
+    call.call.collective = Collective::kScatter;
+    call.call.root = 2;
+  }
+  for (const Result& result : run_ranks(group, calls)) EXPECT_EQ(result.message, std::string());
+  EXPECT_EQ(use.state.call.collective, static_cast<int32_t>(Collective::kScatter));
+  EXPECT_EQ(use.state.call.root, 2);
+  calls[1].call.root = 0;
+  for (const Result& result : run_ranks(group, calls)) {
+    EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kMismatch));
+    EXPECT_MSG(contains(result.message, "rank 2) on") && contains(result.message, "rank 0) on"), result.message);
+  }
   EXPECT_EQ(use.state.num_launched.load(), 1);
 }
 
@@ -165,9 +185,11 @@ CHECK_CASE(cuda_group_mismatch_raises_on_all) {
       [](CudaRankCall& call) { call.call.op = ReduceOp::kAvg; },
       [](CudaRankCall& call) { call.call.algo = Algo::kTwoShot; },
       [](CudaRankCall& call) { call.device = 1; },
+      [](CudaRankCall& call) { call.call.collective = Collective::kReduceScatter; },
   };
-  const char* const both_sides[][2] = {{"1000 x", "999 x"}, {"float32", "bfloat16"}, {"float16 wire", "bfloat16 wire"},
-                                       {"sum", "avg"},      {"ring", "two_shot"},    {"cuda:0", "cuda:1"}};
+  const char* const both_sides[][2] = {
+      {"1000 x", "999 x"},  {"float32", "bfloat16"}, {"float16 wire", "bfloat16 wire"}, {"sum", "avg"},
+      {"ring", "two_shot"}, {"cuda:0", "cuda:1"},    {"all_reduce", "reduce_scatter"}};
   for (size_t i = 0; i < std::size(changes); ++i) {
     auto calls = good_calls(3);
     changes[i](calls[2]);
@@ -188,7 +210,7 @@ CHECK_CASE(cuda_group_deadline_names_the_missing) {
   const auto results = run_ranks(group, {good_call(0, kShortNs)});
   EXPECT_EQ(static_cast<int>(results[0].code), static_cast<int>(ErrorCode::kTimeout));
   EXPECT_MSG(contains(results[0].message, "ranks 1, 2"), results[0].message);
-  const Result late = attempt([&] { group.all_reduce(1, good_call(1)); });  // at once, not after its own deadline
+  const Result late = attempt([&] { group.run(1, good_call(1)); });  // at once, not after its own deadline
   EXPECT_EQ(static_cast<int>(late.code), static_cast<int>(ErrorCode::kTimeout));
   EXPECT_EQ(use.state.num_launched.load(), 0);
 }
@@ -221,7 +243,7 @@ CHECK_CASE(cuda_group_synchronize_check) {
   UseFake use;
   CudaThreadGroup group(1, {}, &kTable);
   group.synchronize_check(0, kLongNs);  // nothing to wait for
-  group.all_reduce(0, good_call(0));
+  group.run(0, good_call(0));
   group.synchronize_check(0, kLongNs);
   use.state.synchronize_status = kDcommCudaTimeout;
   const Result slow = attempt([&] { group.synchronize_check(0, kLongNs); });
@@ -238,10 +260,16 @@ CHECK_CASE(cuda_group_refusals) {
   use.state.launch_status = kDcommCudaOk;
   for (const Result& result : run_ranks(group, good_calls(2))) EXPECT_EQ(result.message, std::string());
   auto calls = good_calls(2);
-  for (auto& call : calls) call.call.collective = Collective::kBroadcast;
+  for (auto& call : calls) call.call.collective = Collective::kSend;
   for (const Result& result : run_ranks(group, calls)) {
     EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kInvalidArgument));
   }
+  calls = good_calls(2);
+  for (auto& call : calls) {
+    call.call.collective = Collective::kAllToAll;
+    call.call.lengths = std::make_shared<BlockLengths>();
+  }
+  for (const Result& result : run_ranks(group, calls)) EXPECT_MSG(contains(result.message, "lengths"), result.message);
   calls = good_calls(2);
   for (auto& call : calls) call.device = 1;
   for (const Result& result : run_ranks(group, calls)) EXPECT_MSG(contains(result.message, "cuda:1"), result.message);
@@ -306,10 +334,10 @@ CHECK_CASE(cuda_group_two_threads_as_one_rank) {
   UseFake use;
   CudaThreadGroup group(2, {}, &kTable);
   Result first;
-  std::thread thread([&] { first = attempt([&] { group.all_reduce(0, good_call(0)); }); });
+  std::thread thread([&] { first = attempt([&] { group.run(0, good_call(0)); }); });
   Result second;
   do {
-    second = attempt([&] { group.all_reduce(0, good_call(0, kShortNs)); });
+    second = attempt([&] { group.run(0, good_call(0, kShortNs)); });
     if (second.code == ErrorCode::kTimeout) break;  // this one came first; the other got the error
   } while (second.code == ErrorCode::kOk);
   group.leave(1);
@@ -340,7 +368,7 @@ CHECK_CASE(cuda_loader_without_cuda_part) {
     EXPECT_MSG(contains(result.message, "DCOMM_CUDA=ON"), result.message);
   }
   CudaThreadGroup group(1);
-  const Result result = attempt([&] { group.all_reduce(0, good_call(0)); });
+  const Result result = attempt([&] { group.run(0, good_call(0)); });
   EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kCuda));
 }
 

@@ -1,0 +1,133 @@
+// What each kernel does, once it has an executor: an algorithm with its Kernels. Floor: launch.
+//
+// The same texts run on the GPU (cuda_kernels_*.cu) and on emulated blocks (tests/cc).
+#pragma once
+
+#include "algo/all_gather.h"
+#include "algo/all_reduce_one_shot.h"
+#include "algo/all_reduce_ring.h"
+#include "algo/all_reduce_tree.h"
+#include "algo/all_reduce_two_shot.h"
+#include "algo/all_to_all.h"
+#include "algo/barrier.h"
+#include "algo/broadcast.h"
+#include "algo/gather.h"
+#include "algo/reduce.h"
+#include "algo/reduce_scatter.h"
+#include "algo/scatter.h"
+#include "exec/cuda_move_kernels.cuh"
+#include "exec/cuda_pack_kernels.cuh"
+#include "exec/cuda_packet_kernels.cuh"
+#include "exec/cuda_reduce_kernels.cuh"
+#include "launch/cuda_plan.h"
+
+namespace dcomm {
+
+/// A body that sums User arrays through Wire slots. Ranks: the world size if known at compile time, else 0.
+template <class User, class Wire, int kRanks, Collective kCollective, Algo kAlgo = Algo::kFlat, bool kPackets = false>
+struct CudaSumBody {
+  static constexpr int kNumRanks = kRanks;
+  static constexpr CudaKernelKey kKey{kCollective, kAlgo, kPackets, User::kDType, Wire::kDType};
+  static constexpr bool kDividesTerms =
+      divides_terms(User::kDType, Wire::kDType, kAlgo == Algo::kRing || kAlgo == Algo::kTree);
+};
+
+template <class User, class Wire, int kRanks>
+struct TwoShotBody : CudaSumBody<User, Wire, kRanks, Collective::kAllReduce, Algo::kTwoShot> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    const CudaReduceKernels<User, Wire, kRanks, TwoShotBody::kDividesTerms> kernels(arrays, job.divisor);
+    all_reduce_two_shot(exec, kernels, job.plan);
+  }
+};
+
+template <class User, class Wire>
+struct RingBody : CudaSumBody<User, Wire, 0, Collective::kAllReduce, Algo::kRing> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    const CudaKernels<User, Wire, 0, RingBody::kDividesTerms> kernels(arrays, job.divisor);
+    all_reduce_ring(exec, kernels, job.plan);
+  }
+};
+
+template <class User, class Wire>
+struct TreeBody : CudaSumBody<User, Wire, 0, Collective::kAllReduce, Algo::kTree> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    const CudaKernels<User, Wire, 0, TreeBody::kDividesTerms> kernels(arrays, job.divisor);
+    all_reduce_tree(exec, kernels, job.plan);
+  }
+};
+
+template <class User, class Wire, int kRanks>
+struct PacketsBody : CudaSumBody<User, Wire, kRanks, Collective::kAllReduce, Algo::kOneShot, true> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    const CudaPacketKernels<User, Wire, kRanks, PacketsBody::kDividesTerms> kernels(arrays, job.divisor);
+    all_reduce_one_shot_packets(exec, kernels, job.plan);
+  }
+};
+
+template <class User, class Wire>
+struct OneShotBody : CudaSumBody<User, Wire, 0, Collective::kAllReduce, Algo::kOneShot> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    const CudaReduceKernels<User, Wire, 0, OneShotBody::kDividesTerms> kernels(arrays, job.divisor);
+    all_reduce_one_shot(exec, kernels, job.plan);
+  }
+};
+
+template <class Type, int kRanks>
+struct ReduceScatterBody : CudaSumBody<Type, Type, kRanks, Collective::kReduceScatter> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    const CudaReduceKernels<Type, Type, kRanks, ReduceScatterBody::kDividesTerms> kernels(arrays, job.divisor);
+    reduce_scatter(exec, kernels, job.plan);
+  }
+};
+
+template <class Type>
+struct ReduceBody : CudaSumBody<Type, Type, 0, Collective::kReduce> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    const CudaReduceKernels<Type, Type, 0, ReduceBody::kDividesTerms> kernels(arrays, job.divisor);
+    reduce(exec, kernels, job.plan, job.root);
+  }
+};
+
+/// A body for all types and world sizes.
+template <Collective kCollective>
+struct CudaMoveBody {
+  static constexpr int kNumRanks = 0;
+  static constexpr CudaKernelKey kKey{kCollective, Algo::kFlat, false, DType::kU8, DType::kU8};
+};
+
+struct BroadcastBody : CudaMoveBody<Collective::kBroadcast> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    broadcast(exec, CudaMoveKernels(arrays), job.plan, job.root);
+  }
+};
+
+struct AllGatherBody : CudaMoveBody<Collective::kAllGather> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    all_gather(exec, CudaMoveKernels(arrays), job.plan);
+  }
+};
+
+struct GatherBody : CudaMoveBody<Collective::kGather> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    gather(exec, CudaMoveKernels(arrays), job.plan, job.root);
+  }
+};
+
+struct ScatterBody : CudaMoveBody<Collective::kScatter> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    scatter(exec, CudaMoveKernels(arrays), job.plan, job.root);
+  }
+};
+
+struct AllToAllBody : CudaMoveBody<Collective::kAllToAll> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    const CudaEqualBlocks blocks{job.plan.count, job.plan.segment_count, job.plan.num_channels};
+    all_to_all(exec, CudaMoveKernels(arrays), blocks);
+  }
+};
+
+struct BarrierBody : CudaMoveBody<Collective::kBarrier> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob&, const CudaArrays&) { barrier(exec); }
+};
+
+}  // namespace dcomm
