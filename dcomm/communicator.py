@@ -9,12 +9,13 @@ from typing import Any
 
 from dcomm import _core
 from dcomm.collectives import SymmetricCollectives
+from dcomm.point_to_point import PointToPoint
 from dcomm.rooted import RootedCollectives
 
 _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
-class Communicator(SymmetricCollectives, RootedCollectives):
+class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint):
     """One rank's membership in a group of ranks on one host.
 
     Made by :func:`dcomm.init` (ranks are processes) or :func:`dcomm.init_threads` (ranks are threads of this

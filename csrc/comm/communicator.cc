@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -110,7 +111,8 @@ Communicator::Communicator(int rank, std::shared_ptr<Windows> windows, const Set
     : settings_(settings),
       context_(rank, windows, settings.layout(windows->world_size())),
       scratch_(context_),
-      kernel_table_(kernel_table_from_environment()) {
+      kernel_table_(kernel_table_from_environment()),
+      messages_(context_, scratch_) {
   install_fork_guard();
   fork_generation_ = fork_generation();
 }
@@ -189,6 +191,10 @@ void Communicator::complete_call(CollectiveCall& call) const {
                 "send_counts has ", call.lengths->send.size(), " and recv_counts ", call.lengths->recv.size(),
                 " numbers: expected one for each of ", n, " ranks");
   }
+  DCOMM_CHECK(!is_message(call.collective) || call.root != rank(), ErrorCode::kInvalidArgument,
+              collective_name(call.collective), ": rank ", call.root,
+              " is this rank itself; copy the array, or pass another rank");
+  DCOMM_CHECK(call.tag >= 0, ErrorCode::kInvalidArgument, "tag=", call.tag, ": expected 0 to 2147483647");
   if (!reduces(call.collective)) return;
   DCOMM_CHECK(is_defined(call.op, call.dtype), ErrorCode::kInvalidArgument, "op='", reduce_op_name(call.op),
               "' is not defined for ", dtype_name(call.dtype),
@@ -276,25 +282,51 @@ void Communicator::progress_loop() {
       if (queue_.empty()) return;
       work = queue_.front();
     }
-    ErrorCode code = ErrorCode::kOk;
-    std::string message;
-    try {
-      check_usable();
-      execute(work->call(), work->timeout_ns(), nullptr, true);
-    } catch (const Error& error) {
-      code = error.code();
-      message = error.what();
-    } catch (const std::exception& error) {
-      code = ErrorCode::kInternal;
-      message = error.what();
-    }
-    {
-      std::lock_guard lock(queue_mutex_);
-      queue_.pop_front();
-      num_queued_.fetch_sub(1, std::memory_order_release);
-      queue_changed_.notify_all();
-    }
-    work->finish(code, message);
+    run_work(work);
+  }
+}
+
+/// Runs a queued operation in the progress thread and takes it off the queue.
+void Communicator::run_work(const std::shared_ptr<Work>& work) {
+  ErrorCode code = ErrorCode::kOk;
+  std::string message;
+  try {
+    check_usable();
+    execute(work->call(), work->timeout_ns(), nullptr, true);
+  } catch (const Error& error) {
+    code = error.code();
+    message = error.what();
+  } catch (const std::exception& error) {
+    code = ErrorCode::kInternal;
+    message = error.what();
+  }
+  {
+    std::lock_guard lock(queue_mutex_);
+    queue_.erase(std::find(queue_.begin(), queue_.end(), work));
+    num_queued_.fetch_sub(1, std::memory_order_release);
+    queue_changed_.notify_all();
+  }
+  work->finish(code, message);
+}
+
+/// The first send behind the recv that is running, with no collective in between: collectives keep their order.
+std::shared_ptr<Work> Communicator::next_queued_send() {
+  std::lock_guard lock(queue_mutex_);
+  for (size_t i = 1; i < queue_.size() && is_message(queue_[i]->call().collective); ++i) {
+    if (queue_[i]->call().collective == Collective::kSend) return queue_[i];
+  }
+  return nullptr;
+}
+
+/// What the thread does while a send or recv waits.
+void Communicator::pass_time(void* argument) {
+  auto* self = static_cast<Communicator*>(argument);
+  self->messages_.drain();
+  if (self->current_.collective != Collective::kRecv) return;
+  const OpRecord outer = self->current_;
+  while (const std::shared_ptr<Work> work = self->next_queued_send()) {
+    self->run_work(work);  // the peer may be waiting for it before it sends what we wait for
+    self->current_ = outer;
   }
 }
 
@@ -308,6 +340,7 @@ void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, Inter
     const FloatEnvironment environment;
     return run_alone(in_components(call), *kernel_table_);
   }
+  if (is_message(call.collective)) return execute_message(call, timeout_ns, interrupted, background);
   if (call.lengths != nullptr) check_lengths(call, timeout_ns, interrupted, background);
   execute_one(call, timeout_ns, interrupted, background);
 }
@@ -329,12 +362,7 @@ void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, I
   // With the history in it: a rank that could finish a broadcast without hearing from all notices in its next
   // operation that somebody called something else.
   op.hash = history_ = hash_mix(history_, fingerprint(current_)) | 1;  // 0 means "nothing published yet"
-  op.policy = settings_.wait_policy(background);
-  op.timeout_ns = timeout_ns > 0 ? timeout_ns : settings_.timeout_ns;
-  op.warn_ns = settings_.warn_ns;
-  op.interrupted = interrupted;
-  op.stalled = &Communicator::warn_stalled;
-  op.argument = this;
+  prepare(op, timeout_ns, interrupted, background);
 
   ControlPage& page = context_.control(rank());
   store_record(page.records[op.seq % 2], current_);
@@ -353,6 +381,43 @@ void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, I
   num_sent_bytes_.store(num_sent_bytes_.load(std::memory_order_relaxed) + sent_bytes, std::memory_order_relaxed);
   if (DCOMM_UNLIKELY(!finished)) break_down(current_, op.failure);
   std::atomic_ref<uint64_t>(page.header.completed).store(op.seq, std::memory_order_release);
+}
+
+void Communicator::prepare(HostOp& op, int64_t timeout_ns, InterruptCheck interrupted, bool background) {
+  op.policy = settings_.wait_policy(background);
+  op.timeout_ns = timeout_ns > 0 ? timeout_ns : settings_.timeout_ns;
+  op.warn_ns = settings_.warn_ns;
+  op.interrupted = interrupted;
+  op.stalled = &Communicator::warn_stalled;
+  op.argument = this;
+}
+
+/// Leaves sequence number, history and header alone: the other ranks do not know of it.
+void Communicator::execute_message(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,
+                                   bool background) {
+  OpRecord record;
+  record.seq = seq_ + 1;  // when it fails, peers that are still in an earlier collective may finish that one
+  record.count = call.count;
+  record.collective = call.collective;
+  record.dtype = record.wire = call.dtype;
+  record.root = call.root;
+  record.tag = call.tag;
+  current_ = record;
+
+  HostOp op;
+  op.seq = record.seq;
+  op.hash = kMessageHash;
+  op.only_peer = call.root;
+  op.idle = &Communicator::pass_time;
+  prepare(op, timeout_ns, interrupted, background);
+
+  const bool is_send = call.collective == Collective::kSend;
+  uint64_t sent_bytes = 0;
+  const bool finished = is_send ? messages_.send(op, call, &sent_bytes) : messages_.recv(op, call);
+  num_sent_bytes_.store(num_sent_bytes_.load(std::memory_order_relaxed) + sent_bytes, std::memory_order_relaxed);
+  if (finished) return;
+  const bool differs = op.failure.code == ErrorCode::kMismatch && op.failure.reporter == rank();
+  fail_with(record, op.failure, differs ? messages_.problem() : "");
 }
 
 /// Every rank tells every other how much it will send, so that a disagreement has both numbers to show.
@@ -422,9 +487,9 @@ void Communicator::fail_with(const OpRecord& record, const Failure& failure, con
 
 void Communicator::warn_stalled(void* argument, int peer, int64_t waited_ns) {
   const auto* self = static_cast<const Communicator*>(argument);
-  std::fprintf(stderr, "dcomm: rank %d has waited %.0f s in %s #%llu for rank %d; positions: %s\n", self->rank(),
-               1e-9 * static_cast<double>(waited_ns), collective_name(self->current_.collective),
-               static_cast<unsigned long long>(self->current_.seq), peer, describe_positions(self->context_).c_str());
+  std::fprintf(stderr, "dcomm: rank %d has waited %.0f s in %s for rank %d; positions: %s\n", self->rank(),
+               1e-9 * static_cast<double>(waited_ns), operation_text(self->current_).c_str(), peer,
+               describe_positions(self->context_).c_str());
 }
 
 void Communicator::abort() {

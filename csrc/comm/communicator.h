@@ -16,6 +16,7 @@
 
 #include "comm/liveness.h"
 #include "comm/mesh.h"
+#include "comm/point_to_point.h"
 #include "comm/settings.h"
 #include "comm/work.h"
 #include "exec/host_exec.h"
@@ -83,19 +84,25 @@ class Communicator {
   void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void execute_one(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void check_lengths(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
+  void execute_message(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
+  void prepare(HostOp& op, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void push(const std::shared_ptr<Work>& work);
+  void run_work(const std::shared_ptr<Work>& work);
+  std::shared_ptr<Work> next_queued_send();
   void set_broken(ErrorCode code, const std::string& message);
   [[noreturn]] void break_down(const OpRecord& record, Failure failure);
   [[noreturn]] void fail_with(const OpRecord& record, const Failure& failure, const std::string& text);
   void progress_loop();
   void leave(bool finish_queue);
   static void warn_stalled(void* argument, int peer, int64_t waited_ns);
+  static void pass_time(void* argument);
 
   uint32_t fork_generation_ = 0;
   Settings settings_;
   HostContext context_;
   LaneScratch scratch_;
   const KernelTable* kernel_table_;
+  PointToPoint messages_;
   std::shared_ptr<CudaThreadGroup> cuda_group_;  // where the ranks are threads
   std::shared_ptr<Mesh> mesh_;
   std::unique_ptr<Liveness> liveness_;

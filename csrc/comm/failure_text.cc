@@ -18,10 +18,13 @@ using RecordWords = std::array<uint64_t, sizeof(OpRecord) / sizeof(uint64_t)>;
 std::string call_text(const OpRecord& record) {
   std::ostringstream text;
   text << collective_name(record.collective) << '(';
-  if (record.collective == Collective::kBarrier) return text.str() + ")";
+  if (record.collective == Collective::kBarrier || record.collective == Collective::kSplit) return text.str() + ")";
   text << "count=" << record.count << ", dtype=" << dtype_name(record.dtype);
   if (record.collective == Collective::kBroadcast) {
     text << ", src=" << record.root;
+  } else if (is_message(record.collective)) {
+    const bool is_send = record.collective == Collective::kSend;
+    text << (is_send ? ", dst=" : ", src=") << record.root << ", tag=" << record.tag;
   } else {
     text << ", op=" << reduce_op_name(record.op) << ", wire_dtype=" << dtype_name(record.wire)
          << ", algo=" << algo_name(record.algo);
@@ -29,6 +32,12 @@ std::string call_text(const OpRecord& record) {
   text << ')';
   return text.str();
 }
+
+bool has_number(const OpRecord& record) {
+  return !is_message(record.collective) && record.collective != Collective::kSplit;
+}
+
+std::string number_text(const OpRecord& record) { return has_number(record) ? " #" + std::to_string(record.seq) : ""; }
 
 uint64_t begun(const HostContext& context, int rank) {
   return std::atomic_ref<uint64_t>(context.control(rank).header.seq).load(std::memory_order_acquire);
@@ -53,6 +62,12 @@ OpRecord record_of(const HostContext& context, int rank, uint64_t seq) {
 }
 
 std::string disagreement(const HostContext& context, const Failure& failure) {
+  if (failure.detail == AbortDetail::kMessage) {
+    std::ostringstream message;
+    message << "rank " << failure.reporter << " received a message of rank " << failure.culprit
+            << " that it did not expect; its own error says which, start a new communicator";
+    return message.str();
+  }
   // One of the two may be an operation ahead, and the fingerprint that differs may be that of the one before.
   uint64_t seq = std::min(begun(context, failure.reporter), begun(context, failure.culprit));
   const auto same = [&] {
@@ -90,6 +105,8 @@ OpRecord load_record(const OpRecord& from) {
   return std::bit_cast<OpRecord>(words);
 }
 
+std::string operation_text(const OpRecord& record) { return collective_name(record.collective) + number_text(record); }
+
 int rank_behind(const HostContext& context, int suspect) {
   for (int rank = 0; rank < context.world_size; ++rank) {
     if (begun(context, rank) < begun(context, suspect)) suspect = rank;
@@ -111,7 +128,7 @@ std::string describe_positions(const HostContext& context) {
 std::string describe_failure(const HostContext& context, const OpRecord& record, const Failure& failure,
                              const std::vector<int>& pids) {
   std::ostringstream text;
-  text << call_text(record) << " #" << record.seq << " on rank " << context.rank << " of " << context.world_size
+  text << call_text(record) << number_text(record) << " on rank " << context.rank << " of " << context.world_size
        << ": ";
   const double seconds = 1e-9 * static_cast<double>(failure.waited_ns);
   const std::string culprit = rank_text(failure.culprit, pids);

@@ -11,6 +11,9 @@ namespace dcomm {
 std::string describe_failure(const HostContext& context, const OpRecord& record, const Failure& failure,
                              const std::vector<int>& pids);
 
+/// "all_reduce #42"; send, recv and split have no number.
+std::string operation_text(const OpRecord& record);
+
 /// "rank 0 at #42, rank 1 at #41 (behind)": every rank's position as its header says.
 std::string describe_positions(const HostContext& context);
 

@@ -132,7 +132,8 @@ bool HostExec::must_stop(int64_t waited_ns) {
       std::atomic_ref<uint64_t>(context_.control(rank()).abort.reason).load(std::memory_order_acquire);
   if (word != 0) {
     const AbortReason reason = AbortReason::unpack(word);
-    if (reason.concerns(op_.seq)) {
+    // send and recv have no number: whatever failed elsewhere, their peer will not answer.
+    if (op_.only_peer >= 0 || reason.concerns(op_.seq)) {
       fail(reason.code, reason.culprit, static_cast<AbortDetail>(reason.detail), reason.reporter, waited_ns);
       return true;
     }

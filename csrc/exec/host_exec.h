@@ -133,6 +133,16 @@ class HostExec {
     if (lane_ == 0) signal(edge.peer, edge.flow, seq);
   }
   std::byte* arrive(Edge edge, uint64_t seq) { return wait(edge.peer, edge.flow, seq) ? inbox(edge, seq) : nullptr; }
+  /// Whether arrive() would return at once. One lane.
+  bool has_arrived(Edge edge, uint64_t seq) const {
+    Flag& flag = context_.flag(rank(), channel_, edge.flow, edge.peer);
+    return std::atomic_ref<uint64_t>(flag.value).load(arrive_order()) > seq;
+  }
+  /// Whether the communicator is broken, or op's only_peer is gone, without any wait; true fails the operation.
+  bool is_stopped() {
+    std::atomic_ref<uint32_t> attention(context_.control(rank()).abort.attention);
+    return attention.load(std::memory_order_acquire) != 0 && must_stop(0);
+  }
   void release(Edge edge, uint64_t seq) {
     sync();
     if (lane_ == 0) give_credit(edge, seq);

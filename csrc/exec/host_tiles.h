@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "exec/host_kernels.h"
+#include "protocol/envelope.h"
 #include "schedule/partition.h"
 
 namespace dcomm {
@@ -184,6 +185,16 @@ struct HostKernels {
     tile.is_final = true;
     functions->reduce(tile);
     return true;
+  }
+
+  template <class Exec>
+  void put_envelope(Exec& exec, std::byte* slot, const Envelope& envelope) const {
+    if (exec.lane() == 0) std::memcpy(slot, &envelope, sizeof(envelope));
+  }
+
+  template <class Exec>
+  void get_envelope(Exec&, Envelope& envelope, const std::byte* slot) const {
+    std::memcpy(&envelope, slot, sizeof(envelope));
   }
 
  private:

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "protocol/envelope.h"
 #include "protocol/exec.h"
 #include "schedule/partition.h"
 #include "schedule/placement.h"
@@ -31,6 +32,8 @@ enum class EventKind : uint8_t {
   kCopy,             // to <- from
   kKeep,             // out <- in[range]
   kCombine,          // every `to`[, out] <- (in[range] + first `from`) + second `from`; see operands
+  kPutEnvelope,      // to <- a message's envelope
+  kGetEnvelope,      // envelope <- from
 };
 
 constexpr const char* event_name(EventKind kind) {
@@ -61,6 +64,10 @@ constexpr const char* event_name(EventKind kind) {
       return "keep";
     case EventKind::kCombine:
       return "combine";
+    case EventKind::kPutEnvelope:
+      return "put_envelope";
+    case EventKind::kGetEnvelope:
+      return "get_envelope";
   }
   return "unknown";
 }
@@ -291,6 +298,14 @@ struct RecordKernels {
     if (!exec.wait_all(Flow::kPacket, seq)) return false;
     reduce_canonical(exec, range, [&](int peer) { return exec.inbox(Edge{peer, Flow::kPacket}, seq); }, NoOutputs{});
     return true;
+  }
+
+  void put_envelope(RecordExec& exec, RecordedSlot* slot, const Envelope&) const {
+    exec.note_data(EventKind::kPutEnvelope, {}, slot, nullptr);
+  }
+  /// What it will say is not known here: the caller goes on with the plan of the message that it expects.
+  void get_envelope(RecordExec& exec, Envelope&, const RecordedSlot* slot) const {
+    exec.note_data(EventKind::kGetEnvelope, {}, nullptr, slot);
   }
 
  private:

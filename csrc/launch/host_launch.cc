@@ -44,6 +44,7 @@ SlotPool pool_of(const CollectiveCall& call) {
     case Collective::kRecv:
       return SlotPool::kMessage;
     case Collective::kBarrier:
+    case Collective::kSplit:
       break;
   }
   return SlotPool::kMain;
@@ -160,8 +161,9 @@ bool run_lane(HostExec& exec, const CollectiveCall& call, const HostKernels& ker
       return scatter(exec, kernels, plan, call.root);
     case Collective::kAllToAll:
       return all_to_all(exec, kernels, Blocks{call, slot_count(call, exec.layout()), plan.num_channels});
-    case Collective::kSend:
+    case Collective::kSend:  // by comm/point_to_point.h, which knows what else has come in
     case Collective::kRecv:
+    case Collective::kSplit:
       break;
   }
   return false;

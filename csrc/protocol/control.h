@@ -60,6 +60,7 @@ enum class Collective : uint8_t {
   kAllToAll = 9,
   kSend = 10,
   kRecv = 11,
+  kSplit = 12,  // not run by executors: what a failed split names
 };
 enum class Algo : uint8_t { kAuto = 0, kRing = 1, kTwoShot = 2, kFlat = 3, kOneShot = 4, kTree = 5 };
 
@@ -87,6 +88,8 @@ constexpr const char* collective_name(Collective collective) {
       return "send";
     case Collective::kRecv:
       return "recv";
+    case Collective::kSplit:
+      return "split";
   }
   return "unknown";
 }
@@ -95,6 +98,11 @@ constexpr const char* collective_name(Collective collective) {
 constexpr bool reduces(Collective collective) {
   return collective == Collective::kAllReduce || collective == Collective::kReduceScatter ||
          collective == Collective::kReduce;
+}
+
+/// Only two ranks take part.
+constexpr bool is_message(Collective collective) {
+  return collective == Collective::kSend || collective == Collective::kRecv;
 }
 
 constexpr bool has_root(Collective collective) {
@@ -136,8 +144,8 @@ struct OpRecord {
   DType wire = DType::kF32;
   ReduceOp op = ReduceOp::kSum;
   uint8_t unused[3] = {};
-  int32_t root = -1;
-  uint32_t unused_too = 0;
+  int32_t root = -1;  // send and recv: the other rank
+  int32_t tag = 0;    // send and recv
 };
 static_assert(sizeof(OpRecord) == 32);
 
@@ -193,6 +201,7 @@ struct AbortReason {
   }
 };
 
-enum class AbortDetail : uint8_t { kNone = 0, kDied = 1, kLeft = 2, kInterrupted = 3 };
+/// kMessage: what differs is a message from rank to rank (a mismatch), not the order of operations.
+enum class AbortDetail : uint8_t { kNone = 0, kDied = 1, kLeft = 2, kInterrupted = 3, kMessage = 4 };
 
 }  // namespace dcomm

@@ -40,6 +40,7 @@
 //                                             own value first, n and m from 0 to 2; final: out too, and averaged
 //   put_packets(exec, seq, range)             in[range] to every peer, as packets
 //   reduce_packets(exec, seq, range) -> bool  out[range] <- wire(final(sum in canonical order of all ranks' packets))
+//   put_envelope, get_envelope                a slot with a message's envelope instead of elements (send, recv)
 //   shifted_out(offset)                       Kernels whose out[range] lands `offset` elements earlier
 #pragma once
 

@@ -114,6 +114,15 @@ CollectiveCall collective_call(int kind, uintptr_t in, uintptr_t out, size_t cou
   return call;
 }
 
+/// kind: Collective::kSend or kRecv; peer: the other rank.
+CollectiveCall message_call(int kind, uintptr_t address, size_t count, int dtype, int peer, int tag) {
+  CollectiveCall call = all_reduce_call(address, address, count, dtype, dtype, 0, static_cast<int>(Algo::kFlat));
+  call.collective = static_cast<Collective>(kind);
+  call.root = peer;
+  call.tag = tag;
+  return call;
+}
+
 void run_cuda(Communicator& comm, int device, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op,
               int algo, uintptr_t stream, int64_t timeout_ns) {
   CudaRankCall call;
@@ -229,6 +238,16 @@ void bind_communicator(py::module_& m) {
              return releasing(comm.enqueue(
                  collective_call(kind, in, out, count, dtype, wire, op, algo, root, factor, send_lengths, recv_lengths),
                  timeout_ns));
+           })
+      .def("message",
+           [](Communicator& comm, int kind, uintptr_t address, size_t count, int dtype, int peer, int tag,
+              int64_t timeout_ns) {
+             run_released(comm, message_call(kind, address, count, dtype, peer, tag), timeout_ns);
+           })
+      .def("message_async",
+           [](Communicator& comm, int kind, uintptr_t address, size_t count, int dtype, int peer, int tag,
+              int64_t timeout_ns) {
+             return releasing(comm.enqueue(message_call(kind, address, count, dtype, peer, tag), timeout_ns));
            })
       .def("fast_all_reduce",
            [](const std::shared_ptr<Communicator>& comm, const py::dict& op_codes, const py::dict& algo_codes,

@@ -1,0 +1,72 @@
+// Send and recv: one message from rank to rank. Floor: algo (host and device).
+//
+// An envelope, then the data, slot by slot, all on one flow under credits: the sender is at most `depth` slots ahead.
+// Counters move with every slot and not only with the whole message, so that a receiver may take up a message piece by
+// piece, between other things, and know where it stands.
+#pragma once
+
+#include "protocol/envelope.h"
+#include "protocol/exec.h"
+#include "schedule/partition.h"
+
+namespace dcomm {
+
+/// Slots that the data takes; an empty message is its envelope alone.
+DCOMM_HOST_DEVICE constexpr uint64_t num_message_tiles(const ChunkPlan& plan) {
+  return plan.count == 0 ? 0 : plan.num_tiles();
+}
+
+/// plan: one chunk (the whole message), cut into segments that fit a message slot; the receiver's must be the same.
+template <class Exec, class Kernels>
+DCOMM_HOST_DEVICE bool send(Exec& exec, const Kernels& kernels, const ChunkPlan& plan, int dst,
+                            const Envelope& envelope) {
+  const Edge edge{dst, Flow::kMessage};
+  uint64_t seq = exec.load_counter(Counter::kMessageOut, dst);
+  const auto head = exec.acquire(edge, seq);
+  if (head == nullptr) return false;
+  kernels.put_envelope(exec, head, envelope);
+  exec.publish(edge, seq++);
+  for (uint64_t tile = 0; tile < num_message_tiles(plan); ++tile, ++seq) {
+    const auto to = exec.acquire(edge, seq);
+    if (to == nullptr) return false;
+    kernels.encode(exec, to, plan.segment(0, exec.channel(), tile));
+    exec.publish(edge, seq);
+  }
+  exec.store_counter(Counter::kMessageOut, seq, dst);
+  return true;
+}
+
+template <class Exec, class Kernels>
+DCOMM_HOST_DEVICE bool recv_envelope(Exec& exec, const Kernels& kernels, int src, Envelope& envelope) {
+  const Edge edge{src, Flow::kMessage};
+  const uint64_t seq = exec.load_counter(Counter::kMessageIn, src);
+  const auto from = exec.arrive(edge, seq);
+  if (from == nullptr) return false;
+  kernels.get_envelope(exec, envelope, from);
+  exec.release(edge, seq);
+  exec.store_counter(Counter::kMessageIn, seq + 1, src);
+  return true;
+}
+
+/// Segment `tile` of the message whose envelope came last.
+template <class Exec, class Kernels>
+DCOMM_HOST_DEVICE bool recv_segment(Exec& exec, const Kernels& kernels, const ChunkPlan& plan, int src, uint64_t tile) {
+  const Edge edge{src, Flow::kMessage};
+  const uint64_t seq = exec.load_counter(Counter::kMessageIn, src);
+  const auto from = exec.arrive(edge, seq);
+  if (from == nullptr) return false;
+  kernels.decode(exec, plan.segment(0, exec.channel(), tile), from);
+  exec.release(edge, seq);
+  exec.store_counter(Counter::kMessageIn, seq + 1, src);
+  return true;
+}
+
+template <class Exec, class Kernels>
+DCOMM_HOST_DEVICE bool recv_data(Exec& exec, const Kernels& kernels, const ChunkPlan& plan, int src) {
+  for (uint64_t tile = 0; tile < num_message_tiles(plan); ++tile) {
+    if (!recv_segment(exec, kernels, plan, src, tile)) return false;
+  }
+  return true;
+}
+
+}  // namespace dcomm
