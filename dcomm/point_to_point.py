@@ -8,7 +8,7 @@ from typing import Any
 
 from dcomm import arrays
 from dcomm.errors import CudaError
-from dcomm.operation import Endpoint, timeout_to_ns
+from dcomm.operation import Endpoint, Operand, check_writable, timeout_to_ns
 from dcomm.work import Work
 
 # Codes of csrc/protocol/control.h.
@@ -95,13 +95,11 @@ class PointToPoint(Endpoint):
             CollectiveTimeoutError, AbortedError, ForkedProcessError, ConcurrentUseError: See :mod:`dcomm.errors`.
         """
         described = arrays.view(x)
-        if not described.writable:
-            raise ValueError("x is read-only: pass a writable array")
+        check_writable("x", Operand(x, described))
         staged = x
         finish = None
         if not described.contiguous:
-            arrays.check_no_repeats(x)
-            staged = arrays.empty_like(x)
+            staged = arrays.empty(x, described.shape)
 
             def finish() -> None:
                 arrays.copy_into(x, staged)
