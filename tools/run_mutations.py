@@ -36,13 +36,24 @@ class Expectation:
 JITTER = {"DCOMM_TEST_JITTER": "1"}
 MUTATIONS = {
     "ring_no_lane_sync": Expectation(("protocol_ring_lanes",)),
-    "no_credit_wait": Expectation(("protocol_push_credits", "protocol_fifo_credits"), JITTER),
-    "credit_off_by_one": Expectation(("protocol_push_credits", "protocol_fifo_credits"), JITTER),
+    "no_credit_wait": Expectation(("protocol_push_credits", "protocol_fifo_credits", "protocol_pair_credits"), JITTER),
+    "credit_off_by_one": Expectation(("protocol_push_credits", "protocol_fifo_credits", "protocol_pair_credits"), JITTER),
+    "ring_wrong_chunk": Expectation(("protocol_schedules", "protocol_ring_lanes")),
     "two_shot_no_lane_sync": Expectation(("protocol_two_shot_lanes",)),
+    "two_shot_no_gather_sync": Expectation(("protocol_two_shot_lanes",)),
     "two_shot_no_reuse_sync": Expectation(("protocol_two_shot_reuse",)),
     "wait_old_epoch": Expectation(("protocol_epochs",), JITTER),
     "single_slot": Expectation(("protocol_two_slots",)),
-    "relaxed_publish": Expectation(("protocol_release_store",)),
+    "relaxed_publish": Expectation(("protocol_release_acquire",)),
+    "relaxed_arrive": Expectation(("protocol_release_acquire",)),
+    "tree_no_reuse_sync": Expectation(("protocol_tree_reuse",)),
+    "swapped_tree_parent": Expectation(("protocol_schedules",)),
+    "exchange_no_lane_sync": Expectation(("protocol_exchange_lanes",)),
+    "exchange_no_reuse_sync": Expectation(("protocol_exchange_reuse",)),
+    "single_exchange_slot": Expectation(("protocol_two_exchange_slots",)),
+    "wrong_tail_op": Expectation(("protocol_tails",)),
+    "single_packet_buffer": Expectation(("protocol_packets",), JITTER),
+    "stale_packet_tag": Expectation(("protocol_packets",), JITTER),
 }
 
 
@@ -125,7 +136,7 @@ def main() -> int:
 
     num_bad = 0
     start = time.monotonic()
-    row = "{:<22} {:<26} {:>6}  {}"
+    row = "{:<24} {:<28} {:>6}  {}"
     print(row.format("mutation", "check", "s", "noticed by"))
     runs = sorted({(check, tuple(e.environment.items())) for e in MUTATIONS.values() for check in e.checks})
     for check, environment in runs:

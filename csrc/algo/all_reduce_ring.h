@@ -11,6 +11,7 @@
 // Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", JPDC 2009.
 #pragma once
 
+#include "base/mutation.h"
 #include "protocol/exec.h"
 #include "schedule/partition.h"
 #include "schedule/ring.h"
@@ -31,7 +32,8 @@ DCOMM_HOST_DEVICE bool all_reduce_ring(Exec& exec, const Kernels& kernels, const
     const uint64_t hop = (first + tile) * static_cast<uint64_t>(num_steps);  // number of the tile's first message
     for (int step = 0; step < num_steps; ++step) {
       const uint64_t seq = hop + static_cast<uint64_t>(step);
-      const Range range = plan.segment(ring_send_chunk(rank, world_size, step), exec.channel(), tile);
+      const int shift = mutated(Mutation::kRingWrongChunk) && step == 1 ? 1 : 0;
+      const Range range = plan.segment(ring_send_chunk(rank, world_size, step + shift), exec.channel(), tile);
       const auto from = step == 0 ? nullptr : exec.arrive(prev, seq - 1);
       if (step != 0 && from == nullptr) return false;
       const auto to = exec.acquire(next, seq);

@@ -13,11 +13,19 @@
 // Source: as schedule/tree.h.
 #pragma once
 
+#include "base/mutation.h"
 #include "protocol/exec.h"
 #include "schedule/partition.h"
 #include "schedule/tree.h"
 
 namespace dcomm {
+
+/// `rank`'s place in `tree`.
+DCOMM_HOST_DEVICE TreeNode tree_place(int rank, int world_size, int tree) {
+  TreeNode node = tree_node(rank, world_size, tree);
+  if (mutated(Mutation::kSwappedTreeParent)) node.parent = tree_node(rank, world_size, 1 - tree).parent;
+  return node;
+}
 
 /// This rank's terms and its children's sums of `range` go to its parent, or, at the root, become the result.
 template <class Exec, class Kernels>
@@ -71,16 +79,17 @@ DCOMM_HOST_DEVICE bool all_reduce_tree(Exec& exec, const Kernels& kernels, const
   const uint64_t first = exec.load_counter(Counter::kTree);
   const uint64_t num_tiles = plan.num_tiles();
   for (uint64_t turn = 0; turn <= num_tiles; ++turn) {
-    if (turn > 1) exec.sync();  // lanes have read the results that the next sums overwrite
+    if (turn > 1 && !mutated(Mutation::kTreeNoReuseSync))
+      exec.sync();  // lanes have read the results that the next sums overwrite
     for (int i = 0; i < kNumTrees && turn < num_tiles; ++i) {
       const int tree = i == 0 ? 1 - inner : inner;
-      const TreeNode node = tree_node(exec.rank(), exec.world_size(), tree);
+      const TreeNode node = tree_place(exec.rank(), exec.world_size(), tree);
       if (!tree_up(exec, kernels, node, first + turn, plan.segment(tree, channel, turn))) return false;
     }
     if (turn == 0) continue;  // one tile of look-ahead
     for (int i = 0; i < kNumTrees; ++i) {
       const int tree = i == 0 ? inner : 1 - inner;
-      const TreeNode node = tree_node(exec.rank(), exec.world_size(), tree);
+      const TreeNode node = tree_place(exec.rank(), exec.world_size(), tree);
       if (!tree_down(exec, kernels, node, first + turn - 1, plan.segment(tree, channel, turn - 1))) return false;
     }
   }

@@ -6,7 +6,6 @@
 // for credits of turn t - 2, which every rank gives once turn t - 2 has been sent everywhere.
 #pragma once
 
-#include "base/mutation.h"
 #include "protocol/exec.h"
 #include "schedule/partition.h"
 

@@ -19,7 +19,7 @@ DCOMM_HOST_DEVICE bool exchange_tiles(Exec& exec, uint64_t num_tiles, const Fill
   for (uint64_t turn = 0; turn <= num_tiles; ++turn) {
     if (turn < num_tiles) {
       // The slots that this rank's lanes have just read are dealt out to them differently for a shorter tile.
-      if (turn > 1) exec.sync();
+      if (turn > 1 && !mutated(Mutation::kExchangeNoReuseSync)) exec.sync();
       for (int i = 1; i < world_size; ++i) {
         const int peer = rank + i < world_size ? rank + i : rank + i - world_size;
         fill(peer, turn, exec.outbox(Edge{peer, Flow::kExchange}, first + turn));

@@ -8,17 +8,25 @@ namespace dcomm {
 
 enum class Mutation : int {
   kNone = 0,
-  kRingNoLaneSync,      // ring publishes before all lanes have written the slot
-  kNoCreditWait,        // a pushed slot is overwritten without waiting for its credit
-  kCreditOffByOne,      // ... or one message too early
-  kTwoShotNoLaneSync,   // two-shot signals before all lanes have written their slots
-  kWaitOldEpoch,        // a wait is content with the previous message's sequence number
-  kSingleSlot,          // two-shot uses one slot although it looks one tile ahead
-  kTwoShotNoReuseSync,  // two-shot refills a slot before all lanes have read it
-  kRelaxedPublish,      // the publishing store is relaxed instead of release
-  kRelaxedArrive,       // the load that waits is relaxed instead of acquire
-  kSinglePacketBuffer,  // packets of consecutive operations share one buffer
-  kStalePacketTag,      // a packet of two operations ago is taken for this one's
+  kRingNoLaneSync,       // ring publishes before all lanes have written the slot
+  kNoCreditWait,         // a pushed slot is overwritten without waiting for its credit
+  kCreditOffByOne,       // ... or one message too early
+  kRingWrongChunk,       // at one step of the ring a rank handles another chunk
+  kTwoShotNoLaneSync,    // two-shot scatters before all lanes have written their slots
+  kTwoShotNoGatherSync,  // two-shot hands its results out before all lanes have written them
+  kWaitOldEpoch,         // a wait is content with the previous message's sequence number
+  kSingleSlot,           // two-shot uses one slot although it looks one tile ahead
+  kTwoShotNoReuseSync,   // two-shot refills a slot before all lanes have read it
+  kRelaxedPublish,       // the publishing store is relaxed instead of release
+  kRelaxedArrive,        // the load that waits is relaxed instead of acquire
+  kTreeNoReuseSync,      // the tree refills a slot before all lanes have read it
+  kSwappedTreeParent,    // a rank climbs to its parent in the other tree
+  kExchangeNoLaneSync,   // an exchange signals before all lanes have written their slots
+  kExchangeNoReuseSync,  // an exchange refills a slot before all lanes have read it
+  kSingleExchangeSlot,   // an exchange uses one slot although it looks one tile ahead
+  kWrongTailOp,          // in the last, partial pack of a tile the own terms are subtracted
+  kSinglePacketBuffer,   // packets of consecutive operations share one buffer
+  kStalePacketTag,       // a packet of two operations ago is taken for this one's
   kCount,
 };
 
@@ -32,6 +40,10 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "no_credit_wait";
     case Mutation::kCreditOffByOne:
       return "credit_off_by_one";
+    case Mutation::kRingWrongChunk:
+      return "ring_wrong_chunk";
+    case Mutation::kTwoShotNoGatherSync:
+      return "two_shot_no_gather_sync";
     case Mutation::kTwoShotNoLaneSync:
       return "two_shot_no_lane_sync";
     case Mutation::kWaitOldEpoch:
@@ -44,6 +56,18 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "relaxed_publish";
     case Mutation::kRelaxedArrive:
       return "relaxed_arrive";
+    case Mutation::kTreeNoReuseSync:
+      return "tree_no_reuse_sync";
+    case Mutation::kSwappedTreeParent:
+      return "swapped_tree_parent";
+    case Mutation::kExchangeNoLaneSync:
+      return "exchange_no_lane_sync";
+    case Mutation::kExchangeNoReuseSync:
+      return "exchange_no_reuse_sync";
+    case Mutation::kSingleExchangeSlot:
+      return "single_exchange_slot";
+    case Mutation::kWrongTailOp:
+      return "wrong_tail_op";
     case Mutation::kSinglePacketBuffer:
       return "single_packet_buffer";
     case Mutation::kStalePacketTag:

@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
+#include "base/mutation.h"
 #include "exec/host_kernels.h"
 #include "protocol/envelope.h"
 #include "schedule/partition.h"
@@ -93,7 +95,7 @@ struct HostKernels {
       tile.post = post;
       tile.round_own = true;  // whoever owns the chunk, the element's terms are the same
       tile.is_final = true;
-      functions->reduce(tile);
+      reduce(tile);
       num_sent = num_outputs;
     });
     note_sent(range.count * static_cast<size_t>(num_sent));
@@ -135,7 +137,7 @@ struct HostKernels {
       tile.pre = pre;
       tile.post = is_final ? post : Scale{};
       tile.is_final = is_final;
-      functions->reduce(tile);
+      reduce(tile);
     });
   }
 
@@ -183,7 +185,7 @@ struct HostKernels {
     tile.post = post;
     tile.round_own = true;
     tile.is_final = true;
-    functions->reduce(tile);
+    reduce(tile);
     return true;
   }
 
@@ -201,6 +203,35 @@ struct HostKernels {
   void note_sent(size_t count) const {
     if (sent_bytes != nullptr) *sent_bytes += count * wire_bytes;
   }
+
+  void reduce(const ReduceTile& tile) const {
+#if defined(DCOMM_TESTING)
+    if (mutated(Mutation::kWrongTailOp)) return reduce_with_wrong_tail(tile);
+#endif
+    functions->reduce(tile);
+  }
+
+#if defined(DCOMM_TESTING)
+  /// Of the elements that do not fill a pack the own ones are subtracted instead of added.
+  void reduce_with_wrong_tail(ReduceTile tile) const {
+    const size_t tail = tile.count % kChunkAlign;
+    tile.count -= tail;
+    functions->reduce(tile);
+    std::vector<const void*> inputs(tile.inputs, tile.inputs + tile.num_inputs);
+    std::vector<void*> outputs(tile.wire_outputs, tile.wire_outputs + tile.num_wire_outputs);
+    for (const void*& input : inputs) {
+      if (input != nullptr) input = static_cast<const std::byte*>(input) + tile.count * wire_bytes;
+    }
+    for (void*& output : outputs) output = static_cast<std::byte*>(output) + tile.count * wire_bytes;
+    tile.inputs = inputs.data();
+    tile.wire_outputs = outputs.data();
+    tile.own = static_cast<const std::byte*>(tile.own) + tile.count * user_bytes;
+    if (tile.out != nullptr) tile.out = static_cast<std::byte*>(tile.out) + tile.count * user_bytes;
+    tile.count = tail;
+    tile.pre.number = -tile.pre.number;
+    if (tail != 0) functions->reduce(tile);
+  }
+#endif
 
   /// One hop of the ring: the travelling partial sum first, then my term.
   template <class Exec>
@@ -221,7 +252,7 @@ struct HostKernels {
       tile.pre = pre;
       tile.post = is_final ? post : Scale{};
       tile.is_final = is_final;
-      functions->reduce(tile);
+      reduce(tile);
     });
   }
 };

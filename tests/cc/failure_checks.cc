@@ -1,4 +1,5 @@
 // Every wait ends, and says why: by abort, by a peer's exit, by its deadline, by disagreement, by an interrupt.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <iterator>
@@ -7,7 +8,7 @@
 #include <vector>
 
 #include "check.h"
-#include "workload.h"
+#include "collective_workload.h"
 
 namespace dcomm::checks {
 namespace {
@@ -17,24 +18,63 @@ constexpr int64_t kShortTimeoutNs = 250'000'000;
 
 using Calls = std::vector<std::vector<RankCall>>;
 
-constexpr ReduceCase kRingSum{DType::kF32, DType::kF32, ReduceOp::kSum, Algo::kRing};
-constexpr ReduceCase kTwoShotSum{DType::kF32, DType::kF32, ReduceOp::kSum, Algo::kTwoShot};
+enum class Kind {
+  kRing,
+  kTwoShot,
+  kOneShot,
+  kPackets,
+  kTree,
+  kReduceScatter,
+  kAllGather,
+  kAllToAll,
+  kBarrier,
+  kBroadcast,
+  kScatter,
+  kReduce,
+  kReduceToFirst,
+  kGatherToFirst,
+};
+// In these everyone hears from everyone, at least by way of others.
+constexpr Kind kMutualKinds[] = {Kind::kRing,          Kind::kTwoShot,   Kind::kOneShot,  Kind::kPackets, Kind::kTree,
+                                 Kind::kReduceScatter, Kind::kAllGather, Kind::kAllToAll, Kind::kBarrier};
+constexpr Kind kKinds[] = {Kind::kRing,          Kind::kTwoShot,       Kind::kOneShot,   Kind::kPackets,
+                           Kind::kTree,          Kind::kReduceScatter, Kind::kAllGather, Kind::kAllToAll,
+                           Kind::kBarrier,       Kind::kBroadcast,     Kind::kScatter,   Kind::kReduce,
+                           Kind::kReduceToFirst, Kind::kGatherToFirst};
 
-enum class Kind { kRing, kTwoShot, kBroadcast, kBarrier };
-constexpr Kind kKinds[] = {Kind::kRing, Kind::kTwoShot, Kind::kBroadcast, Kind::kBarrier};
+CollectiveCase case_of(Kind kind, int world_size, size_t count) {
+  struct Way {
+    Collective collective;
+    Algo algo = Algo::kFlat;
+  };
+  constexpr Way kWays[] = {
+      {Collective::kAllReduce, Algo::kRing},
+      {Collective::kAllReduce, Algo::kTwoShot},
+      {Collective::kAllReduce, Algo::kOneShot},
+      {Collective::kAllReduce, Algo::kOneShot},
+      {Collective::kAllReduce, Algo::kTree},
+      {Collective::kReduceScatter},
+      {Collective::kAllGather},
+      {Collective::kAllToAll},
+      {Collective::kBarrier},
+      {Collective::kBroadcast},
+      {Collective::kScatter},
+      {Collective::kReduce},
+      {Collective::kReduce},
+      {Collective::kGather},
+  };
+  const Way& way = kWays[static_cast<size_t>(kind)];
+  CollectiveCase what;
+  what.collective = way.collective;
+  what.what.algo = way.algo;
+  what.count = kind == Kind::kPackets ? std::min(count, kPacketGrain / kLineBytes * kPacketPayloadBytes / 4) : count;
+  what.root = kind == Kind::kReduceToFirst || kind == Kind::kGatherToFirst ? 0 : world_size - 1;
+  return what;
+}
 
-/// One operation of each rank; a broadcast's root is the last one.
+/// One operation of each rank.
 void add(Workload& workload, Random& random, Kind kind, int world_size, size_t count = 300) {
-  switch (kind) {
-    case Kind::kRing:
-      return workload.add_all_reduce(random, kRingSum, count);
-    case Kind::kTwoShot:
-      return workload.add_all_reduce(random, kTwoShotSum, count);
-    case Kind::kBroadcast:
-      return workload.add_broadcast(random, DType::kF32, count, world_size - 1);
-    case Kind::kBarrier:
-      return workload.add_barrier();
-  }
+  add_collective(workload, random, case_of(kind, world_size, count), world_size);
 }
 
 /// A group whose threads take part in every way of waiting.
@@ -188,7 +228,7 @@ CHECK_CASE(failure_exit_after_broadcast_fails_the_next_only) {
 }
 
 // A rank leaves the moment that it is done, over and over: no false error on those still busy.
-CHECK_CASE(failure_exit_right_after_all_reduce) {
+CHECK_CASE(failure_exit_right_after_an_operation) {
   Random random(25);
   const int rounds = kSanitized ? 60 : 1000;
   for (int round = 0; round < rounds; ++round) {
@@ -197,7 +237,7 @@ CHECK_CASE(failure_exit_right_after_all_reduce) {
     config.placement = round % 2 == 0 ? PlacementKind::kBounce : PlacementKind::kPush;
     config.failure_tells_peers = false;
     Workload workload(3);
-    workload.add_all_reduce(random, round % 3 == 0 ? kRingSum : kTwoShotSum, 100);
+    add(workload, random, kKinds[static_cast<size_t>(round) % std::size(kKinds)], 3, 100);
     ThreadRanks ranks(config);
     const uint64_t seq = ranks.next_seq();
     const std::vector<Outcome> outcomes = ranks.run(workload.calls(), [&] {
@@ -224,9 +264,9 @@ CHECK_CASE(failure_timeout_names_whom_we_waited_for) {
       const std::vector<Outcome> outcomes = ranks.run(calls);
       for (int rank = 0; rank < 2; ++rank) {
         const Outcome& outcome = outcomes[static_cast<size_t>(rank)];
-        // In a ring, rank 1 waits for rank 0, which waits for the absent one.
-        expect_failure(outcome, ErrorCode::kTimeout, kind == Kind::kRing && rank == 1 ? 0 : 2,
-                       name_of(kind, config, rank));
+        // In a ring, rank 1 waits for rank 0, which waits for the absent one; and so for credits of the root, rank 0.
+        const bool by_way_of_0 = kind == Kind::kRing || kind == Kind::kReduceToFirst || kind == Kind::kGatherToFirst;
+        expect_failure(outcome, ErrorCode::kTimeout, by_way_of_0 && rank == 1 ? 0 : 2, name_of(kind, config, rank));
         EXPECT(outcome.failure.waited_ns >= config.timeout_ns);
       }
     }
@@ -245,7 +285,7 @@ CHECK_CASE(failure_timeout_names_whom_we_waited_for) {
 CHECK_CASE(failure_mismatch_same_algorithm) {
   Random random(27);
   for (const auto placement : {PlacementKind::kBounce, PlacementKind::kPush}) {
-    for (const Kind kind : {Kind::kRing, Kind::kTwoShot, Kind::kBarrier}) {
+    for (const Kind kind : kMutualKinds) {
       for (const int odd : {0, 2}) {
         GroupConfig config = group(4, placement);
         config.failure_tells_peers = false;
@@ -272,12 +312,14 @@ CHECK_CASE(failure_mismatch_same_algorithm) {
 CHECK_CASE(failure_mismatch_other_operation) {
   Random random(28);
   for (const auto placement : {PlacementKind::kBounce, PlacementKind::kPush}) {
-    for (int variant = 0; variant < 5; ++variant) {
+    for (int variant = 0; variant < 9; ++variant) {
       GroupConfig config = group(3, placement);
       config.failure_tells_peers = false;
       Workload common(3);
       Workload other(3);
-      add(common, random, variant == 3 ? Kind::kBroadcast : Kind::kTwoShot, 3);
+      constexpr Kind kCommon[] = {Kind::kTwoShot, Kind::kTwoShot,   Kind::kTwoShot, Kind::kBroadcast, Kind::kTwoShot,
+                                  Kind::kOneShot, Kind::kAllGather, Kind::kTree,    Kind::kAllToAll};
+      add(common, random, kCommon[variant], 3);
       switch (variant) {
         case 0:
           add(other, random, Kind::kRing, 3);
@@ -293,6 +335,18 @@ CHECK_CASE(failure_mismatch_other_operation) {
           break;  // another root
         case 4:
           other.add_all_reduce(random, {DType::kI32, DType::kI32, ReduceOp::kSum, Algo::kTwoShot}, 300);
+          break;
+        case 5:
+          add(other, random, Kind::kPackets, 3);
+          break;
+        case 6:
+          add(other, random, Kind::kReduceScatter, 3);  // in the same slots
+          break;
+        case 7:
+          add(other, random, Kind::kRing, 3);  // in the same slots
+          break;
+        case 8:
+          add(other, random, Kind::kGatherToFirst, 3);  // on the same flags, but to one rank only
       }
       Calls calls = common.calls();
       calls[0][1] = other.calls()[0][1];
@@ -342,25 +396,27 @@ CHECK_CASE(failure_interrupt_and_stall_warning) {
   Random random(30);
   static std::atomic<int> num_warnings;
   static std::atomic<bool> is_interrupted;
-  num_warnings = 0;
-  is_interrupted = false;
   GroupConfig config;
   config.warn_ns = 60'000'000;
   config.interrupted = [](void*) { return is_interrupted.load(); };
   config.stalled = [](void*, int peer, int64_t waited_ns) {
     if (peer == 1 && waited_ns >= 60'000'000) ++num_warnings;
   };
-  Workload workload(2);
-  add(workload, random, Kind::kTwoShot, 2);
-  Calls calls = workload.calls();
-  make_absent(calls, 0, 1);
-  const std::vector<Outcome> outcomes = ThreadRanks(config).run(calls, [] {
-    for (int i = 0; i < 2000 && num_warnings == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    std::this_thread::sleep_for(std::chrono::milliseconds(150));  // it does not warn twice
-    is_interrupted = true;
-  });
-  expect_failure(outcomes[0], ErrorCode::kInterrupted, 0, "interrupted");
-  EXPECT_EQ(num_warnings.load(), 1);
+  for (const Kind kind : {Kind::kTwoShot, Kind::kPackets, Kind::kTree, Kind::kReduceToFirst, Kind::kScatter}) {
+    num_warnings = 0;
+    is_interrupted = false;
+    Workload workload(2);
+    add(workload, random, kind, 2);
+    Calls calls = workload.calls();
+    make_absent(calls, 0, 1);
+    const std::vector<Outcome> outcomes = ThreadRanks(config).run(calls, [] {
+      for (int i = 0; i < 2000 && num_warnings == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      std::this_thread::sleep_for(std::chrono::milliseconds(150));  // it does not warn twice
+      is_interrupted = true;
+    });
+    expect_failure(outcomes[0], ErrorCode::kInterrupted, 0, name_of(kind, config, 0));
+    EXPECT_EQ(num_warnings.load(), 1);
+  }
 }
 
 }  // namespace dcomm::checks

@@ -3,7 +3,8 @@
 #include <string>
 
 #include "check.h"
-#include "workload.h"
+#include "collective_workload.h"
+#include "verifier.h"
 
 namespace dcomm::checks {
 namespace {
@@ -18,6 +19,23 @@ void expect_all_reduces(GroupConfig config, Algo algo) {
   for (int i = 0; i < kNumOperations; ++i) {
     const size_t count = 64 * 5 * static_cast<size_t>(config.world_size) - 17 * static_cast<size_t>(i);
     workload.add_all_reduce(random, {DType::kF32, DType::kF32, ReduceOp::kSum, algo}, count);
+  }
+  const std::string problem = run_workload(config, workload);
+  EXPECT_MSG(problem.empty(), problem);
+}
+
+/// Back-to-back operations in which the last segment is shorter than the one whose slot it takes over.
+void expect_collectives(GroupConfig config, Collective collective, Algo algo) {
+  Random random(33);
+  config.slot_bytes = config.fifo_slot_bytes = 256;  // 64 elements
+  Workload workload(config.world_size);
+  for (int i = 0; i < kNumOperations; ++i) {
+    CollectiveCase what;
+    what.collective = collective;
+    what.what.algo = algo;
+    what.count = 64 * 3 + 32 - static_cast<size_t>(i % 2);
+    if (algo == Algo::kTree) what.count *= 2;
+    add_collective(workload, random, what, config.world_size);
   }
   const std::string problem = run_workload(config, workload);
   EXPECT_MSG(problem.empty(), problem);
@@ -56,6 +74,15 @@ CHECK_CASE(protocol_fifo_credits) {
   }
 }
 
+// And for whoever sends to a root.
+CHECK_CASE(protocol_pair_credits) {
+  for (const auto placement : {PlacementKind::kBounce, PlacementKind::kPush}) {
+    for (const Collective collective : {Collective::kReduce, Collective::kGather, Collective::kScatter}) {
+      expect_collectives(group(3, placement, 1), collective, Algo::kFlat);
+    }
+  }
+}
+
 // The lanes of two_shot have all written their slots before any is published.
 CHECK_CASE(protocol_two_shot_lanes) {
   expect_all_reduces(group(3, PlacementKind::kBounce, 2), Algo::kTwoShot);
@@ -65,6 +92,68 @@ CHECK_CASE(protocol_two_shot_lanes) {
 // Before a slot is filled again, all lanes have read what a peer left there: the last segment of a chunk is shorter,
 // so its slot is dealt out to the lanes in other shares.
 CHECK_CASE(protocol_two_shot_reuse) { expect_all_reduces(group(3, PlacementKind::kBounce, 2), Algo::kTwoShot); }
+
+// The lanes have all written their slots before a rank signals its peers that they may read them.
+CHECK_CASE(protocol_exchange_lanes) {
+  expect_collectives(group(3, PlacementKind::kBounce, 2), Collective::kAllGather, Algo::kFlat);
+  expect_collectives(group(3, PlacementKind::kPush, 2), Collective::kReduceScatter, Algo::kFlat);
+}
+
+// Swapped slots and the tree's, as two_shot's: all lanes have read what lies there before one of them writes.
+CHECK_CASE(protocol_exchange_reuse) {
+  expect_collectives(group(3, PlacementKind::kBounce, 2), Collective::kAllGather, Algo::kFlat);
+}
+CHECK_CASE(protocol_tree_reuse) {
+  expect_collectives(group(4, PlacementKind::kBounce, 2), Collective::kAllReduce, Algo::kTree);
+}
+
+// One turn of look-ahead needs two slots in an exchange, too.
+CHECK_CASE(protocol_two_exchange_slots) {
+  for (const auto placement : {PlacementKind::kBounce, PlacementKind::kPush}) {
+    expect_collectives(group(3, placement, 1), Collective::kAllGather, Algo::kFlat);
+    expect_collectives(group(3, placement, 1), Collective::kAllReduce, Algo::kOneShot);
+  }
+}
+
+// Every pair of ranks agrees on who sends which chunk to whom, in every algorithm.
+CHECK_CASE(protocol_schedules) {
+  for (const Algo algo : {Algo::kRing, Algo::kTwoShot, Algo::kOneShot, Algo::kTree}) {
+    Scenario scenario;
+    scenario.placement = {PlacementKind::kBounce, 5, 2};
+    scenario.operations.assign(2, {Collective::kAllReduce, algo, 300});
+    const std::string problem = verify(scenario, record(scenario), {});
+    EXPECT_MSG(problem.empty(), problem);
+  }
+}
+
+// The elements that do not fill a pack are reduced as the others are.
+CHECK_CASE(protocol_tails) {
+  Random random(34);
+  for (const Algo algo : {Algo::kRing, Algo::kTwoShot, Algo::kOneShot, Algo::kTree}) {
+    Workload workload(3);
+    for (const size_t count : {1, 37, 999}) {
+      workload.add_all_reduce(random, {DType::kF32, DType::kF32, ReduceOp::kSum, algo}, count);
+    }
+    const std::string problem = run_workload(group(3, PlacementKind::kBounce, 1), workload);
+    EXPECT_MSG(problem.empty(), problem);
+  }
+}
+
+// Packets: the lines of a message are not those of the one before, and a line of an earlier message is not this one's.
+CHECK_CASE(protocol_packets) {
+  for (const int num_lanes : {1, 2}) {
+    Random random(35);
+    GroupConfig config = group(3, PlacementKind::kBounce, num_lanes);
+    config.packet_bytes = 4 * kPacketGrain;  // 32 lines: both lanes have some
+    Workload workload(3);
+    for (int i = 0; i < 40; ++i) {
+      const size_t count = i % 4 == 3 ? 380 : 30 + static_cast<size_t>(i);
+      workload.add_all_reduce(random, {DType::kF32, DType::kF32, ReduceOp::kSum, Algo::kOneShot}, count);
+    }
+    const std::string problem = run_workload(config, workload);
+    EXPECT_MSG(problem.empty(), problem);
+  }
+}
 
 // A wait is for this message, not for the one before it.
 CHECK_CASE(protocol_epochs) {
@@ -78,8 +167,9 @@ CHECK_CASE(protocol_two_slots) {
   expect_all_reduces(group(3, PlacementKind::kPush, 1), Algo::kTwoShot);
 }
 
-// The store that publishes a slot is a release. A full barrier for sleepers would hide that it is not.
-CHECK_CASE(protocol_release_store) {
+// The store that publishes a slot is a release, and the load that waits for it an acquire. A full barrier for sleepers
+// would hide that they are not.
+CHECK_CASE(protocol_release_acquire) {
   for (const Algo algo : {Algo::kRing, Algo::kTwoShot}) {
     GroupConfig config = group(2, PlacementKind::kBounce, 1);
     config.policy = {0, 1'000'000'000, false};
