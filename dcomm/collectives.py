@@ -332,10 +332,9 @@ class SymmetricCollectives(Endpoint):
         if own_block_of is None:
             check_overlap(x, target, None, ": pass disjoint arrays, or out=None for a new one")
         else:
-            other = "out" if own_block_of == "x's" else "x"
-            check_overlap(
-                x, target, self.rank, f": pass disjoint arrays, or {own_block_of} block {self.rank} as {other}"
-            )
+            small = "x" if own_block_of == "out" else "out"
+            block = f"{own_block_of}'s block {self.rank} as {small}"
+            check_overlap(x, target, self.rank, f": pass disjoint arrays, or {block}")
         return target
 
 

@@ -172,7 +172,8 @@ bool run_lane(HostExec& exec, const CollectiveCall& call, const HostKernels& ker
 void run_alone(const CollectiveCall& call, const KernelTable& table) {
   if (call.count == 0) return;
   if (!reduces(call.collective)) {
-    if (call.in != call.out) std::memcpy(call.out, call.in, call.count * dtype_bytes(call.dtype));
+    const bool moves = call.in != call.out && call.out != nullptr;  // the source of a broadcast has no result
+    if (moves) std::memcpy(call.out, call.in, call.count * dtype_bytes(call.dtype));
     return;
   }
   const HostKernels kernels = bind_kernels(call, 1, table);

@@ -92,7 +92,7 @@ def init_and_report(rank: int, world_size: int, **kwargs: Any) -> dict[str, Any]
     my_rank, my_size = kwargs.pop("my_rank", rank), kwargs.pop("my_world_size", world_size)
     time.sleep(kwargs.pop("delay", 0.0))
     try:
-        with dcomm.init(rank=my_rank, world_size=my_size, timeout=kwargs.pop("timeout", 30)) as comm:
+        with dcomm.init(rank=my_rank, world_size=my_size, timeout=kwargs.pop("timeout", 30), **kwargs) as comm:
             return {"error": None, **exchange(comm)}
     except (dcomm.DcommError, ValueError) as error:
         return {"error": type(error).__name__, "text": str(error), "seconds": time.monotonic() - start}
@@ -192,6 +192,29 @@ def mismatch(rank: int, world_size: int, what: str) -> dict[str, Any]:
             comm.barrier(timeout=20)
         else:
             comm.all_reduce(np.ones(1000, np.float32), timeout=20)
+    except dcomm.DcommError as error:
+        return {"error": type(error).__name__, "text": str(error), "seconds": time.monotonic() - start}
+    return {"error": None}
+
+
+def with_block(rank: int, world_size: int) -> dict[str, Any]:
+    with dcomm.init(rank=rank, world_size=world_size, timeout=40) as comm:
+        total = float(comm.all_reduce(np.ones(3))[0])
+        inside = comm.closed
+    return {"sum": total, "inside": inside, "after": comm.closed}
+
+
+def counts_disagree(rank: int, world_size: int) -> dict[str, Any]:
+    """Rank 1 sends rank 0 seven rows of two, where rank 0 expects five."""
+    comm = dcomm.init(rank=rank, world_size=world_size, timeout=40)
+    comm.barrier()
+    send = [5] * world_size
+    if rank == 1:
+        send[0] = 7
+    start = time.monotonic()
+    try:
+        comm.all_to_all(np.ones((sum(send), 2)), send_counts=send, recv_counts=[5] * world_size, timeout=20)
+        comm.barrier(timeout=20)
     except dcomm.DcommError as error:
         return {"error": type(error).__name__, "text": str(error), "seconds": time.monotonic() - start}
     return {"error": None}
