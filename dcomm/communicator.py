@@ -12,6 +12,7 @@ from typing import Any
 from dcomm import _core, arrays
 from dcomm.errors import CudaError
 from dcomm.point_to_point import PointToPoint
+from dcomm.split import Splitting
 from dcomm.work import Work, to_seconds
 
 # Codes of csrc/base/dtype.h and csrc/protocol/control.h.
@@ -35,7 +36,7 @@ def _timeout_ns(timeout: float | timedelta | None) -> int:
     return 0 if seconds is None else max(1, int(seconds * 1e9))
 
 
-class Communicator(PointToPoint):
+class Communicator(PointToPoint, Splitting):
     """One rank's membership in a group of ranks on one host.
 
     Made by :func:`dcomm.init` (ranks are processes) or :func:`dcomm.init_threads` (ranks are threads of this
