@@ -99,6 +99,7 @@ class Communicator:
     def message_async(
         self, kind: int, address: int, count: int, dtype: int, peer: int, tag: int, timeout_ns: int, /
     ) -> Work: ...
+    def split(self, color: int | None, key: int, timeout_ns: int, /) -> Communicator | None: ...
     def fast_all_reduce(
         self,
         op_codes: dict[Any, int],

@@ -11,11 +11,12 @@ from dcomm import _core
 from dcomm.collectives import SymmetricCollectives
 from dcomm.point_to_point import PointToPoint
 from dcomm.rooted import RootedCollectives
+from dcomm.split import Splitting
 
 _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
-class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint):
+class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Splitting):
     """One rank's membership in a group of ranks on one host.
 
     Made by :func:`dcomm.init` (ranks are processes) or :func:`dcomm.init_threads` (ranks are threads of this

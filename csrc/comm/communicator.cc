@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <sstream>
 
 #include "comm/failure_text.h"
@@ -122,14 +123,12 @@ bool Communicator::in_child() const { return fork_generation() != fork_generatio
 std::vector<std::shared_ptr<Communicator>> Communicator::of_threads(int world_size, bool deterministic) {
   DCOMM_CHECK(world_size >= 1, ErrorCode::kInvalidArgument, "world_size=", world_size, ": expected at least 1");
   const Settings settings = Settings::from_environment(world_size, deterministic);
-  auto windows = make_heap_windows(world_size, settings.layout(world_size).window_bytes());
-  auto exits = std::make_shared<PeerExits>(world_size);
-  auto cuda_group = std::make_shared<CudaThreadGroup>(world_size, CudaGroupOptions::from_environment());
+  const ThreadParts parts = ThreadParts::make(world_size, settings);
+  const auto family = std::make_shared<ThreadFamily>();
   std::vector<std::shared_ptr<Communicator>> communicators;
   for (int rank = 0; rank < world_size; ++rank) {
-    communicators.emplace_back(new Communicator(rank, windows, settings));
-    communicators.back()->context_.exits = exits;
-    communicators.back()->cuda_group_ = cuda_group;
+    communicators.emplace_back(new Communicator(rank, parts.windows, settings));
+    communicators.back()->join_threads(parts, family, 0);
   }
   return communicators;
 }
@@ -147,18 +146,33 @@ std::shared_ptr<Communicator> Communicator::of_processes(const MeshOptions& opti
       options.rank, options.world_size, window_bytes,
       [&](int descriptor) { return mesh->exchange_descriptors(descriptor); }, force_shm);
   std::shared_ptr<Communicator> self(new Communicator(options.rank, std::move(windows), settings));
-  for (int rank = 0; rank < options.world_size; ++rank) {
-    self->pids_.push_back(rank == options.rank ? 0 : static_cast<int>(mesh->peer(rank).pid));
-  }
+  self->force_shm_ = force_shm;
   mesh->barrier();  // everybody has mapped everybody
-  self->mesh_ = mesh;
-  Communicator* raw = self.get();  // outlives its liveness thread
-  self->liveness_ = std::make_unique<Liveness>(mesh, [raw](int rank, PeerExit how) {
-    raw->context_.exits->set(rank, how == PeerExit::kLeft ? AbortDetail::kLeft : AbortDetail::kDied);
-    raise_attention(raw->context_, raw->context_.rank);
-    wake_sleepers(raw->context_, raw->context_.rank);
-  });
+  std::vector<int> mesh_ranks(static_cast<size_t>(options.world_size));
+  std::iota(mesh_ranks.begin(), mesh_ranks.end(), 0);
+  self->join_mesh(std::make_shared<SharedMesh>(mesh), 0, std::move(mesh_ranks));
   return self;
+}
+
+void Communicator::join_mesh(std::shared_ptr<SharedMesh> mesh, uint64_t id, std::vector<int> mesh_ranks) {
+  for (const int peer : mesh_ranks) {
+    pids_.push_back(peer == mesh->own_rank() ? 0 : static_cast<int>(mesh->peer(peer).pid));
+  }
+  mesh_ = std::move(mesh);
+  mesh_ranks_ = std::move(mesh_ranks);
+  id_ = id;
+  mesh_->join(id, {mesh_ranks_, [this](int peer, AbortDetail how) {  // not called after leave()
+                     context_.exits->set(peer, how);
+                     raise_attention(context_, rank());
+                     wake_sleepers(context_, rank());
+                   }});
+}
+
+void Communicator::join_threads(const ThreadParts& parts, std::shared_ptr<ThreadFamily> family, uint64_t id) {
+  context_.exits = parts.exits;
+  cuda_group_ = parts.cuda_group;
+  family_ = std::move(family);
+  id_ = id;
 }
 
 Communicator::~Communicator() { leave(false); }
@@ -211,6 +225,18 @@ void Communicator::run(CollectiveCall call, int64_t timeout_ns, InterruptCheck i
   const Entry entry(entered_);
   check_usable();
   complete_call(call);
+  run_in_order(call, timeout_ns, interrupted);
+}
+
+std::shared_ptr<Communicator> Communicator::split(std::optional<int64_t> color, int64_t key, int64_t timeout_ns,
+                                                  InterruptCheck interrupted) {
+  const Entry entry(entered_);
+  check_usable();
+  return run_split({color ? 1 : 0, color.value_or(0), key}, timeout_ns, interrupted);
+}
+
+/// At once where nothing is queued, else behind what is.
+void Communicator::run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted) {
   if (num_queued_.load(std::memory_order_acquire) == 0) {
     execute(call, timeout_ns, interrupted, false);
     return;
@@ -528,10 +554,7 @@ void Communicator::leave(bool finish_queue) {
     queue_changed_.notify_all();
   }
   if (progress_ != nullptr && progress_->joinable()) progress_->join();
-  if (liveness_ != nullptr) {
-    liveness_.reset();  // says goodbye
-    return;
-  }
+  if (mesh_ != nullptr) return mesh_->leave(id_);  // says goodbye
   if (cuda_group_ != nullptr) cuda_group_->leave(rank());
   context_.exits->set(rank(), AbortDetail::kLeft);
   for (int peer = 0; peer < world_size(); ++peer) {

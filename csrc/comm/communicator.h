@@ -10,14 +10,16 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "comm/liveness.h"
 #include "comm/mesh.h"
 #include "comm/point_to_point.h"
 #include "comm/settings.h"
+#include "comm/shared_mesh.h"
+#include "comm/split.h"
 #include "comm/work.h"
 #include "exec/host_exec.h"
 #include "launch/cuda_group.h"
@@ -58,6 +60,11 @@ class Communicator {
   /// broken.
   std::shared_ptr<Work> enqueue(CollectiveCall call, int64_t timeout_ns);
 
+  /// Collective over all ranks: those of one color become a communicator, in the order of (key, rank). nullptr without
+  /// a color. Throws the same on all ranks.
+  std::shared_ptr<Communicator> split(std::optional<int64_t> color, int64_t key, int64_t timeout_ns,
+                                      InterruptCheck interrupted);
+
   /// All-reduce of arrays on a GPU that ranks of this process share. Blocks the host until all ranks have called, then
   /// is asynchronous to the GPU, in order on call.stream. Throws kCuda where the ranks are processes.
   void run_cuda(CudaRankCall call);
@@ -77,10 +84,16 @@ class Communicator {
  private:
   Communicator(int rank, std::shared_ptr<Windows> windows, const Settings& settings);
 
+  class Splitting;
+  std::shared_ptr<Communicator> run_split(const SplitVote& vote, int64_t timeout_ns, InterruptCheck interrupted);
+  void join_mesh(std::shared_ptr<SharedMesh> mesh, uint64_t id, std::vector<int> mesh_ranks);
+  void join_threads(const ThreadParts& parts, std::shared_ptr<ThreadFamily> family, uint64_t id);
+
   bool in_child() const;  // this process was forked from the communicator's
   void check_usable() const;
   void complete_call(CollectiveCall& call) const;
   CudaThreadGroup& cuda_group() const;
+  void run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted);
   void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void execute_one(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void check_lengths(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
@@ -104,9 +117,13 @@ class Communicator {
   const KernelTable* kernel_table_;
   PointToPoint messages_;
   std::shared_ptr<CudaThreadGroup> cuda_group_;  // where the ranks are threads
-  std::shared_ptr<Mesh> mesh_;
-  std::unique_ptr<Liveness> liveness_;
+  std::shared_ptr<ThreadFamily> family_;         // the same
+  std::shared_ptr<SharedMesh> mesh_;             // where they are processes
+  std::vector<int> mesh_ranks_;                  // of each rank
   std::vector<int> pids_;
+  bool force_shm_ = false;
+  uint64_t id_ = 0;  // among the communicators of one mesh
+  uint64_t num_splits_ = 0;
 
   uint64_t seq_ = 0;
   uint64_t history_ = 0;  // fingerprint of all operations so far

@@ -95,7 +95,7 @@ class Exchange {
     const std::vector<uint8_t>& payload = request_.payload;
     state.try_later = false;
     while (!state.sent) {
-      const size_t nbytes = std::min(kPacketPayloadBytes, payload.size() - state.sent_bytes);
+      const size_t nbytes = std::min(kSocketPayloadBytes, payload.size() - state.sent_bytes);
       PacketHeader header;
       header.kind = static_cast<uint32_t>(request_.kind);
       header.sequence = request_.sequence;
@@ -134,6 +134,7 @@ class Exchange {
     const uint8_t* data = buffer_.data() + sizeof header;
     if (header.type == PacketType::kAbort) throw_reported(header, data, nbytes);
     if (header.type == PacketType::kGoodbye) throw_peer_lost(rank, sockets_, "closed its communicator during set-up");
+    if (header.type != PacketType::kData) throw_peer_lost(rank, sockets_, "sent an unknown packet during set-up");
     DCOMM_CHECK(header.kind == static_cast<uint32_t>(request_.kind) && header.sequence == request_.sequence,
                 ErrorCode::kInternal, "rank ", rank, " is in step ", header.sequence, " of set-up (",
                 kind_name(static_cast<ExchangeKind>(header.kind)), "), this rank in step ", request_.sequence, " (",
@@ -183,7 +184,7 @@ void send_abort(const std::vector<GuardedFd>& sockets, ErrorCode code, const std
   PacketHeader header;
   header.type = PacketType::kAbort;
   header.kind = static_cast<uint32_t>(code);
-  const size_t nbytes = std::min(text.size(), kPacketPayloadBytes);
+  const size_t nbytes = std::min(text.size(), kSocketPayloadBytes);
   header.total_bytes = static_cast<uint32_t>(nbytes);
   std::vector<uint8_t> packet(sizeof header + nbytes);
   std::memcpy(packet.data(), &header, sizeof header);

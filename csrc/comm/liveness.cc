@@ -15,6 +15,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <thread>
 #include <vector>
 
@@ -28,18 +29,31 @@ namespace {
 
 enum class SocketNews { kNothing, kGoodbye, kEnd };
 
-/// Reads what a peer has sent since set-up: nothing, a goodbye, or the end.
-SocketNews read_news(int rank, int socket) {
-  uint8_t buffer[kMaxPacketBytes];
-  size_t nbytes = 0;
-  const IoStatus status = receive_packet(socket, buffer, sizeof buffer, &nbytes);
-  if (status == IoStatus::kWouldBlock) return SocketNews::kNothing;
-  if (status == IoStatus::kClosed) return SocketNews::kEnd;
-  const auto header = status == IoStatus::kDone ? decode_header(buffer, nbytes) : std::nullopt;
-  if (header && header->type == PacketType::kGoodbye) return SocketNews::kGoodbye;
-  if (header && header->type == PacketType::kAbort) return SocketNews::kEnd;  // its last step of set-up failed
-  std::fprintf(stderr, "dcomm: rank %d sent an unknown packet after set-up; it counts as lost\n", rank);
-  return SocketNews::kEnd;
+/// Reads what a peer has sent since set-up up to nothing, a goodbye, or the end.
+SocketNews read_news(int rank, int socket, const Liveness::OnPacket& on_packet) {
+  for (;;) {
+    uint8_t buffer[kMaxPacketBytes];
+    size_t nbytes = 0;
+    PeerPacket packet;
+    const IoStatus status = receive_packet(socket, buffer, sizeof buffer, &nbytes, &packet.descriptor);
+    if (status == IoStatus::kWouldBlock) return SocketNews::kNothing;
+    if (status == IoStatus::kClosed) return SocketNews::kEnd;
+    const auto header = status == IoStatus::kDone ? decode_header(buffer, nbytes) : std::nullopt;
+    if (header && header->type == PacketType::kGoodbye) return SocketNews::kGoodbye;
+    if (header && header->type == PacketType::kAbort) return SocketNews::kEnd;  // its last step of set-up failed
+    const bool has_id = header && nbytes == sizeof *header + sizeof packet.id && header->type != PacketType::kData;
+    if (!has_id || !on_packet) {
+      std::fprintf(stderr, "dcomm: rank %d sent an unknown packet after set-up; it counts as lost\n", rank);
+      return SocketNews::kEnd;
+    }
+    packet.type = header->type;
+    std::memcpy(&packet.id, buffer + sizeof *header, sizeof packet.id);
+    try {
+      on_packet(rank, std::move(packet));
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "dcomm: a packet of rank %d was lost: %s\n", rank, error.what());
+    }
+  }
 }
 
 /// All signals stay with the application's threads.
@@ -63,6 +77,7 @@ class BlockedSignals {
 struct Liveness::State {
   std::shared_ptr<Mesh> mesh;
   OnExit on_exit;
+  OnPacket on_packet;
   GuardedFd wake;
   std::atomic<bool> stop{false};
   std::atomic<bool> goodbye_said{false};
@@ -96,7 +111,7 @@ void Liveness::State::watch() noexcept {
       const bool socket_ready = watched[entry].fd >= 0 && watched[entry].revents != 0;
       const bool process_ended = watched[entry + 1].fd >= 0 && watched[entry + 1].revents != 0;
       if (!socket_ready && !process_ended) continue;
-      const SocketNews news = read_news(rank, mesh->peer(rank).socket);
+      const SocketNews news = read_news(rank, mesh->peer(rank).socket, on_packet);
       if (news == SocketNews::kNothing && !process_ended) continue;
       watched[entry].fd = -1;  // reported once, watched no more
       watched[entry + 1].fd = -1;
@@ -115,10 +130,11 @@ void Liveness::State::report(int rank, PeerExit how) const noexcept {
   }
 }
 
-Liveness::Liveness(std::shared_ptr<Mesh> mesh, OnExit on_exit) : state_(std::make_unique<State>()) {
+Liveness::Liveness(std::shared_ptr<Mesh> mesh, OnExit on_exit, OnPacket on_packet) : state_(std::make_unique<State>()) {
   install_fork_guard();
   state_->mesh = std::move(mesh);
   state_->on_exit = std::move(on_exit);
+  state_->on_packet = std::move(on_packet);
   state_->generation = fork_generation();
   state_->wake = GuardedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!state_->wake) throw_errno(ErrorCode::kInternal, "eventfd for the liveness thread (raise ulimit -n?)", errno);

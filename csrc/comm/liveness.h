@@ -6,6 +6,8 @@
 #include <string>
 
 #include "comm/mesh.h"
+#include "comm/packet.h"
+#include "comm/unix_socket.h"
 
 namespace dcomm {
 
@@ -14,12 +16,22 @@ enum class PeerExit {
   kLeft,  // goodbye received: it closed its communicator
 };
 
+/// What a peer sends after set-up beside its goodbye.
+struct PeerPacket {
+  PacketType type = PacketType::kWindow;
+  uint64_t id = 0;
+  GuardedFd descriptor;
+};
+
 class Liveness {
  public:
   /// Called from the watcher thread, at most once per peer. Must not block and must not call Python.
   using OnExit = std::function<void(int rank, PeerExit how)>;
 
-  Liveness(std::shared_ptr<Mesh> mesh, OnExit on_exit);
+  /// As OnExit, for every kWindow and kMemberGoodbye; those of a peer come before its end.
+  using OnPacket = std::function<void(int rank, PeerPacket packet)>;
+
+  Liveness(std::shared_ptr<Mesh> mesh, OnExit on_exit, OnPacket on_packet = {});
   ~Liveness();  // says goodbye to the peers and joins the thread; does nothing in a forked child
 
   /// Tells all peers that this rank leaves on purpose; idempotent.

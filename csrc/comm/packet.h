@@ -1,7 +1,7 @@
 // The packets between two ranks of a finished meeting. Floor: comm.
 //
 // A message of set-up is cut into packets of at most 16 KiB (the default send buffer of a Unix socket is
-// 208 KiB, and a packet must fit whole). Goodbye and abort are single packets.
+// 208 KiB, and a packet must fit whole). All others are single packets.
 #pragma once
 
 #include <cstddef>
@@ -14,8 +14,10 @@ namespace dcomm {
 
 enum class PacketType : uint32_t {
   kData = 1,
-  kAbort = 2,    // set-up failed on the sender; kind: its ErrorCode; the payload says why
-  kGoodbye = 3,  // the sender closes its communicator on purpose
+  kAbort = 2,          // set-up failed on the sender; kind: its ErrorCode; the payload says why
+  kGoodbye = 3,        // the sender closes its last communicator of this mesh on purpose
+  kWindow = 4,         // payload: id of a new communicator; with the descriptor of the sender's window
+  kMemberGoodbye = 5,  // payload: id of the communicator that the sender closes; it has others on this mesh
 };
 
 struct PacketHeader {
@@ -28,8 +30,8 @@ struct PacketHeader {
 };
 static_assert(sizeof(PacketHeader) == 24 && std::is_trivially_copyable_v<PacketHeader>);
 
-inline constexpr size_t kPacketPayloadBytes = 16 * 1024;
-inline constexpr size_t kMaxPacketBytes = sizeof(PacketHeader) + kPacketPayloadBytes;
+inline constexpr size_t kSocketPayloadBytes = 16 * 1024;
+inline constexpr size_t kMaxPacketBytes = sizeof(PacketHeader) + kSocketPayloadBytes;
 inline constexpr size_t kMaxMessageBytes = size_t{1} << 20;
 
 /// The header of a packet that was `nbytes` long; nothing if any field is out of range.
@@ -40,7 +42,7 @@ inline std::optional<PacketHeader> decode_header(const uint8_t* data, size_t nby
   const size_t payload_bytes = nbytes - sizeof header;
   const bool in_range = header.magic == PacketHeader{}.magic && header.total_bytes <= kMaxMessageBytes &&
                         header.offset <= header.total_bytes && payload_bytes <= header.total_bytes - header.offset &&
-                        header.type >= PacketType::kData && header.type <= PacketType::kGoodbye;
+                        header.type >= PacketType::kData && header.type <= PacketType::kMemberGoodbye;
   if (!in_range) return {};
   return header;
 }

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -177,6 +178,13 @@ std::vector<std::shared_ptr<Communicator>> of_threads(int world_size, bool deter
   return comms;
 }
 
+std::shared_ptr<Communicator> split(Communicator& comm, std::optional<int64_t> color, int64_t key, int64_t timeout_ns) {
+  std::shared_ptr<Communicator> child;
+  const InterruptCheck check = signal_check();
+  translate_released([&] { child = comm.split(color, key, timeout_ns, check); });
+  return child == nullptr ? nullptr : releasing(std::move(child));
+}
+
 void bind_work(py::module_& m) {
   py::class_<Work, std::shared_ptr<Work>>(m, "Work")
       .def("done", &Work::done)
@@ -249,6 +257,7 @@ void bind_communicator(py::module_& m) {
               int64_t timeout_ns) {
              return releasing(comm.enqueue(message_call(kind, address, count, dtype, peer, tag), timeout_ns));
            })
+      .def("split", &split)
       .def("fast_all_reduce",
            [](const std::shared_ptr<Communicator>& comm, const py::dict& op_codes, const py::dict& algo_codes,
               const py::dict& wire_codes, const py::dict& kinds, const py::dict& torch_codes) {
