@@ -34,10 +34,11 @@ class Expectation:
 
 # Jitter lets ranks run ahead of each other: a wait that is too short shows only when it would have been a wait.
 JITTER = {"DCOMM_TEST_JITTER": "1"}
+CREDIT_CHECKS = ("protocol_push_credits", "protocol_fifo_credits", "protocol_pair_credits")
 MUTATIONS = {
     "ring_no_lane_sync": Expectation(("protocol_ring_lanes",)),
-    "no_credit_wait": Expectation(("protocol_push_credits", "protocol_fifo_credits", "protocol_pair_credits"), JITTER),
-    "credit_off_by_one": Expectation(("protocol_push_credits", "protocol_fifo_credits", "protocol_pair_credits"), JITTER),
+    "no_credit_wait": Expectation(CREDIT_CHECKS, JITTER),
+    "credit_off_by_one": Expectation(CREDIT_CHECKS, JITTER),
     "ring_wrong_chunk": Expectation(("protocol_schedules", "protocol_ring_lanes")),
     "two_shot_no_lane_sync": Expectation(("protocol_two_shot_lanes",)),
     "two_shot_no_gather_sync": Expectation(("protocol_two_shot_lanes",)),
