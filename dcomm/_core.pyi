@@ -74,8 +74,9 @@ class Communicator:
         timeout_ns: int,
         /,
     ) -> Work: ...
-    def all_reduce_cuda(
+    def collective_cuda(
         self,
+        kind: int,
         device: int,
         source: int,
         target: int,
@@ -84,6 +85,7 @@ class Communicator:
         wire: int,
         op: int,
         algo: int,
+        root: int,
         stream: int,
         timeout_ns: int,
         /,

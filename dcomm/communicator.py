@@ -140,8 +140,9 @@ class Communicator:
             if not (source.contiguous and target.contiguous):
                 raise ValueError("got a non-contiguous CUDA array: pass .contiguous()")
             stream_id = arrays.stream_handle(x, stream)
-            codes = (source.count, source.dtype, wire, op_code, algo_code)
-            self._core.all_reduce_cuda(source.device, source.address, target.address, *codes, stream_id, timeout_ns)
+            codes = (source.count, source.dtype, wire, op_code, algo_code, 0)
+            arguments = (source.device, source.address, target.address, *codes, stream_id, timeout_ns)
+            self._core.collective_cuda(_ALL_REDUCE, *arguments)
             return x if out is None else out
         if stream is not None:
             raise ValueError("stream= is for CUDA arrays; CPU operations have none")

@@ -112,11 +112,11 @@ CollectiveCall collective_call(int kind, uintptr_t in, uintptr_t out, size_t cou
   return call;
 }
 
-void run_cuda(Communicator& comm, int device, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op,
-              int algo, uintptr_t stream, int64_t timeout_ns) {
+void run_cuda(Communicator& comm, int kind, int device, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire,
+              int op, int algo, int root, uintptr_t stream, int64_t timeout_ns) {
   CudaRankCall call;
   call.device = device;
-  call.call = all_reduce_call(in, out, count, dtype, wire, op, algo);
+  call.call = collective_call(kind, in, out, count, dtype, wire, op, algo, root, 1.0, py::none(), py::none());
   call.stream = reinterpret_cast<void*>(stream);
   call.timeout_ns = timeout_ns;
   call.interrupted = signal_check();
@@ -221,7 +221,7 @@ void bind_communicator(py::module_& m) {
                  timeout_ns));
            })
       .def("fast_all_reduce", &make_fast_all_reduce)
-      .def("all_reduce_cuda", &run_cuda)
+      .def("collective_cuda", &run_cuda)
       .def("synchronize_cuda",
            [](Communicator& comm, int64_t timeout_ns) {
              translate_released([&] { comm.synchronize_cuda(timeout_ns); });
