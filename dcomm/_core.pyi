@@ -78,8 +78,9 @@ class Communicator:
         timeout_ns: int,
         /,
     ) -> Work: ...
-    def all_reduce_cuda(
+    def collective_cuda(
         self,
+        kind: int,
         device: int,
         source: int,
         target: int,
@@ -88,6 +89,7 @@ class Communicator:
         wire: int,
         op: int,
         algo: int,
+        root: int,
         stream: int,
         timeout_ns: int,
         /,

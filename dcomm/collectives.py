@@ -149,7 +149,8 @@ class SymmetricCollectives(Endpoint):
         if operation.op == reduce_ops.PREMUL_SUM_CODE:
             raise ValueError("premul_sum is for CPU arrays: scale the CUDA array first, and use op='sum'")
         assert operation.source is not None
-        self._core.all_reduce_cuda(
+        self._core.collective_cuda(
+            operation.kind,
             source.device,
             source.address,
             target.address,
@@ -158,6 +159,7 @@ class SymmetricCollectives(Endpoint):
             operation.dtype if operation.wire < 0 else operation.wire,
             operation.op,
             operation.algo,
+            operation.root,
             arrays.stream_handle(operation.source.array, stream),
             timeout_to_ns(timeout),
         )

@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "csrc" / "launch").glob("*.cu"))
 # The flags of CMakeLists.txt that decide over the machine code.
 FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-arch=sm_90", "-Xptxas", "-v", "-Werror", "all-warnings"]
+# two_shot and packets: 5 pairs of types x 2, 4, 8 or any ranks; ring, tree, one_shot: 5; reduce_scatter: 3 x 4;
+# reduce: 3; five collectives that move bytes, and the barrier.
+NUM_KERNELS = 2 * 5 * 4 + 3 * 5 + 3 * 4 + 3 + 6
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 
@@ -53,23 +56,33 @@ def sass_problems(name: str, counts: Counter[str]) -> list[str]:
         if re.match(r"(LDL|STL)\b", instruction) or (instruction.startswith("LDG") and ".CONSTANT" in instruction)
     ]
     # Fused multiply-adds belong to the correctly rounded division only, which kernels for 2, 4 or 8 ranks replace
-    # by an exact multiplication: they hold none.
-    unrolled = re.search(r"k_all_reduce_two_shot\w*Li[248]E", name) is not None
-    if unrolled and any(re.match(r"[FDH]FMA\b(?!2)", instruction) for instruction in counts):
+    # by an exact multiplication: they hold none, and neither do those that only move bytes.
+    divides = re.search(r"(TwoShot|Packets|ReduceScatter)Body\w*Li0E|(Ring|Tree|OneShot|Reduce)Body", name) is not None
+    if not divides and any(re.match(r"[FDH]FMA\b(?!2)", instruction) for instruction in counts):
         problems.append(f"{name}: fused multiply-add")
-    if counts["LDG.E.128"] == 0 or counts["STG.E.128"] == 0:
+    scope = ".STRONG.SYS" if "PacketsBody" in name else ""  # a packet is one access, seen by all
+    if "BarrierBody" not in name and (counts[f"LDG.E.128{scope}"] == 0 or counts[f"STG.E.128{scope}"] == 0):
         problems.append(f"{name}: no 16-byte accesses")
     return problems
 
 
 def test_sass_problems_are_found() -> None:
     good = Counter({"LDG.E.128": 4, "STG.E.128": 4, "FADD": 8})
-    unrolled = "_ZN5dcomm21k_all_reduce_two_shotINS_7CudaF32ENS_7CudaF32ELi8EEEvNS_7CudaJobE"
-    assert sass_problems(unrolled, good) == []
-    for bad in ("LDL.64", "STL", "LDG.E.128.CONSTANT", "FFMA", "FFMA.RZ"):
-        assert sass_problems(unrolled, good + Counter([bad])) != [], bad
-    assert sass_problems(unrolled, Counter({"LDG.E": 4})) != []
-    assert sass_problems("k_all_reduce_ring", good + Counter(["FFMA"])) == []  # divides by any world size
+    names = {
+        body: f"_ZN5dcomm12k_collectiveINS_{len(body)}{body}INS_7CudaF32E{rest}EEEEvNS_7CudaJobE"
+        for body, rest in (("TwoShotBody", "S2_Li8E"), ("RingBody", "S2_E"), ("PacketsBody", "S2_Li2E"))
+    } | {
+        body: f"_ZN5dcomm12k_collectiveINS_{len(body)}{body}EEEvNS_7CudaJobE" for body in ("GatherBody", "BarrierBody")
+    }
+    for body in ("TwoShotBody", "GatherBody"):
+        assert sass_problems(names[body], good) == []
+        for bad in ("LDL.64", "STL", "LDG.E.128.CONSTANT", "FFMA", "FFMA.RZ"):
+            assert sass_problems(names[body], good + Counter([bad])) != [], bad
+        assert sass_problems(names[body], Counter({"LDG.E": 4})) != []
+    assert sass_problems(names["RingBody"], good + Counter(["FFMA"])) == []  # divides by any world size
+    assert sass_problems(names["PacketsBody"], good) != []  # a packet must not be torn, nor kept in a cache
+    assert sass_problems(names["PacketsBody"], Counter({"LDG.E.128.STRONG.SYS": 1, "STG.E.128.STRONG.SYS": 1})) == []
+    assert sass_problems(names["BarrierBody"], Counter({"LDG.E.64.STRONG.SYS": 1})) == []
     text = ".text.k:\n        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;\n"
     assert instructions(text) == {"k": Counter({"LDG.E.128": 1})}
 
@@ -104,11 +117,11 @@ def test_machine_code(cubins: Path) -> None:
     nvdisasm = shutil.which("nvdisasm")
     if nvdisasm is None:
         pytest.skip("no nvdisasm on this machine (pip install nvidia-cuda-nvdisasm)")
-    done = subprocess.run(
-        [nvdisasm, "-c", str(cubins / "cuda_launch.cubin")], capture_output=True, text=True, check=True
-    )
-    functions = instructions(done.stdout)
-    assert len(functions) == 25
+    functions: dict[str, Counter[str]] = {}
+    for cubin in sorted(cubins.glob("cuda_kernels_*.cubin")):
+        done = subprocess.run([nvdisasm, "-c", str(cubin)], capture_output=True, text=True, check=True)
+        functions |= instructions(done.stdout)
+    assert len(functions) == NUM_KERNELS
     problems = [problem for name, counts in functions.items() for problem in sass_problems(name, counts)]
     assert problems == []
 

@@ -36,7 +36,7 @@ PAIRS = [
     ("bfloat16", None),
     ("float16", None),
 ]
-ALGOS = ["two_shot", "ring"]
+ALGOS = ["two_shot", "ring", "one_shot", "tree"]
 COUNTS = [0, 1, 7, 8, 9, 1000, 4096, 65536, 65536 + 5, 2**20 + 3, 3 * 2**20 + 17]
 SMALL_COUNTS = [0, 1, 7, 1000, 20000]
 SPECIAL = (float("nan"), float("inf"), -float("inf"), -0.0, 1e-40, 65520.0, 3e38, 6e-8)

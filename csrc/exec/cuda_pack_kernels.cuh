@@ -15,7 +15,7 @@ class CudaKernels : public CudaPacks<User, Wire, kRanks, kDividesTerms> {
   // Packs in flight per thread: as many as fit the 128 registers with no spill on any architecture (make check-cuda).
   static constexpr int kUnroll = Base::kSameType ? 4 : 2;
   static constexpr int kAddUnroll = 2;
-  static constexpr int kCombineElements = Base::kSameType ? Base::kPack : 4;
+  static constexpr int kCombineElements = 4;  // a tree keeps more addresses alive than a ring
 
  public:
   using Base::Base;

@@ -124,11 +124,11 @@ CollectiveCall message_call(int kind, uintptr_t address, size_t count, int dtype
   return call;
 }
 
-void run_cuda(Communicator& comm, int device, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op,
-              int algo, uintptr_t stream, int64_t timeout_ns) {
+void run_cuda(Communicator& comm, int kind, int device, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire,
+              int op, int algo, int root, uintptr_t stream, int64_t timeout_ns) {
   CudaRankCall call;
   call.device = device;
-  call.call = all_reduce_call(in, out, count, dtype, wire, op, algo);
+  call.call = collective_call(kind, in, out, count, dtype, wire, op, algo, root, 1.0, py::none(), py::none());
   call.stream = reinterpret_cast<void*>(stream);
   call.timeout_ns = timeout_ns;
   call.interrupted = signal_check();
@@ -211,8 +211,7 @@ void bind_communicator(py::module_& m) {
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("closed", &Communicator::closed)
       .def_property_readonly("isa", [](const Communicator& comm) { return comm.kernel_table().isa; })
-      .def_property_readonly("deterministic",
-                             [](const Communicator& comm) { return comm.settings().deterministic; })
+      .def_property_readonly("deterministic", [](const Communicator& comm) { return comm.settings().deterministic; })
       .def_property_readonly("slot_bytes", [](const Communicator& comm) { return comm.settings().slot_bytes; })
       .def_property_readonly("pids", &Communicator::pids)
       .def("stats",
@@ -263,7 +262,7 @@ void bind_communicator(py::module_& m) {
               const py::dict& wire_codes, const py::dict& kinds, const py::dict& torch_codes) {
              return make_fast_all_reduce(comm, {op_codes, algo_codes, wire_codes, kinds, torch_codes});
            })
-      .def("all_reduce_cuda", &run_cuda)
+      .def("collective_cuda", &run_cuda)
       .def("synchronize_cuda",
            [](Communicator& comm, int64_t timeout_ns) {
              translate_released([&] { comm.synchronize_cuda(timeout_ns); });

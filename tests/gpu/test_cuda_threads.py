@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cuda_arrays import bits, make_input
 from rank_threads import run_threads, thread_outcomes
 
 import dcomm
@@ -24,24 +25,6 @@ PAIRS = [
     ("bfloat16", None),
     ("float16", None),
 ]
-SPECIAL = (float("nan"), float("inf"), -float("inf"), -0.0, 1e-40, 65520.0, 3e38, 6e-8)
-
-
-def make_input(rank: int, count: int, dtype: str) -> Any:
-    """Ordinary numbers with a few of every special kind, on the CPU."""
-    import torch
-
-    generator = torch.Generator().manual_seed(1000 * rank + count % 997)
-    x = torch.randn(count, generator=generator) * 100
-    for index in range(0, count, 37):
-        x[index] = SPECIAL[(index // 37 + rank) % len(SPECIAL)]
-    return x.to(getattr(torch, dtype))
-
-
-def bits(tensor: Any) -> Any:
-    import torch
-
-    return tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
 
 
 def all_reduce(world_size: int, make: Callable[[int], Any], **arguments: Any) -> list[Any]:
@@ -59,7 +42,7 @@ def all_reduce(world_size: int, make: Callable[[int], Any], **arguments: Any) ->
     return run_threads(world_size, body)
 
 
-@pytest.mark.parametrize("algo", ["two_shot", "ring"])
+@pytest.mark.parametrize("algo", ["two_shot", "ring", "one_shot", "tree"])
 @pytest.mark.parametrize(("dtype", "wire"), PAIRS)
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8])
 def test_same_bits_as_the_host(world_size: int, dtype: str, wire: str | None, algo: str) -> None:
@@ -74,7 +57,7 @@ def test_same_bits_as_the_host(world_size: int, dtype: str, wire: str | None, al
                 assert torch.equal(bits(device[rank]), bits(host[0])), (op, count, rank)
 
 
-@pytest.mark.parametrize("algo", ["two_shot", "ring"])
+@pytest.mark.parametrize("algo", ["two_shot", "ring", "one_shot", "tree"])
 def test_unaligned_in_place(algo: str) -> None:
     import torch
 
