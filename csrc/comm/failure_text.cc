@@ -20,11 +20,13 @@ std::string call_text(const OpRecord& record) {
   text << collective_name(record.collective) << '(';
   if (record.collective == Collective::kBarrier) return text.str() + ")";
   text << "count=" << record.count << ", dtype=" << dtype_name(record.dtype);
-  if (record.collective == Collective::kBroadcast) {
-    text << ", src=" << record.root;
-  } else {
-    text << ", op=" << reduce_op_name(record.op) << ", wire_dtype=" << dtype_name(record.wire)
-         << ", algo=" << algo_name(record.algo);
+  if (reduces(record.collective)) text << ", op=" << reduce_op_name(record.op);
+  if (record.collective == Collective::kAllReduce) {
+    text << ", wire_dtype=" << dtype_name(record.wire) << ", algo=" << algo_name(record.algo);
+  }
+  if (has_root(record.collective)) {
+    const bool sends = record.collective == Collective::kBroadcast || record.collective == Collective::kScatter;
+    text << (sends ? ", src=" : ", dst=") << record.root;
   }
   text << ')';
   return text.str();
