@@ -32,7 +32,8 @@ def fill(x: Any, rank: int) -> None:
     first = value(rank, np.arange(STEP))
     for begin in range(0, len(x), STEP):  # within a step, values differ from the first step's by a constant
         part = x[begin : begin + STEP]
-        np.add(first[: len(part)], value(rank, np.int64(begin)) - first[0], out=part)
+        offset = (int(value(rank, np.array(begin))) - int(first[0])) % 256
+        np.add(first[: len(part)], np.uint8(offset), out=part)
 
 
 @pytest.mark.slow

@@ -192,8 +192,7 @@ void bind_communicator(py::module_& m) {
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("closed", &Communicator::closed)
       .def_property_readonly("isa", [](const Communicator& comm) { return comm.kernel_table().isa; })
-      .def_property_readonly("deterministic",
-                             [](const Communicator& comm) { return comm.settings().deterministic; })
+      .def_property_readonly("deterministic", [](const Communicator& comm) { return comm.settings().deterministic; })
       .def_property_readonly("slot_bytes", [](const Communicator& comm) { return comm.settings().slot_bytes; })
       .def_property_readonly("pids", &Communicator::pids)
       .def("stats",
