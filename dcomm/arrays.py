@@ -165,10 +165,20 @@ def copy_into(target: Any, source: Any) -> None:
         numpy.asarray(target)[...] = source
 
 
-def repeats(array: Any) -> bool:
-    """True for a view that shows one element several times, such as ``tensor.expand()``."""
+def check_no_repeats(array: Any) -> None:
+    """Refuse to write through a view that shows one element several times, such as ``tensor.expand()``.
+
+    Raises:
+        ValueError: A stride is 0.
+    """
     strides = array.stride() if is_tensor(array) else array.strides
-    return any(stride == 0 and length > 1 for stride, length in zip(strides, array.shape, strict=True))
+    if any(stride == 0 and length > 1 for stride, length in zip(strides, array.shape, strict=True)):
+        raise ValueError("the result cannot be stored: elements of the array share memory; pass a copy, or out=")
+
+
+def empty_like(array: Any) -> Any:
+    """An uninitialised C-contiguous array of the same library, shape and dtype."""
+    return empty(array, tuple(array.shape))
 
 
 def empty(array: Any, shape: tuple[int, ...]) -> Any:

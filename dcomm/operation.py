@@ -85,8 +85,8 @@ def check_writable(name: str, operand: Operand, advice: str = "pass a writable a
     """
     if not operand.view.writable:
         raise ValueError(f"{name} is read-only: {advice}")
-    if not operand.view.contiguous and arrays.repeats(operand.array):
-        raise ValueError("the result cannot be stored: elements of the array share memory; pass a copy, or out=")
+    if not operand.view.contiguous:
+        arrays.check_no_repeats(operand.array)
 
 
 def check_out(x: Operand, out: Operand, shapes: list[tuple[int, ...]], reason: str) -> None:
@@ -145,7 +145,7 @@ def _stage(operation: Operation) -> tuple[Any, Any, Callable[[], None] | None]:
     if target.view.contiguous:
         return read, target.array, None
     into = target.array
-    write = read if target is source else arrays.empty(into, target.view.shape)
+    write = read if target is source else arrays.empty_like(into)
     return read, write, lambda: arrays.copy_into(into, write)
 
 

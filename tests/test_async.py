@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import threading
@@ -275,3 +276,81 @@ def test_exit_with_pending_operations_does_not_hang(leave: str) -> None:
         for result in results:
             assert "terminate called" not in result.err
             assert "Fatal" not in result.err
+
+
+def test_await_gives_the_result_and_leaves_the_loop_free() -> None:
+    comms = dcomm.init_threads(2)
+    x = ones()
+    ticks = 0
+
+    async def other_work(stop: asyncio.Event) -> None:
+        nonlocal ticks
+        while not stop.is_set():
+            ticks += 1
+            await asyncio.sleep(0.005)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        other = asyncio.create_task(other_work(stop))
+        work = comms[0].all_reduce(x, async_op=True)
+        asyncio.get_running_loop().call_later(0.2, lambda: comms[1].all_reduce(ones(), async_op=True))
+        first, second = await asyncio.gather(wait_for(work), wait_for(work))  # two tasks, one handle
+        assert first is x
+        assert second is x
+        assert await work is x  # once more, when it is done
+        stop.set()
+        await other
+
+    async def wait_for(work: dcomm.Work) -> Any:
+        return await work
+
+    asyncio.run(main())
+    assert (x == 2).all()
+    assert ticks > 10
+    for comm in comms:
+        comm.close()
+
+
+def test_await_of_strided_arrays_and_errors() -> None:
+    comms = dcomm.init_threads(2)
+    x = np.zeros((4, 4))
+
+    async def main() -> None:
+        works = [comm.all_gather(np.full((2, 4), comm.rank), async_op=True) for comm in comms]
+        assert [result.tolist() for result in await asyncio.gather(*works)] == [[[0] * 4] * 2 + [[1] * 4] * 2] * 2
+        first = comms[0].broadcast(x[:, ::2], 1, async_op=True)
+        second = comms[1].broadcast(np.ones((4, 2)), 1, async_op=True)
+        await first
+        await second
+        with pytest.raises(dcomm.CollectiveTimeoutError, match="no answer from rank 1, which is alive"):
+            await comms[0].barrier(async_op=True, timeout=0.1)
+
+    asyncio.run(main())
+    assert x.tolist() == [[1.0, 0.0, 1.0, 0.0]] * 4
+
+
+def test_a_cancelled_await_leaves_the_operation_running() -> None:
+    comms = dcomm.init_threads(2)
+    x = ones()
+
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    async def main() -> None:
+        work = comms[0].all_reduce(x, async_op=True)
+        before = descriptors()
+        for _ in range(5):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(work, 0.02)
+        task = asyncio.ensure_future(work)
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert descriptors() <= before + 1  # the event of the handle itself, no more for each await
+        assert not work.done()
+        comms[1].all_reduce(ones(), async_op=True)
+        assert await work is x
+
+    asyncio.run(main())
+    assert (x == 2).all()

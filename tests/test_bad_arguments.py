@@ -252,6 +252,59 @@ def test_bad_argument(pair: list[Comm], call: Callable[[Comm], Any], kind: type[
     assert values(pair, lambda comm: comm.all_reduce(np.ones(2)).tolist(), timeout=20) == [[2.0, 2.0]] * 2
 
 
+class FakeCudaTensor:
+    """What dcomm looks at in a tensor, of one in device memory."""
+
+    def __init__(self) -> None:
+        torch = pytest.importorskip("torch")
+        self.dtype, self.layout, self.shape = torch.float32, torch.strided, (8,)
+        self.is_cpu, self.device = False, torch.device("cuda", 0)
+
+    def data_ptr(self) -> int:
+        return 4096
+
+    def numel(self) -> int:
+        return 8
+
+    def is_contiguous(self) -> bool:
+        return True
+
+    def is_neg(self) -> bool:
+        return False
+
+    is_conj = is_neg
+
+
+def test_cuda_arrays_where_only_cpu_arrays_are_served(pair: list[Comm]) -> None:
+    comm, x = pair[0], FakeCudaTensor()
+    calls: dict[str, Callable[[], Any]] = {
+        "reduce_scatter": lambda: comm.reduce_scatter(x),
+        "all_gather": lambda: comm.all_gather(x),
+        "all_to_all": lambda: comm.all_to_all(x),
+        "broadcast": lambda: comm.broadcast(x),
+        "reduce": lambda: comm.reduce(x),
+        "gather": lambda: comm.gather(x),
+        "scatter": lambda: comm.scatter(x),
+    }
+    for name, call in calls.items():
+        with pytest.raises(dcomm.CudaError) as caught:
+            call()
+        assert str(caught.value) == f"got a CUDA array: {name} serves CPU arrays only so far; move it with .cpu()"
+    with pytest.raises(dcomm.CudaError, match="got a CUDA array: this collective serves CPU arrays only so far"):
+        comm.all_gather(tensor(4), out=x)
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"async_op": True}, "async_op is for CPU arrays: a CUDA call is asynchronous to the host already"),
+        ({"op": dcomm.premul_sum(2)}, "premul_sum is for CPU arrays: scale the CUDA array first, and use op='sum'"),
+        ({"out": tensor()}, "x and out are on different devices: put both on one"),
+        ({"stream": "main"}, "stream='main': expected an integer handle, a torch.cuda.Stream or a cupy.cuda.Stream"),
+    ]
+    for kwargs, text in refused:
+        with pytest.raises((ValueError, TypeError)) as caught:
+            comm.all_reduce(x, **kwargs)
+        assert str(caught.value) == text
+    assert values(pair, lambda comm: comm.all_reduce(np.ones(2)).tolist(), timeout=20) == [[2.0, 2.0]] * 2
+
+
 def test_an_unfit_operation_of_torch() -> None:
     torch = pytest.importorskip("torch")
     comm = dcomm.init_threads(1)[0]

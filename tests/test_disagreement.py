@@ -19,6 +19,12 @@ def f32(count: int) -> Any:
     return np.ones(count, np.float32)
 
 
+def scatter(comm: dcomm.Communicator, dtype: Any) -> Any:
+    if comm.rank == 0:
+        return comm.scatter(np.ones(6 * comm.world_size, dtype))
+    return comm.scatter(out=np.ones(6, dtype))
+
+
 MISMATCHES: dict[str, tuple[Call, Call, str, str]] = {
     "count": (lambda c: c.all_reduce(f32(100)), lambda c: c.all_reduce(f32(101)), "count=100,", "count=101,"),
     "count by chunks": (
@@ -53,6 +59,64 @@ MISMATCHES: dict[str, tuple[Call, Call, str, str]] = {
         lambda c: c.all_reduce(f32(64)),
         "broadcast(count=64",
         "all_reduce(",
+    ),
+    "one of two operations of bool": (
+        lambda c: c.all_reduce(np.ones(9, bool)),
+        lambda c: c.all_reduce(np.ones(9, bool), "bxor"),
+        "op=sum",
+        "op=bxor",
+    ),
+    "premul_sum": (
+        lambda c: c.all_reduce(f32(64)),
+        lambda c: c.all_reduce(f32(64), dcomm.premul_sum(1.0)),
+        "op=sum",
+        "op=premul_sum",
+    ),
+    "one_shot and tree": (
+        lambda c: c.all_reduce(f32(5000), algo="tree"),
+        lambda c: c.all_reduce(f32(5000), algo="one_shot"),
+        "algo=tree",
+        "algo=one_shot",
+    ),
+    "reduce_scatter's count": (
+        lambda c: c.reduce_scatter(f32(4 * c.world_size)),
+        lambda c: c.reduce_scatter(f32(5 * c.world_size)),
+        "reduce_scatter(count=4,",
+        "reduce_scatter(count=5,",
+    ),
+    "reduce_scatter's op": (
+        lambda c: c.reduce_scatter(f32(4 * c.world_size)),
+        lambda c: c.reduce_scatter(f32(4 * c.world_size), "max"),
+        "op=sum",
+        "op=max",
+    ),
+    "all_gather's dtype": (
+        lambda c: c.all_gather(f32(70)),
+        lambda c: c.all_gather(np.ones(70, np.uint8)),
+        "dtype=float32",
+        "dtype=uint8",
+    ),
+    "all_gather and all_to_all": (
+        lambda c: c.all_gather(f32(64)),
+        lambda c: c.all_to_all(f32(64 * c.world_size)),
+        "all_gather(",
+        "all_to_all(",
+    ),
+    "all_to_all's count": (
+        lambda c: c.all_to_all(f32(6 * c.world_size)),
+        lambda c: c.all_to_all(f32(7 * c.world_size)),
+        "count=6,",
+        "count=7,",
+    ),
+    "reduce's op": (lambda c: c.reduce(f32(64)), lambda c: c.reduce(f32(64), "min"), "op=sum", "op=min"),
+    "reduce's dst": (lambda c: c.reduce(f32(64)), lambda c: c.reduce(f32(64), dst=1), "dst=0", "dst=1"),
+    "gather's count": (lambda c: c.gather(f32(64)), lambda c: c.gather(f32(63)), "count=64,", "count=63,"),
+    "gather and reduce": (lambda c: c.gather(f32(64)), lambda c: c.reduce(f32(64)), "gather(", "reduce("),
+    "scatter's dtype": (
+        lambda c: scatter(c, np.float32),
+        lambda c: scatter(c, np.int32),
+        "dtype=float32",
+        "dtype=int32",
     ),
     "asynchronous": (
         lambda c: c.all_reduce(f32(64), async_op=True).wait(),

@@ -20,14 +20,17 @@ std::string call_text(const OpRecord& record) {
   text << collective_name(record.collective) << '(';
   if (record.collective == Collective::kBarrier || record.collective == Collective::kSplit) return text.str() + ")";
   text << "count=" << record.count << ", dtype=" << dtype_name(record.dtype);
-  if (record.collective == Collective::kBroadcast) {
-    text << ", src=" << record.root;
-  } else if (is_message(record.collective)) {
+  if (is_message(record.collective)) {
     const bool is_send = record.collective == Collective::kSend;
     text << (is_send ? ", dst=" : ", src=") << record.root << ", tag=" << record.tag;
-  } else {
-    text << ", op=" << reduce_op_name(record.op) << ", wire_dtype=" << dtype_name(record.wire)
-         << ", algo=" << algo_name(record.algo);
+  }
+  if (reduces(record.collective)) text << ", op=" << reduce_op_name(record.op);
+  if (record.collective == Collective::kAllReduce) {
+    text << ", wire_dtype=" << dtype_name(record.wire) << ", algo=" << algo_name(record.algo);
+  }
+  if (has_root(record.collective)) {
+    const bool sends = record.collective == Collective::kBroadcast || record.collective == Collective::kScatter;
+    text << (sends ? ", src=" : ", dst=") << record.root;
   }
   text << ')';
   return text.str();

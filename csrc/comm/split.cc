@@ -119,7 +119,8 @@ class Communicator::Splitting {
     std::optional<Error> own_error;
     if (plan) {
       try {
-        own.settings = Settings::from_environment(static_cast<int>(plan->members.size()), parent_.settings_.deterministic);
+        own.settings =
+            Settings::from_environment(static_cast<int>(plan->members.size()), parent_.settings_.deterministic);
       } catch (const Error& error) {
         own_error = error;
         own.code = static_cast<int64_t>(error.code());
