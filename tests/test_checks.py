@@ -111,6 +111,16 @@ CHECKS = {
         "kernel_conversions_random",
         "kernel_encode_decode",
     ],
+    "p2p_checks": [
+        "p2p_schedule_in_random_orders",
+        "p2p_schedule_needs_its_credits",
+        "p2p_lanes_and_channels",
+        "p2p_random_messages_queued_in_random_orders",
+        "p2p_complex_and_other_dtypes",
+        "p2p_message_too_large_to_stash",
+        "split_threads_many_times",
+        "split_processes_share_one_mesh",
+    ],
     "kernel_reduce_checks": [
         "kernel_reduce_against_reference",
         "kernel_reduce_special_pairs",

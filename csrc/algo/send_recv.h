@@ -1,8 +1,8 @@
 // Send and recv: one message from rank to rank. Floor: algo (host and device).
 //
 // An envelope, then the data, slot by slot, all on one flow under credits: the sender is at most `depth` slots ahead.
-// Counters move with every slot and not only with the whole message, so that a receiver may take up a message piece by
-// piece, between other things, and know where it stands.
+// The receiver reads envelope and data in two calls, or slot by slot between other things: the envelope says whose the
+// data is, and where it goes.
 #pragma once
 
 #include "protocol/envelope.h"
@@ -26,7 +26,8 @@ DCOMM_HOST_DEVICE bool send(Exec& exec, const Kernels& kernels, const ChunkPlan&
   if (head == nullptr) return false;
   kernels.put_envelope(exec, head, envelope);
   exec.publish(edge, seq++);
-  for (uint64_t tile = 0; tile < num_message_tiles(plan); ++tile, ++seq) {
+  const uint64_t num_tiles = num_message_tiles(plan);
+  for (uint64_t tile = 0; tile < num_tiles; ++tile, ++seq) {
     const auto to = exec.acquire(edge, seq);
     if (to == nullptr) return false;
     kernels.encode(exec, to, plan.segment(0, exec.channel(), tile));
@@ -45,27 +46,31 @@ DCOMM_HOST_DEVICE bool recv_envelope(Exec& exec, const Kernels& kernels, int src
   kernels.get_envelope(exec, envelope, from);
   exec.release(edge, seq);
   exec.store_counter(Counter::kMessageIn, seq + 1, src);
+  exec.sync();  // the lanes load it again for the data
   return true;
 }
 
-/// Segment `tile` of the message whose envelope came last.
+/// One slot of data, message `seq` of the edge; the caller keeps the counter.
 template <class Exec, class Kernels>
-DCOMM_HOST_DEVICE bool recv_segment(Exec& exec, const Kernels& kernels, const ChunkPlan& plan, int src, uint64_t tile) {
+DCOMM_HOST_DEVICE bool recv_segment(Exec& exec, const Kernels& kernels, const ChunkPlan& plan, int src, uint64_t seq,
+                                    uint64_t tile) {
   const Edge edge{src, Flow::kMessage};
-  const uint64_t seq = exec.load_counter(Counter::kMessageIn, src);
   const auto from = exec.arrive(edge, seq);
   if (from == nullptr) return false;
   kernels.decode(exec, plan.segment(0, exec.channel(), tile), from);
   exec.release(edge, seq);
-  exec.store_counter(Counter::kMessageIn, seq + 1, src);
   return true;
 }
 
+/// The data of the message whose envelope came last.
 template <class Exec, class Kernels>
 DCOMM_HOST_DEVICE bool recv_data(Exec& exec, const Kernels& kernels, const ChunkPlan& plan, int src) {
-  for (uint64_t tile = 0; tile < num_message_tiles(plan); ++tile) {
-    if (!recv_segment(exec, kernels, plan, src, tile)) return false;
+  const uint64_t first = exec.load_counter(Counter::kMessageIn, src);
+  const uint64_t num_tiles = num_message_tiles(plan);
+  for (uint64_t tile = 0; tile < num_tiles; ++tile) {
+    if (!recv_segment(exec, kernels, plan, src, first + tile, tile)) return false;
   }
+  exec.store_counter(Counter::kMessageIn, first + num_tiles, src);
   return true;
 }
 

@@ -146,7 +146,9 @@ bool PointToPoint::read_envelope(HostExec& exec, int src) {
 bool PointToPoint::read_segment(HostExec& exec, int src, Incoming& message) const {
   HostKernels kernels = byte_kernels_;
   kernels.out = message.target;
-  if (!recv_segment(exec, kernels, message.plan, src, message.next_tile)) return false;
+  const uint64_t seq = exec.load_counter(Counter::kMessageIn, src);
+  if (!recv_segment(exec, kernels, message.plan, src, seq, message.next_tile)) return false;
+  exec.store_counter(Counter::kMessageIn, seq + 1, src);
   ++message.next_tile;
   return true;
 }

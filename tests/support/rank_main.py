@@ -28,6 +28,17 @@ def wait_for_all() -> None:
         time.sleep(0.002)
 
 
+def error_of(call: Any) -> dict[str, Any]:
+    """Which error `call` ends with, and after how long."""
+    start = time.monotonic()
+    try:
+        call()
+    except (RuntimeError, KeyboardInterrupt) as error:
+        seconds = time.monotonic() - start
+        return {"error": type(error).__name__, "text": str(error), "seconds": seconds, "at_ns": time.monotonic_ns()}
+    return {"error": None, "text": "", "seconds": time.monotonic() - start, "at_ns": time.monotonic_ns()}
+
+
 def store_value(value: Any) -> None:
     """What the worker returns; a worker that ends without returning calls this itself."""
     path = Path(_task["folder"], f"{_task['rank']}.value")
