@@ -94,6 +94,7 @@ def steps(times: dict[str, dict[str, float]]) -> list[tuple[int | None, str]]:
 def table_text(found: dict[str, Any]) -> str:
     machine = found["machine"]
     lines = [
+        "// clang-format off",
         "// Written by benchmarks/tune.py from benchmarks/results/tuning.json; do not edit.",
         f"// {machine['cpu']}, {machine['cores']} CPUs, Linux {machine['kernel']}, {machine['isa']} kernels;",
         f"// {found['date']}, commit {found['commit'][:20]}",
