@@ -96,18 +96,21 @@ void test_jitter() {
 #endif
 
 bool LaneBarrier::any(bool mine) {
-  const uint64_t generation = generation_.load(std::memory_order_acquire);
+  const uint32_t generation = generation_.load(std::memory_order_acquire);
   std::atomic<int>& votes = votes_[generation & 1];
   if (mine) votes.fetch_add(1, std::memory_order_relaxed);
+  auto* const word = reinterpret_cast<uint32_t*>(&generation_);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_lanes_) {
     votes_[(generation + 1) & 1].store(0, std::memory_order_relaxed);
     arrived_.store(0, std::memory_order_relaxed);
     generation_.store(generation + 1, std::memory_order_release);
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
   } else {
     // Ends when every lane has come; lane 0's own wait has a deadline, and no lane waits anywhere else.
+    // It sleeps, for beside busy processes every sched_yield would cost a time slice.
     for (int polls = 0; generation_.load(std::memory_order_acquire) == generation; ++polls) {
-      if (polls % kPollsPerClock == kPollsPerClock - 1) sched_yield();
       cpu_relax();
+      if (polls >= kPollsPerClock) syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, generation, nullptr, nullptr, 0);
     }
   }
   return votes.load(std::memory_order_relaxed) != 0;

@@ -74,7 +74,7 @@ class LaneBarrier {
   const int num_lanes_;
   std::atomic<int> arrived_{0};
   std::atomic<int> votes_[2]{};
-  std::atomic<uint64_t> generation_{0};
+  std::atomic<uint32_t> generation_{0};  // the lanes sleep on it
 };
 
 /// Memory that one lane alone uses while it runs operations.
