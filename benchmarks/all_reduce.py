@@ -41,6 +41,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--wire", default="none", help="wire dtypes, by commas: none, float16, bfloat16")
     add("--algo", default="auto", help="algorithms, by commas")
     add("--level", default="python", help="who calls, by commas: python, c")
+    add("--threads", action="store_true", help="ranks are threads of one process; best with --level c")
     add("--compare", default="none", help="peers measured in the same rounds, by commas: gloo, mpi")
     add("--rounds", type=int, default=5, help="rounds, all cases in turn in each")
     add("--max-seconds", type=float, default=120.0, help="start no round that would end later")
@@ -62,6 +63,7 @@ def to_options(args: argparse.Namespace) -> parse.Options:
         algos=parse.parse_names(args.algo),
         levels=parse.parse_names(args.level),
         compare=() if args.compare == "none" else parse.parse_names(args.compare),
+        threads=args.threads,
         in_place_only=True,
         buffers=1,
         rounds=args.rounds,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dcomm.__main__ import main
+from dcomm.bench.collectives import COLLECTIVES
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("-n", "2", "-e", "512", "-f", "64", "-N", "2")
@@ -69,6 +70,20 @@ def test_columns_and_last_lines_are_those_of_nccl_tests() -> None:
             busbw.append(int(row[0]) / float(time_us) / 1e3)
     last = next(line for line in lines if line.startswith("# Avg bus bandwidth    : "))
     assert float(last.rpartition(" ")[2]) == pytest.approx(sum(busbw) / len(busbw), rel=0.01, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(name, "-n", "3", "-b", "600", "-e", "600", "-N", "1") for name in COLLECTIVES]
+    + [("all_reduce", *SMALL, "--threads", "--level", "c,python"), ("reduce", *SMALL, "-r", "all", "-o", "all")]
+    + [("all_reduce", "-e", "64", "-f", "8", "-N", "1", "-d", "all", "--algo", "all")],
+)
+def test_right_results_of_everything(arguments: tuple[str, ...]) -> None:
+    done = run_bench(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "# Out of bounds values : 0 OK" in done.stdout.splitlines()
+    assert ("ranks (threads)" in done.stdout) == ("--threads" in arguments)
+    assert rows_of(done.stdout)
 
 
 def test_json_has_what_the_table_has(tmp_path: Path) -> None:
@@ -175,6 +190,10 @@ def test_gloo_stands_beside_it() -> None:
         (("broadcast", "--level", "c"), "--level c: expected COLLECTIVE all_reduce, got broadcast"),
         (("all_reduce", "--compare", "nccl"), "--compare nccl: expected one of gloo, mpi"),
         (("broadcast", "--compare", "mpi"), "--compare mpi: "),
+        (
+            ("all_reduce", "--threads", "--compare", "gloo"),
+            "--threads --compare gloo: expected ranks that are processes",
+        ),
         (("barrier", "--plot", "out.png"), "--plot: expected a COLLECTIVE with sizes, got barrier"),
         (("barrier", "--check-figures"), "--check-figures: expected COLLECTIVE all_reduce, got barrier"),
         (("all_reduce", "-N", "0"), "--rounds, --max-seconds, -T: expected more than 0"),

@@ -46,6 +46,7 @@ class Options:
     levels: tuple[str, ...] = ("python",)
     arrays: tuple[str, ...] = ("numpy",)  # torch: 8-byte messages as tensors too
     compare: tuple[str, ...] = ()
+    threads: bool = False  # the ranks are threads of one process
     in_place_only: bool = False
     buffers: int = 0  # 0: one for each call of a batch, as far as 64 MiB go
     rounds: int = 5
@@ -86,6 +87,10 @@ class Options:
             ):
                 if other:
                     raise OptionError(f"{flag}: expected COLLECTIVE all_reduce, got {what}")
+        if self.threads and self.compare:
+            raise OptionError(
+                f"--threads --compare {','.join(self.compare)}: expected ranks that are processes, as peers'"
+            )
         self._check_types()
         self._check_peers()
         return self

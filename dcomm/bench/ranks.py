@@ -1,8 +1,8 @@
-"""The parent's side of the rank processes: starts them, gives orders, merges what they say.
+"""The parent's side of the ranks: starts them, gives orders, merges what they say.
 
-The parent starts ``python -m dcomm.bench.worker --rank R ...`` for each rank and sends orders, one JSON object a
-line, to its standard input; answers come back on its standard output. So the parent alone decides what is measured
-next, and sees at once when one of the ranks dies.
+The parent starts ``python -m dcomm.bench.worker --ranks R ...`` for each rank, or once for all where they are threads
+of one process, and sends orders, one JSON object a line, through a pipe of each rank; answers come back through
+another. So the parent alone decides what is measured next, and sees at once when one of the ranks dies.
 """
 
 from __future__ import annotations
@@ -31,24 +31,50 @@ class RankError(Exception):
 class Ranks:
     """The parent's side: starts the rank processes, gives orders, ends them by their ids whatever happens."""
 
-    def __init__(self, world_size: int, timeout_s: float = 120.0) -> None:
-        """Start `world_size` processes as a job of their own; their first answer says that they have met."""
+    def __init__(self, world_size: int, timeout_s: float = 120.0, *, threads: bool = False) -> None:
+        """Start `world_size` ranks as a job of their own; their first answer says that they have met.
+
+        Args:
+            world_size: How many.
+            timeout_s: Seconds to wait for an answer.
+            threads: The ranks are threads of one process.
+        """
         self.world_size = world_size
         self.timeout_s = timeout_s
         self.job_id = f"bench-{secrets.token_hex(8)}"
         defaults = {"DCOMM_TIMEOUT_S": "60", "OMP_NUM_THREADS": "1"}
         environment = {**defaults, **os.environ, "DCOMM_JOB_ID": self.job_id}
         self.processes: list[subprocess.Popen[bytes]] = []
+        self._orders: list[IO[bytes]] = []
+        self._answers: list[IO[bytes]] = []
         self._unread = [b""] * world_size
-        numbers, pipe = ["--world-size", str(world_size), "--parent", str(os.getpid())], subprocess.PIPE
+        numbers = ["--world-size", str(world_size), "--parent", str(os.getpid())]
+        everyone = list(range(world_size))
         try:
-            for rank in range(world_size):  # in sessions of their own: Ctrl-C is for the parent, which ends them
-                mine = [sys.executable, "-m", "dcomm.bench.worker", *numbers, "--rank", str(rank)]
-                started = subprocess.Popen(mine, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
-                self.processes.append(started)
+            for ranks in [everyone] if threads else [[rank] for rank in everyone]:
+                self._start([*numbers, "--ranks", ",".join(map(str, ranks))], len(ranks), environment)
         except BaseException:
             self.kill()
             raise
+
+    def _start(self, arguments: list[str], num_ranks: int, environment: dict[str, str]) -> None:
+        """One process, with a pipe to and a pipe from each of its ranks."""
+        theirs: list[int] = []
+        for _ in range(num_ranks):
+            orders, answers = os.pipe(), os.pipe()
+            theirs += [orders[0], answers[1]]
+            self._orders.append(os.fdopen(orders[1], "wb"))
+            self._answers.append(os.fdopen(answers[0], "rb", buffering=0))
+        command = [sys.executable, "-m", "dcomm.bench.worker", *arguments, "--pipes", ",".join(map(str, theirs))]
+        # In a session of its own: Ctrl-C is for the parent, which ends it.
+        nothing = subprocess.DEVNULL
+        try:
+            self.processes.append(
+                subprocess.Popen(command, stdin=nothing, env=environment, start_new_session=True, pass_fds=theirs)
+            )
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
 
     def __enter__(self) -> Ranks:
         """The ranks themselves."""
@@ -64,18 +90,17 @@ class Ranks:
             process.kill()  # does nothing to one that has been reaped
         for process in self.processes:
             process.wait(timeout=30)
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with suppress(BrokenPipeError):
-                        pipe.close()
+        for pipe in (*self._orders, *self._answers):
+            with suppress(BrokenPipeError):
+                pipe.close()
 
     def send(self, order: dict[str, Any], ranks: list[int] | None = None) -> None:
         """Give an order to `ranks` (default: all)."""
         line = json.dumps(order).encode() + b"\n"
         for rank in range(self.world_size) if ranks is None else ranks:
             try:
-                self._pipe(rank).write(line)
-                self._pipe(rank).flush()
+                self._orders[rank].write(line)
+                self._orders[rank].flush()
             except BrokenPipeError:
                 raise self._ended(rank) from None
 
@@ -84,17 +109,12 @@ class Ranks:
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         return [self._receive_one(rank, deadline) for rank in (range(self.world_size) if ranks is None else ranks)]
 
-    def _pipe(self, rank: int) -> IO[bytes]:
-        pipe = self.processes[rank].stdin
-        assert pipe is not None
-        return pipe
-
     def _ended(self, rank: int) -> RankError:
-        return RankError(f"rank {rank} ended early (exit code {self.processes[rank].wait(30)})")
+        process = self.processes[min(rank, len(self.processes) - 1)]
+        return RankError(f"rank {rank} ended early (exit code {process.wait(30)})")
 
     def _receive_one(self, rank: int, deadline: float) -> dict[str, Any]:
-        pipe = self.processes[rank].stdout
-        assert pipe is not None
+        pipe = self._answers[rank]
         while b"\n" not in self._unread[rank]:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([pipe], [], [], left)[0]:
@@ -119,5 +139,5 @@ class Ranks:
     def leave(self, ranks: list[int] | None = None) -> list[int]:
         """Let `ranks` end by themselves; the exit codes of all, killed ones negative."""
         for rank in range(self.world_size) if ranks is None else ranks:
-            self._pipe(rank).close()
+            self._orders[rank].close()
         return [process.wait(timeout=30) for process in self.processes]

@@ -24,7 +24,8 @@ class Line(NamedTuple):
 def header(report: dict[str, Any]) -> Iterator[Line]:
     """Machine, versions, date, command, states of the cores, how the figures come about."""
     machine, versions = report["machine"], ", ".join(f"{name} {v}" for name, v in report["versions"].items())
-    yield Line(f"# dcomm bench {report['collective']}: {report['ranks']} ranks (processes) on {machine['cores']} CPUs")
+    kind = "threads" if report["threads"] else "processes"
+    yield Line(f"# dcomm bench {report['collective']}: {report['ranks']} ranks ({kind}) on {machine['cores']} CPUs")
     yield Line(f"# machine  {machine['cpu']}, Linux {machine['kernel']}, {machine['isa']} kernels")
     yield Line(f"# versions {versions}")
     yield Line(f"# date     {report['date']}, commit {report['commit'][:20]}")

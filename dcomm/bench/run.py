@@ -56,7 +56,7 @@ def run(options: Options, command: str, progress: Progress, *, figures: bool = F
     with ExitStack() as stack:
         peers = stack.enter_context(Peers(options.ranks, options.timeout)) if "mpi" in options.compare else None
         progress(0.0, f"starting {options.ranks} ranks")
-        ranks = stack.enter_context(Ranks(options.ranks, timeout_s=options.timeout))
+        ranks = stack.enter_context(Ranks(options.ranks, timeout_s=options.timeout, threads=options.threads))
         isa = ranks.receive()[0]["isa"]
         if "gloo" in options.compare:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dcomm-gloo-"))
@@ -73,7 +73,11 @@ def run(options: Options, command: str, progress: Progress, *, figures: bool = F
     if any(codes):
         raise RankError(f"exit codes of the ranks: {codes}")
     state, used = chosen_rounds(stamps)
-    found = describe(command, versions, isa) | {"collective": options.collective, "ranks": options.ranks}
+    found = describe(command, versions, isa) | {
+        "collective": options.collective,
+        "ranks": options.ranks,
+        "threads": options.threads,
+    }
     found |= {"average": options.average, "state": state, "rounds_used": used[0], "rounds": stamps}
     found["rows"] = summarise(turn.all_cases, results, [used[segment] for segment in turn.segments], options.ranks)
     if figures:

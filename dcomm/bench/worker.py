@@ -1,6 +1,6 @@
-"""One rank process: carries out the orders of :class:`dcomm.bench.ranks.Ranks`.
+"""One rank, or all ranks as threads: carries out the orders of :class:`dcomm.bench.ranks.Ranks`.
 
-An order is a JSON object on a line of standard input, the answer one on standard output.
+An order is a JSON object on a line of a rank's first pipe, the answer one on its second.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -153,14 +154,15 @@ def _die_with_parent(parent: int) -> None:
         sys.exit("the parent process is gone")
 
 
-def _serve(rank: int, world_size: int, orders: TextIO, answers: TextIO) -> None:
-    def say(answer: dict[str, Any]) -> None:
-        print(json.dumps(answer), file=answers, flush=True)
+def _serve(comm: dcomm.Communicator, orders: int, answers: int) -> None:
+    with comm, os.fdopen(orders, encoding="ascii") as lines, os.fdopen(answers, "w", encoding="ascii") as out:
 
-    with dcomm.init(rank=rank, world_size=world_size, timeout=60) as comm:
+        def say(answer: dict[str, Any]) -> None:
+            print(json.dumps(answer), file=out, flush=True)
+
         say({"isa": comm._core.isa, "slot_bytes": comm._core.slot_bytes})
         worker = Worker(comm)
-        for line in orders:
+        for line in lines:
             try:
                 answer = worker.carry_out(say=say, **json.loads(line))
             except Exception as error:
@@ -168,16 +170,31 @@ def _serve(rank: int, world_size: int, orders: TextIO, answers: TextIO) -> None:
             say(answer)
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def main() -> int:
-    """Be one rank; :class:`dcomm.bench.ranks.Ranks` starts it."""
+    """Be one rank, or all of them as threads; :class:`dcomm.bench.ranks.Ranks` starts it."""
     parser = argparse.ArgumentParser(prog="python -m dcomm.bench.worker", description=main.__doc__)
-    for name in ("--rank", "--world-size", "--parent"):
+    for name in ("--world-size", "--parent"):
         parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--ranks", type=_numbers, required=True, help="those of this process, by commas")
+    parser.add_argument("--pipes", type=_numbers, required=True, help="for each of them: orders, answers")
     args = parser.parse_args()
     _die_with_parent(args.parent)
-    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what a library prints must not end up among the answers
-    _serve(args.rank, args.world_size, sys.stdin, answers)
+    os.dup2(2, 1)  # the parent's standard output holds its report, whatever a library prints
+    if len(args.ranks) == 1:
+        comms = [dcomm.init(rank=args.ranks[0], world_size=args.world_size, timeout=60)]
+    else:
+        comms = dcomm.init_threads(args.world_size)
+    ends = zip(comms, args.pipes[::2], args.pipes[1::2], strict=True)
+    threads = [threading.Thread(target=_serve, args=end) for end in list(ends)[1:]]
+    for thread in threads:
+        thread.start()
+    _serve(comms[0], args.pipes[0], args.pipes[1])
+    for thread in threads:
+        thread.join()
     return 0
 
 
