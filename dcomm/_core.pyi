@@ -15,7 +15,7 @@ class _FastAllReduce:
 
 class Communicator:
     @staticmethod
-    def of_threads(world_size: int, deterministic: bool) -> list[Communicator]: ...
+    def of_threads(world_size: int, deterministic: bool = ...) -> list[Communicator]: ...
     @staticmethod
     def connect(
         rank: int,

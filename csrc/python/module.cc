@@ -203,7 +203,7 @@ void bind_work(py::module_& m) {
 
 void bind_communicator(py::module_& m) {
   py::class_<Communicator, std::shared_ptr<Communicator>>(m, "Communicator")
-      .def_static("of_threads", &of_threads, py::arg("world_size"), py::arg("deterministic"))
+      .def_static("of_threads", &of_threads, py::arg("world_size"), py::arg("deterministic") = false)
       .def_static("connect", &connect, py::arg("rank"), py::arg("world_size"), py::arg("meeting_key"), py::arg("exact"),
                   py::arg("init_counter"), py::arg("config_hash"), py::arg("version"), py::arg("timeout_s"),
                   py::arg("force_shm"), py::arg("deterministic"))

@@ -125,6 +125,7 @@ inline bool record_operation(RecordExec& exec, const Scenario& scenario, const O
       return all_to_all(exec, RecordKernels{}, blocks_of(scenario, operation, exec.rank()));
     case Collective::kSend:
     case Collective::kRecv:
+    case Collective::kSplit:
       break;
   }
   return false;
