@@ -47,6 +47,7 @@ CHECKS = {
         "cuda_all_gather_matches_host",
         "cuda_gather_matches_host",
         "cuda_scatter_matches_host",
+        "cuda_send_arrives",
         "cuda_all_to_all_matches_host",
         "cuda_collectives_alternate",
         "cuda_barrier_waits_for_all",

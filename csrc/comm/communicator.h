@@ -38,7 +38,8 @@ struct CommunicatorStats {
 class Communicator {
  public:
   /// Ranks are processes of this host. Collective; blocks until all have come (options.timeout).
-  static std::shared_ptr<Communicator> of_processes(const MeshOptions& options, bool force_shm, bool deterministic = false);
+  static std::shared_ptr<Communicator> of_processes(const MeshOptions& options, bool force_shm,
+                                                    bool deterministic = false);
   /// Ranks are threads of this process: index = rank.
   static std::vector<std::shared_ptr<Communicator>> of_threads(int world_size, bool deterministic = false);
 

@@ -52,7 +52,8 @@ struct CudaJob {
   int first_rank;
   int world_size;
   int num_channels;
-  int root;
+  int root;       // of a send: who sends
+  int peer;       // of a send: who receives
   float divisor;  // what an average divides by; 1 for a sum
   size_t slot_bytes;
   uint64_t timeout_ns;        // of each wait
@@ -64,12 +65,12 @@ struct CudaJob {
   CudaArrays arrays[kMaxLocalRanks];
 };
 
-/// All slots are of one size; kMessage has none, since no kernel sends or receives yet. A window takes, per channel and
-/// rank of the group, 12 slots (4 main, 4 exchange, 2 fifo, 2 pair) and 2 buffers of packets.
+/// All slots are of one size. A window takes, per channel and rank of the group, 14 slots (4 main, 4 exchange, 2 fifo,
+/// 2 pair, 2 message) and 2 buffers of packets.
 DCOMM_HOST_DEVICE constexpr WindowLayout cuda_window_layout(int world_size, int num_channels, size_t slot_bytes) {
   return WindowLayout{Placement{PlacementKind::kPush, world_size, kCudaDepth},
                       num_channels,
-                      {slot_bytes, slot_bytes, slot_bytes, slot_bytes, 0, 0},
+                      {slot_bytes, slot_bytes, slot_bytes, slot_bytes, slot_bytes, 0},
                       kCudaPacketBytes};
 }
 

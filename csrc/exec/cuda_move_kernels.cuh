@@ -1,10 +1,11 @@
-// The device's Kernels for collectives that only move data: broadcast, all_gather, gather, scatter, all_to_all.
-// Floor: exec.
+// The device's Kernels for collectives that only move data: broadcast, all_gather, gather, scatter, all_to_all,
+// send and recv. Floor: exec.
 //
 // Their elements are bytes: one kernel serves every dtype.
 #pragma once
 
 #include "exec/cuda_bytes.cuh"
+#include "protocol/envelope.h"
 #include "schedule/partition.h"
 
 namespace dcomm {
@@ -25,6 +26,22 @@ class CudaMoveKernels {
   template <class Exec>
   DCOMM_DEVICE void keep(Exec& exec, size_t to_offset, Range range) const {
     if (out_ + to_offset != in_ + range.offset) move_bytes<16>(exec, out_ + to_offset, in_ + range.offset, range.count);
+  }
+  template <class Exec>
+  DCOMM_DEVICE void put_envelope(Exec& exec, std::byte* slot, const Envelope& envelope) const {
+    if (exec.lane() != 0) return;
+    auto* const words = reinterpret_cast<uint32_t*>(slot);
+    gpu::store_element(words, static_cast<uint32_t>(envelope.count));
+    gpu::store_element(words + 1, static_cast<uint32_t>(envelope.count >> 32));
+    gpu::store_element(words + 2, static_cast<uint32_t>(envelope.tag));
+    gpu::store_element(words + 3, static_cast<uint32_t>(envelope.dtype));
+  }
+  template <class Exec>
+  DCOMM_DEVICE void get_envelope(Exec&, Envelope& envelope, const std::byte* slot) const {
+    const auto* const words = reinterpret_cast<const uint32_t*>(slot);
+    envelope.count = gpu::load_element(words) | static_cast<uint64_t>(gpu::load_element(words + 1)) << 32;
+    envelope.tag = static_cast<int32_t>(gpu::load_element(words + 2));
+    envelope.dtype = static_cast<DType>(gpu::load_element(words + 3));
   }
 
  private:

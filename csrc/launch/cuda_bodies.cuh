@@ -15,6 +15,7 @@
 #include "algo/reduce.h"
 #include "algo/reduce_scatter.h"
 #include "algo/scatter.h"
+#include "algo/send_recv.h"
 #include "exec/cuda_move_kernels.cuh"
 #include "exec/cuda_pack_kernels.cuh"
 #include "exec/cuda_packet_kernels.cuh"
@@ -123,6 +124,19 @@ struct AllToAllBody : CudaMoveBody<Collective::kAllToAll> {
   DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
     const CudaEqualBlocks blocks{job.plan.count, job.plan.segment_count, job.plan.num_channels};
     all_to_all(exec, CudaMoveKernels(arrays), blocks);
+  }
+};
+
+/// job.root sends its `in`, job.peer receives into its `out`; the other ranks have nothing to do.
+struct SendBody : CudaMoveBody<Collective::kSend> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    const CudaMoveKernels kernels(arrays);
+    Envelope envelope{job.plan.count, 0, DType::kU8, {}};
+    if (exec.rank() == job.root) {
+      send(exec, kernels, job.plan, job.peer, envelope);
+    } else if (exec.rank() == job.peer && recv_envelope(exec, kernels, job.root, envelope)) {
+      recv_data(exec, kernels, job.plan, job.root);
+    }
   }
 };
 

@@ -110,7 +110,8 @@ cudaError_t enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Cuda
 bool is_known(const DcommCudaCall& call, int num_ranks) {
   const auto collective = static_cast<Collective>(call.collective);
   const auto op = static_cast<ReduceOp>(call.op);
-  return call.dtype >= 0 && call.dtype < kNumDTypes && call.wire >= 0 && call.wire < kNumDTypes &&
+  return !is_message(collective) &&  // its kernel has no way in yet: a call names one rank, not two
+         call.dtype >= 0 && call.dtype < kNumDTypes && call.wire >= 0 && call.wire < kNumDTypes &&
          (!has_root(collective) || (call.root >= 0 && call.root < num_ranks)) &&
          (!reduces(collective) || op == ReduceOp::kSum || op == ReduceOp::kAvg);
 }

@@ -111,5 +111,33 @@ CHECK_CASE(cuda_bytes_move_whatever_the_alignment) {
   }
 }
 
+/// Messages of several sizes between changing pairs; nobody else's result is touched.
+CHECK_CASE(cuda_send_arrives) {
+  EmulatedGroup group(3, 2, 256);
+  const size_t counts[] = {0, 1, 15, 16, 333, 4096, 1500};
+  for (size_t turn = 0; turn < 21; ++turn) {
+    const size_t count = counts[turn % 7];
+    const int source = static_cast<int>(turn % 3);
+    const int target = static_cast<int>((turn + 1 + turn % 2) % 3);
+    std::vector<std::vector<unsigned char>> in(3), out(3, std::vector<unsigned char>(count + 1, 0xee));
+    std::vector<CudaArrays> arrays;
+    for (size_t rank = 0; rank < 3; ++rank) {
+      for (size_t i = 0; i <= count; ++i) in[rank].push_back(static_cast<unsigned char>(i * 7 + rank + turn));
+      arrays.push_back({in[rank].data(), out[rank].data()});
+    }
+    Launch launch = make_launch(group, call_of(Collective::kSend, DType::kU8, count, source), arrays);
+    launch.job.peer = target;
+    run_grid(launch);
+    EXPECT_EQ(group.error, uint64_t{0});
+    for (size_t rank = 0; rank < 3; ++rank) {
+      std::vector<unsigned char> expected(count + 1, 0xee);
+      if (static_cast<int>(rank) == target) {
+        std::copy_n(in[static_cast<size_t>(source)].begin(), count, expected.begin());
+      }
+      EXPECT(out[rank] == expected);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dcomm::checks::cuda

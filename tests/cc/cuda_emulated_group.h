@@ -115,6 +115,7 @@ inline Launch make_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   take_if<GatherBody>(choice.key, group.world_size, launch);
   take_if<ScatterBody>(choice.key, group.world_size, launch);
   take_if<AllToAllBody>(choice.key, group.world_size, launch);
+  take_if<SendBody>(choice.key, group.world_size, launch);
   take_if<BarrierBody>(choice.key, group.world_size, launch);
   EXPECT_MSG(launch.body != nullptr, std::string("no kernel for ") + collective_name(call.collective));
   CudaJob& job = launch.job;
