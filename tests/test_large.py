@@ -1,4 +1,4 @@
-"""Arrays at the edges of 32-bit counts: pytest -m slow -s tests/test_large.py (9 GiB, 2 minutes)."""
+"""Arrays at the edges of 32-bit counts: pytest -m slow -s tests/test_large.py (about 18 GiB at once, some minutes)."""
 
 from __future__ import annotations
 
