@@ -189,6 +189,9 @@ CHECKS = {
         "schedule_trees_are_trees",
         "schedule_costs_match_design",
         "schedule_algorithms_differ",
+        "selector_covers_every_group_and_size",
+        "selector_goes_by_request_then_override_then_table",
+        "selector_scales_what_two_cpus_could_not_measure",
     ],
     "verifier_checks": [
         "verifier_reports_wrong_chunk",
