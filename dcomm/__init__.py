@@ -31,6 +31,7 @@ from dcomm.errors import (  # noqa: E402
     VersionMismatchError,
 )
 from dcomm.reduce_ops import PremulSum, premul_sum  # noqa: E402
+from dcomm.registration import Registration  # noqa: E402
 from dcomm.work import Work  # noqa: E402
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "MismatchError",
     "PeerLostError",
     "PremulSum",
+    "Registration",
     "SharedMemoryError",
     "VersionMismatchError",
     "Work",
