@@ -11,6 +11,11 @@ import pytest
 
 # By source file in tests/cc.
 CHECKS = {
+    "adopted_checks": [
+        "adopted_pages_are_shared_until_they_are_given_back",
+        "adopted_pages_are_private_in_a_child",
+        "adopted_memory_must_be_plain",
+    ],
     "algo_checks": [
         "algo_random_sequences",
         "algo_every_case",
@@ -192,6 +197,7 @@ CHECKS = {
         "schedule_algorithms_differ",
         "selector_covers_every_group_and_size",
         "selector_goes_by_request_then_override_then_table",
+        "selector_takes_direct_for_shared_arrays_only",
         "selector_scales_what_two_cpus_could_not_measure",
     ],
     "verifier_checks": [

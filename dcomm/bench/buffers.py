@@ -6,7 +6,7 @@ rank's input and for the result; what is copied or compared comes block by block
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -100,10 +100,15 @@ class Data:
 
 
 class Pool:
-    """The buffers that calls take in turn; memory is kept from case to case, as mapping it is slow."""
+    """The buffers that calls take in turn; memory is kept from case to case, as mapping it is slow.
 
-    def __init__(self) -> None:
-        self._memory: dict[tuple[str, str], Array] = {}
+    "direct" gets memory that all ranks reach, which they make together.
+    """
+
+    def __init__(self, empty: Callable[[int, Any], Array]) -> None:
+        """`empty`: the communicator's."""
+        self._empty = empty
+        self._memory: dict[tuple[str, str, bool], Array] = {}
 
     def pairs(self, case: Case, rank: int, world_size: int) -> list[tuple[Array, Array]]:
         """For each buffer of `case` what goes in and what comes out; in place they are the same."""
@@ -112,16 +117,20 @@ class Pool:
             for function in (input_count, output_count)
         ]
         if case.in_place:
-            pool = self._take("in", case.dtype, case.buffers, max(counts))
+            pool = self._take("in", case, max(counts))
             return [(buffer, buffer) for buffer in pool]
-        ins = self._take("in", case.dtype, case.buffers, counts[0])
-        outs = self._take("out", case.dtype, case.buffers, counts[1])
+        ins = self._take("in", case, counts[0])
+        outs = self._take("out", case, counts[1])
         return list(zip(ins, outs, strict=True))
 
-    def _take(self, which: str, dtype: str, buffers: int, count: int) -> list[Array]:
-        line = -(-count * storage_dtype(dtype).itemsize // 64) * 64 // storage_dtype(dtype).itemsize
-        memory = self._memory.get((which, dtype))
-        if memory is None or memory.size < buffers * line:
-            self._memory.pop((which, dtype), None)
-            memory = self._memory[which, dtype] = aligned_array(buffers * line, dtype)
-        return [memory[number * line : number * line + count] for number in range(buffers)]
+    def _take(self, which: str, case: Case, count: int) -> list[Array]:
+        storage = storage_dtype(case.dtype)
+        line = -(-count * storage.itemsize // 64) * 64 // storage.itemsize
+        key = which, case.dtype, case.algo == "direct"
+        memory = self._memory.get(key)
+        if memory is None or memory.size < case.buffers * line:
+            self._memory.pop(key, None)
+            size = case.buffers * line
+            memory = self._empty(size, storage) if key[2] else aligned_array(size, case.dtype)
+            self._memory[key] = memory
+        return [memory[number * line : number * line + count] for number in range(case.buffers)]

@@ -40,7 +40,7 @@ class Worker:
         self._comm = comm
         self._data: dict[tuple[Any, ...], Data] = {}
         self._saved: dict[tuple[Any, ...], tuple[Array, Array]] = {}
-        self._pool = Pool()
+        self._pool = Pool(comm.empty)
         self._gloo: dict[int, Any] = {}
         self._salt = 0
         # For tests of the checks: which batch of the last rank gets a wrong bit, from 1.

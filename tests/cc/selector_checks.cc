@@ -46,4 +46,25 @@ CHECK_CASE(selector_goes_by_request_then_override_then_table) {
   EXPECT(select_algo(settings, Algo::kOneShot, 100) == Algo::kOneShot);
 }
 
+// Arrays that all ranks reach: direct in place of two_shot and of what is not measured for them, not of one_shot.
+CHECK_CASE(selector_takes_direct_for_shared_arrays_only) {
+  Settings settings;
+  settings.algo_steps.steps[0] = {100, Algo::kOneShot};
+  settings.algo_steps.steps[1] = {200, Algo::kRing};
+  for (const bool deterministic : {false, true}) {
+    settings.deterministic = deterministic;
+    EXPECT(select_algo(settings, Algo::kAuto, 100, true) == Algo::kOneShot);
+    EXPECT(select_algo(settings, Algo::kAuto, 101, true) == Algo::kDirect);
+    EXPECT(select_algo(settings, Algo::kAuto, 201, true) == Algo::kDirect);
+    EXPECT(select_algo(settings, Algo::kAuto, 201, false) == Algo::kTwoShot);
+    EXPECT(select_algo(settings, Algo::kTwoShot, 201, true) == Algo::kTwoShot);
+    EXPECT(select_algo(settings, Algo::kDirect, 1, true) == Algo::kDirect);
+  }
+  settings.forced_algo = Algo::kDirect;
+  EXPECT(select_algo(settings, Algo::kAuto, 1, true) == Algo::kDirect);
+  EXPECT(select_algo(settings, Algo::kAuto, 1, false) == Algo::kOneShot);
+  settings.forced_algo = Algo::kTwoShot;
+  EXPECT(select_algo(settings, Algo::kAuto, 201, true) == Algo::kTwoShot);
+}
+
 }  // namespace dcomm::checks
