@@ -18,6 +18,12 @@ CHECKS = {
         "algo_bits_ignore_splits_channels_slots",
         "algo_ring_and_two_shot_differ",
     ],
+    "bucket_plan_checks": [
+        "bucket_plan_every_small_case",
+        "bucket_plan_many_arrays_of_every_dtype",
+        "bucket_plan_known_plan",
+        "bucket_plan_refuses_bad_input",
+    ],
     "collective_checks": [
         "collective_every_way",
         "collective_random_sequences",

@@ -17,6 +17,7 @@
 #include "comm/communicator.h"
 #include "comm/fork_guard.h"
 #include "launch/cuda_loader.h"
+#include "python/bucket.h"
 #include "python/buffer_view.h"
 #include "python/fast_call.h"
 #include "python/schedule.h"
@@ -322,6 +323,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("initialise", &initialise, py::arg("exceptions"), py::arg("main_thread"));
   m.def("in_forked_child", &in_forked_child);
   m.def("cuda_device_count", &cuda_device_count);
+  bind_bucket(m);
   bind_buffer_view(m);
   bind_work(m);
   bind_region(m);
