@@ -18,6 +18,9 @@ struct AlgoStep {
 };
 inline constexpr int kMaxAlgoSteps = 4;
 
+/// From here on arrays that all ranks reach are reduced where they lie; below, messages and packets are quicker.
+inline constexpr uint64_t kDirectMinBytes = 4096;
+
 /// By size, ascending; the last step in use has no bound.
 struct AlgoSteps {
   AlgoStep steps[kMaxAlgoSteps];
@@ -44,6 +47,8 @@ struct TuningRow {
 AlgoSteps steps_for(int world_size, bool oversubscribed);
 
 /// Whether the result depends on nothing but the ranks' elements: neither on the count nor on how a tensor is split.
-constexpr bool is_canonical(Algo algo) { return algo == Algo::kOneShot || algo == Algo::kTwoShot; }
+constexpr bool is_canonical(Algo algo) {
+  return algo == Algo::kOneShot || algo == Algo::kTwoShot || algo == Algo::kDirect;
+}
 
 }  // namespace dcomm

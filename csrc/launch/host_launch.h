@@ -17,6 +17,13 @@ struct BlockLengths {
   std::vector<size_t> recv;  // by sender
 };
 
+/// Where an array lies in memory that every rank of the group reaches.
+struct SharedArray {
+  std::shared_ptr<const Windows> windows;  // nullptr: it lies in this rank's own memory
+  uint32_t region = 0;                     // what the ranks call these windows
+  uint64_t offset = 0;                     // from their beginning, in bytes; the same on every rank
+};
+
 /// One collective, checked and complete: `algo` is not kAuto.
 struct CollectiveCall {
   Collective collective = Collective::kBarrier;
@@ -33,6 +40,8 @@ struct CollectiveCall {
   size_t count = 0;
   double factor = 1.0;                          // premul_sum: what this rank's elements are multiplied by
   std::shared_ptr<const BlockLengths> lengths;  // all_to_all with blocks of different lengths
+  SharedArray shared_in;                        // kDirect: of in
+  SharedArray shared_out;                       // kDirect: of out
 };
 
 /// `call` as the executors run it: complex elements as twice as many of their components.

@@ -55,28 +55,28 @@ struct Backing {
 
 size_t round_to_pages(size_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
 
-[[noreturn]] void throw_no_space(size_t bytes, bool in_dev_shm, int error) {
+[[noreturn]] void throw_no_space(size_t bytes, bool in_dev_shm, int error, const WindowPurpose& purpose) {
   if (!in_dev_shm) {
-    throw_error(ErrorCode::kSharedMemory, "cannot allocate a window of ", bytes,
+    throw_error(ErrorCode::kSharedMemory, "cannot allocate memory for the ", purpose.noun, " of ", bytes,
                 " bytes: fallocate of a memfd: ", std::strerror(error), " (errno ", error,
-                "); raise the memory limit of the container (memfd counts to it), or lower DCOMM_WINDOW_BYTES");
+                "); raise the memory limit of the container (memfd counts to it), or ", purpose.remedy);
   }
   struct statvfs space{};
   const bool known = ::statvfs("/dev/shm", &space) == 0;
   const std::string free_text =
       known ? std::to_string(static_cast<uint64_t>(space.f_bavail) * space.f_frsize) : "an unknown number of";
-  throw_error(ErrorCode::kSharedMemory, "cannot allocate a window: ", bytes, " bytes needed in /dev/shm, ", free_text,
+  throw_error(ErrorCode::kSharedMemory, "cannot allocate memory for the ", purpose.noun, ": ", bytes, " bytes needed in /dev/shm, ", free_text,
               " bytes free: fallocate: ", std::strerror(error), " (errno ", error,
-              "); start the container with a larger --shm-size, or lower DCOMM_WINDOW_BYTES");
+              "); start the container with a larger --shm-size, or ", purpose.remedy);
 }
 
-void allocate_pages(int descriptor, size_t bytes, bool in_dev_shm) {
+void allocate_pages(int descriptor, size_t bytes, bool in_dev_shm, const WindowPurpose& purpose) {
   for (size_t offset = 0; offset < bytes;) {
     const size_t step = std::min(kFallocateStepBytes, bytes - offset);
     if (::fallocate(descriptor, 0, static_cast<off_t>(offset), static_cast<off_t>(step)) == 0) {
       offset += step;
     } else if (errno != EINTR) {
-      throw_no_space(bytes, in_dev_shm, errno);
+      throw_no_space(bytes, in_dev_shm, errno, purpose);
     }
   }
 }
@@ -121,11 +121,11 @@ UniqueFd open_unlinked_shm() {
   throw_error(ErrorCode::kSharedMemory, "no free name found in /dev/shm after 8 random ones");
 }
 
-Backing create_backing(size_t bytes, bool force_shm) {
+Backing create_backing(size_t bytes, bool force_shm, const WindowPurpose& purpose) {
   if (!force_shm) {
     UniqueFd memfd(try_memfd());
     if (memfd.get() >= 0) {
-      allocate_pages(memfd.get(), bytes, false);
+      allocate_pages(memfd.get(), bytes, false, purpose);
       if (::fcntl(memfd.get(), F_ADD_SEALS, kWindowSeals) != 0) {
         throw_errno(ErrorCode::kSharedMemory, "sealing a window", errno);
       }
@@ -140,7 +140,7 @@ Backing create_backing(size_t bytes, bool force_shm) {
     }
   }
   UniqueFd file = open_unlinked_shm();
-  allocate_pages(file.get(), bytes, true);
+  allocate_pages(file.get(), bytes, true, purpose);
   return {std::move(file), false};
 }
 
@@ -159,13 +159,13 @@ void check_backing(int rank, int descriptor, size_t bytes, bool must_be_sealed) 
               "); set DCOMM_FORCE_SHM equally on all ranks");
 }
 
-std::byte* map_window(int rank, int descriptor, size_t bytes) {
+std::byte* map_window(int rank, int descriptor, size_t bytes, bool stays_in_children) {
   void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, descriptor, 0);
   if (base == MAP_FAILED) {
     throw_errno(ErrorCode::kSharedMemory,
                 "mapping " + std::to_string(bytes) + " bytes of the window of rank " + std::to_string(rank), errno);
   }
-  if (::madvise(base, bytes, MADV_DONTFORK) != 0) {
+  if (!stays_in_children && ::madvise(base, bytes, MADV_DONTFORK) != 0) {
     const int error = errno;
     ::munmap(base, bytes);
     throw_errno(ErrorCode::kSharedMemory, "madvise(MADV_DONTFORK)", error);
@@ -175,26 +175,28 @@ std::byte* map_window(int rank, int descriptor, size_t bytes) {
 
 class MemfdWindows final : public Windows {
  public:
-  MemfdWindows(int world_size, size_t window_bytes) : owner_(::getpid()) {
+  /// kept: the rank whose window stays in forked children; -1: none.
+  MemfdWindows(int world_size, size_t window_bytes, int kept) : owner_(::getpid()), kept_(kept) {
     window_bytes_ = window_bytes;
     bases_.assign(static_cast<size_t>(world_size), nullptr);
   }
   ~MemfdWindows() override {
-    // In a forked child the mappings do not exist (MADV_DONTFORK) and their addresses may be in other use.
-    if (::getpid() != owner_) return;
-    for (std::byte* base : bases_) {
-      if (base != nullptr) ::munmap(base, round_to_pages(window_bytes_));
+    // In a forked child the other mappings do not exist (MADV_DONTFORK) and their addresses may be in other use.
+    const bool in_child = ::getpid() != owner_;
+    for (int rank = 0; rank < world_size(); ++rank) {
+      if (at(rank) != nullptr && (!in_child || rank == kept_)) ::munmap(at(rank), round_to_pages(window_bytes_));
     }
   }
   MemfdWindows(const MemfdWindows&) = delete;
   MemfdWindows& operator=(const MemfdWindows&) = delete;
 
   void map(int rank, int descriptor) {
-    bases_[static_cast<size_t>(rank)] = map_window(rank, descriptor, round_to_pages(window_bytes_));
+    bases_[static_cast<size_t>(rank)] = map_window(rank, descriptor, round_to_pages(window_bytes_), rank == kept_);
   }
 
  private:
   const pid_t owner_;
+  const int kept_;
 };
 
 std::vector<UniqueFd> take_ownership(const std::vector<int>& descriptors, int own_rank) {
@@ -209,13 +211,14 @@ std::vector<UniqueFd> take_ownership(const std::vector<int>& descriptors, int ow
 }  // namespace
 
 std::shared_ptr<Windows> make_memfd_windows(int rank, int world_size, size_t window_bytes,
-                                            const DescriptorExchange& exchange, bool force_shm) {
+                                            const DescriptorExchange& exchange, bool force_shm,
+                                            const WindowPurpose& purpose) {
   DCOMM_CHECK(rank >= 0 && rank < world_size, ErrorCode::kInvalidArgument, "rank is ", rank, ", expected 0 to ",
               world_size - 1);
   DCOMM_CHECK(window_bytes >= 1, ErrorCode::kInvalidArgument, "window_bytes is 0, expected >= 1");
   const size_t mapped_bytes = round_to_pages(window_bytes);
-  auto windows = std::make_shared<MemfdWindows>(world_size, window_bytes);
-  const Backing own = create_backing(mapped_bytes, force_shm);
+  auto windows = std::make_shared<MemfdWindows>(world_size, window_bytes, purpose.stays_in_children ? rank : -1);
+  const Backing own = create_backing(mapped_bytes, force_shm, purpose);
   windows->map(rank, own.descriptor.get());
 
   const std::vector<UniqueFd> peers = take_ownership(exchange(own.descriptor.get()), rank);
