@@ -49,8 +49,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("-n", "--ranks", type=int, default=2, help="rank processes")
-    add("--workloads", default=",".join(WORKLOADS), help="by commas")
-    add("--variants", default=",".join(VARIANTS), help="by commas")
+    add("--workloads", default="mlp,gpt,resnet50", help=f"by commas, of {', '.join(WORKLOADS)}")
+    add("--variants", default=";".join(VARIANTS), help="by semicolons")
     add("--rounds", type=int, default=7, help="at least five should count")
     add("--steps", type=int, default=5, help="of each variant in a round, after one that does not count")
     add("--max-seconds", type=float, default=240.0, help="for one workload: start no round that would end later")
@@ -93,7 +93,7 @@ def agreed(value: Any) -> Any:
 
 
 def measure(workload: str, args: argparse.Namespace) -> dict[str, Any]:
-    names = args.variants.split(",")
+    names = args.variants.split(";")
     trainers = {name: Trainer(name, WORKLOADS[workload]) for name in names}
     before = flat(trainers[names[0]])
     times: dict[str, list[list[float]]] = {name: [] for name in names}

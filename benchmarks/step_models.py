@@ -43,6 +43,10 @@ def _mlp_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
+def _tiny() -> nn.Module:
+    return nn.Sequential(nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 800))
+
+
 def _gpt() -> nn.Module:
     """25.3 M parameters in 50 tensors."""
     return GPT(GPTConfig(num_layers=8, num_heads=8, width=512, block_size=128))
@@ -90,4 +94,5 @@ WORKLOADS = {
         _shapes_loss,
         1e-6,
     ),
+    "tiny": Workload("MLP, 30,000 parameters: for tests", _tiny, _mlp_batch, _mlp_loss, 1e-3),
 }
