@@ -59,21 +59,19 @@ class WindowArrays:
         dimensions = _dimensions(shape)
         name, is_torch = arrays.dtype_name(dtype)
         count = math.prod(dimensions)
-        region = self._core.allocate(count * arrays.DTYPE_BYTES[arrays.DTYPE_CODES[name]], timeout_to_ns(timeout))
+        nbytes = count * arrays.DTYPE_BYTES[arrays.DTYPE_CODES[name]]
+        memory = memoryview(self._core.allocate(nbytes, timeout_to_ns(timeout)))  # held by the array
         if not is_torch:
-            return numpy.ndarray(dimensions, dtype, buffer=region)
-        memory = sys.modules["torch"].from_numpy(numpy.ndarray(region.nbytes, numpy.uint8, buffer=region))
-        return memory.view(dtype).reshape(dimensions)
+            return numpy.ndarray(dimensions, dtype, buffer=memory)
+        flat = sys.modules["torch"].from_numpy(numpy.ndarray(nbytes, numpy.uint8, buffer=memory))
+        return flat.view(dtype).reshape(dimensions)
 
 
 def _dimensions(shape: int | Sequence[int]) -> tuple[int, ...]:
     try:
-        lengths = (operator.index(shape),)  # type: ignore[arg-type]
+        lengths = tuple(map(operator.index, shape if isinstance(shape, Sequence) else (shape,)))
     except TypeError:
-        try:
-            lengths = tuple(operator.index(length) for length in shape)  # type: ignore[union-attr]
-        except TypeError:
-            raise TypeError(f"shape={shape!r}: expected an integer or a sequence of integers") from None
+        raise TypeError(f"shape={shape!r}: expected an integer or a sequence of integers") from None
     if any(length < 0 for length in lengths):
         raise ValueError(f"shape={shape!r}: expected dimensions of at least 0")
     return lengths

@@ -96,8 +96,8 @@ class Communicator::Agreement {
     };
     mesh.expect_windows(id);
     try {
-      finish(make_memfd_windows(own_index, static_cast<int>(members.size()), window_bytes, exchange,
-                                parent_.force_shm_, purpose));
+      finish(make_memfd_windows(own_index, static_cast<int>(members.size()), window_bytes, exchange, parent_.force_shm_,
+                                purpose));
     } catch (const Error& error) {
       mesh.forget_windows(id);
       // A failed agreement is known to all; so is what broke the parent.

@@ -296,7 +296,8 @@ void Communicator::run_cuda(CudaRankCall call) {
   CudaThreadGroup& group = cuda_group();
   const Algo asked = call.call.algo;
   complete_call(call.call);
-  if (asked == Algo::kAuto) call.call.algo = forced_cuda_algo(settings_);  // or the GPU's own choice, launch/cuda_plan.h
+  if (asked == Algo::kAuto)
+    call.call.algo = forced_cuda_algo(settings_);  // or the GPU's own choice, launch/cuda_plan.h
   if (call.timeout_ns <= 0) call.timeout_ns = settings_.timeout_ns;
   group.run(rank(), call);
 }

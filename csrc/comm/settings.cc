@@ -40,9 +40,10 @@ uint64_t clamp_slot(uint64_t bytes, uint64_t most) {
 
 /// what: where the name of `algo` stood.
 void check_canonical(Algo algo, const char* what) {
-  DCOMM_CHECK(algo == Algo::kAuto || is_canonical(algo), ErrorCode::kInvalidArgument, what, "='", algo_name(algo),
-              "' on a deterministic communicator: its order of summation depends on where in the array an element "
-              "lies; use 'auto', 'two_shot', 'one_shot' or 'direct', or make the communicator with deterministic=False");
+  DCOMM_CHECK(
+      algo == Algo::kAuto || is_canonical(algo), ErrorCode::kInvalidArgument, what, "='", algo_name(algo),
+      "' on a deterministic communicator: its order of summation depends on where in the array an element "
+      "lies; use 'auto', 'two_shot', 'one_shot' or 'direct', or make the communicator with deterministic=False");
 }
 
 }  // namespace

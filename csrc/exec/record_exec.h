@@ -19,22 +19,22 @@
 namespace dcomm {
 
 enum class EventKind : uint8_t {
-  kAcquire,          // `to` may be written (waits for message seq - depth's credit where the flow has credits)
-  kPublish,          // `to` has been written; range: the elements in the message
-  kArrive,           // waits for the peer's publish; `from` may be read
-  kRelease,          // `from` has been read (returns the credit where the flow has credits)
-  kEncode,           // to <- in[range]
-  kDecode,           // out[range] <- from
-  kAccumulate,       // to <- from + in[range]
-  kFinish,           // to, out[range] <- from + in[range]
-  kForward,          // to, out[range] <- from
-  kReduceCanonical,  // out[range], every `to` <- canonical sum of every `from` and in[range]; see operands
-  kCopy,             // to <- from
-  kKeep,             // out <- in[range]
+  kAcquire,           // `to` may be written (waits for message seq - depth's credit where the flow has credits)
+  kPublish,           // `to` has been written; range: the elements in the message
+  kArrive,            // waits for the peer's publish; `from` may be read
+  kRelease,           // `from` has been read (returns the credit where the flow has credits)
+  kEncode,            // to <- in[range]
+  kDecode,            // out[range] <- from
+  kAccumulate,        // to <- from + in[range]
+  kFinish,            // to, out[range] <- from + in[range]
+  kForward,           // to, out[range] <- from
+  kReduceCanonical,   // out[range], every `to` <- canonical sum of every `from` and in[range]; see operands
+  kCopy,              // to <- from
+  kKeep,              // out <- in[range]
   kReduceEverywhere,  // out[range] of every rank <- canonical sum of every rank's in[range]
-  kCombine,          // every `to`[, out] <- (in[range] + first `from`) + second `from`; see operands
-  kPutEnvelope,      // to <- a message's envelope
-  kGetEnvelope,      // envelope <- from
+  kCombine,           // every `to`[, out] <- (in[range] + first `from`) + second `from`; see operands
+  kPutEnvelope,       // to <- a message's envelope
+  kGetEnvelope,       // envelope <- from
 };
 
 constexpr const char* event_name(EventKind kind) {

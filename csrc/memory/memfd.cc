@@ -59,18 +59,22 @@ size_t round_to_pages(size_t bytes) { return (bytes + kPageBytes - 1) / kPageByt
   if (!in_dev_shm) {
     throw_error(ErrorCode::kSharedMemory, "cannot allocate memory for the ", purpose.noun, " of ", bytes,
                 " bytes: fallocate of a memfd: ", std::strerror(error), " (errno ", error,
-                "); raise the memory limit of the container (memfd counts to it), or ", purpose.remedy);
+                "); use a machine or container with more memory (memfd counts to its limit), or ", purpose.remedy);
   }
   struct statvfs space{};
   const bool known = ::statvfs("/dev/shm", &space) == 0;
   const std::string free_text =
       known ? std::to_string(static_cast<uint64_t>(space.f_bavail) * space.f_frsize) : "an unknown number of";
-  throw_error(ErrorCode::kSharedMemory, "cannot allocate memory for the ", purpose.noun, ": ", bytes, " bytes needed in /dev/shm, ", free_text,
-              " bytes free: fallocate: ", std::strerror(error), " (errno ", error,
-              "); start the container with a larger --shm-size, or ", purpose.remedy);
+  throw_error(ErrorCode::kSharedMemory, "cannot allocate memory for the ", purpose.noun, ": ", bytes,
+              " bytes needed in /dev/shm, ", free_text, " bytes free: fallocate: ", std::strerror(error), " (errno ",
+              error, "); start the container with a larger --shm-size, or ", purpose.remedy);
 }
 
 void allocate_pages(int descriptor, size_t bytes, bool in_dev_shm, const WindowPurpose& purpose) {
+  // A memfd has no limit of its own: what does not fit the machine would end in the arms of the OOM killer.
+  const auto machine_bytes =
+      static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  if (bytes > machine_bytes) throw_no_space(bytes, in_dev_shm, ENOMEM, purpose);
   for (size_t offset = 0; offset < bytes;) {
     const size_t step = std::min(kFallocateStepBytes, bytes - offset);
     if (::fallocate(descriptor, 0, static_cast<off_t>(offset), static_cast<off_t>(step)) == 0) {

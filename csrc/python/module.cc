@@ -194,12 +194,10 @@ std::shared_ptr<Region> allocate(Communicator& comm, size_t nbytes, int64_t time
 }
 
 void bind_region(py::module_& m) {
-  py::class_<Region, std::shared_ptr<Region>>(m, "Region", py::buffer_protocol())
-      .def_property_readonly("nbytes", &Region::nbytes)
-      .def_buffer([](const Region& region) {
-        const auto nbytes = static_cast<py::ssize_t>(region.nbytes());
-        return py::buffer_info(reinterpret_cast<uint8_t*>(region.data()), nbytes);
-      });
+  py::class_<Region, std::shared_ptr<Region>>(m, "Region", py::buffer_protocol()).def_buffer([](const Region& region) {
+    const auto nbytes = static_cast<py::ssize_t>(region.nbytes());
+    return py::buffer_info(reinterpret_cast<uint8_t*>(region.data()), nbytes);
+  });
 }
 
 void bind_work(py::module_& m) {
