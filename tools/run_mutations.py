@@ -55,6 +55,7 @@ MUTATIONS = {
     "wrong_tail_op": Expectation(("protocol_tails",)),
     "single_packet_buffer": Expectation(("protocol_packets",), JITTER),
     "stale_packet_tag": Expectation(("protocol_packets",), JITTER),
+    "run_from_start": Expectation(("protocol_many_arrays",)),
 }
 
 

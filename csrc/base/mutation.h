@@ -27,6 +27,7 @@ enum class Mutation : int {
   kWrongTailOp,          // in the last, partial pack of a tile the own terms are subtracted
   kSinglePacketBuffer,   // packets of consecutive operations share one buffer
   kStalePacketTag,       // a packet of two operations ago is taken for this one's
+  kRunFromStart,         // a tile that begins inside one of many arrays takes it from its start
   kCount,
 };
 
@@ -72,6 +73,8 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "single_packet_buffer";
     case Mutation::kStalePacketTag:
       return "stale_packet_tag";
+    case Mutation::kRunFromStart:
+      return "run_from_start";
     case Mutation::kCount:
       break;
   }

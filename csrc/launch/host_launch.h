@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "bucket/chunk_table.h"
 #include "exec/host_exec.h"
 #include "exec/host_kernels.h"
 #include "exec/host_tiles.h"
@@ -33,6 +34,9 @@ struct CollectiveCall {
   size_t count = 0;
   double factor = 1.0;                          // premul_sum: what this rank's elements are multiplied by
   std::shared_ptr<const BlockLengths> lengths;  // all_to_all with blocks of different lengths
+  /// all_reduce: both or none, instead of in and out; the same one: in place. Borrowed, as arrays are.
+  const ChunkTable* in_table = nullptr;
+  const ChunkTable* out_table = nullptr;
 };
 
 /// `call` as the executors run it: complex elements as twice as many of their components.
