@@ -18,6 +18,14 @@ CHECKS = {
         "algo_bits_ignore_splits_channels_slots",
         "algo_ring_and_two_shot_differ",
     ],
+    "bucket_checks": [
+        "bucket_lists_in_every_algorithm",
+        "bucket_lists_of_every_kind",
+        "protocol_many_arrays",
+        "bucket_table_finds_every_element",
+        "bucket_table_knows_overlaps",
+        "bucket_pack_and_unpack",
+    ],
     "bucket_plan_checks": [
         "bucket_plan_every_small_case",
         "bucket_plan_many_arrays_of_every_dtype",
