@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ import torch
 
 from dcomm import arrays
 from dcomm.communicator import Communicator
+from dcomm.errors import DcommError
 from dcomm.torch import agreement
 from dcomm.torch.buckets import GradientBuckets, Plan, dtype_code, make_plan
 from dcomm.torch.canonical import CanonicalReducer
@@ -185,11 +186,9 @@ class GradientSynchronizer:
 
     def close(self) -> None:
         """Stop watching the model; what is in flight is waited for. Idempotent. Gradients stay where they are."""
-        hooks, self._hooks = self._hooks, []
-        for hook in hooks:
-            hook.remove()
-        if hooks and not self._comm.closed:
-            self._reducer.wait()
+        if self._remove_hooks():
+            with suppress(DcommError):  # whoever needed the result has met it
+                self._reducer.wait()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -241,6 +240,15 @@ class GradientSynchronizer:
         raise TypeError(
             "a GradientSynchronizer cannot be pickled or copied: keep its .settings and make a new one; the model can"
         )
+
+    def __del__(self) -> None:
+        self._remove_hooks()
+
+    def _remove_hooks(self) -> bool:
+        hooks, self._hooks = self._hooks, []
+        for hook in hooks:
+            hook.remove()
+        return bool(hooks)
 
     # ---- The hooks' side ---------------------------------------------------------------------------------------
 
