@@ -45,13 +45,13 @@ class GradientSynchronizer:
     ...     optimizer.step()
     ...     optimizer.zero_grad()
 
-    Gradients live in the communicator's window: p.grad is a view of it, and a bucket of neighbouring gradients is reduced
-    where it lies. All ranks make the same synchronizer and call finish() equally often; backward passes may differ. Until
-    finish() returns, use `comm` for nothing else (``comm.split(0)`` gives another one).
+    Gradients live in memory that all ranks reach: p.grad is a view of it, and a bucket of neighbouring gradients is
+    reduced where it lies. All ranks make the same synchronizer and call finish() equally often; their backward passes
+    may differ. Until finish() returns, use `comm` for nothing else (``comm.split(0)`` gives another one).
 
-    Several backward passes before one finish() add up; inside :meth:`no_sync` nothing is sent meanwhile, which is cheaper.
-    A parameter that a rank did not use counts as zero there, and keeps grad None if no rank used it. Parameters that are
-    frozen when the synchronizer is made are not touched.
+    Several backward passes before one finish() add up; inside :meth:`no_sync` nothing is sent meanwhile, which is
+    cheaper. A parameter that a rank did not use counts as zero there, and keeps grad None if no rank used it.
+    Parameters that are frozen when the synchronizer is made are not touched.
 
     Not thread-safe. As PyTorch's DistributedDataParallel (Li et al. 2020), without its copies.
     """
@@ -77,14 +77,14 @@ class GradientSynchronizer:
             comm: Ranks are processes or threads. It stays yours: close it after the synchronizer.
             wire_dtype: "float16" / "bfloat16": float32 gradients travel in that type and are summed in float32.
             bucket_bytes: Gradients are collected up to so many bytes before they travel.
-            average: True: mean over ranks. False: sum. "microbatches" (deterministic only): sum over all backward passes
-                of all ranks, divided once by their number.
-            deterministic: True: the gradients' bits depend on the global batch alone, not on the number of ranks, bucket
-                sizes or timing. Each backward pass is a microbatch; see docs/bucketing_synchronizer.md for which numbers
-                of ranks and microbatches agree. Half-precision gradients are summed in float32.
+            average: True: mean over ranks. False: sum. "microbatches" (deterministic only): sum over all backward
+                passes of all ranks, divided once by their number.
+            deterministic: True: the gradients' bits depend on the global batch alone, not on the number of ranks,
+                bucket sizes or timing. Each backward pass is a microbatch; docs/bucketing_synchronizer.md says which
+                numbers of ranks and microbatches agree. Half-precision gradients are summed in float32.
             broadcast: False: every rank keeps its own initial parameters and buffers.
-            inline: True: reduce in the thread that runs backward, while the gradients are in its cache. False: beside it,
-                on the communicator's progress thread. None: beside it where there are two CPUs for each rank.
+            inline: True: reduce in the thread that runs backward, while the gradients are in its cache. False: beside
+                it, on the communicator's progress thread. None: beside it where there are two CPUs for each rank.
             record_events: Keep a :meth:`timeline`.
 
         Raises:
@@ -97,7 +97,9 @@ class GradientSynchronizer:
         self._hooks: list[Any] = []
         _check_settings(model, comm, wire_dtype, bucket_bytes, average, deterministic)
         wire_name = None if wire_dtype is None else arrays.DTYPE_NAMES[arrays.wire_code(wire_dtype)]
-        shared = f"wire_dtype={wire_name}, bucket_bytes={bucket_bytes}, average={average}, deterministic={deterministic}"
+        shared = (
+            f"wire_dtype={wire_name}, bucket_bytes={bucket_bytes}, average={average}, deterministic={deterministic}"
+        )
         agreement.check_equal(comm, [f"{shared}, broadcast={broadcast}", *agreement.describe_model(model)])
         agreement.check_devices(model)
 
@@ -145,7 +147,8 @@ class GradientSynchronizer:
         self._syncing = True
         owner = weakref.ref(self)  # a model must not keep its synchronizer, and with it a communicator, alive
         for index, parameter in enumerate(self._parameters):
-            self._hooks.append(parameter.register_post_accumulate_grad_hook(_hook(owner, index)))
+            register: Callable[[Any], Any] = parameter.register_post_accumulate_grad_hook
+            self._hooks.append(register(_hook(owner, index)))
 
     # ---- The caller's side -------------------------------------------------------------------------------------
 
@@ -261,8 +264,8 @@ class GradientSynchronizer:
             return
         if gradient.layout is not torch.strided:
             raise TypeError(
-                f"parameter {self._names[index]!r} has a {gradient.layout} gradient: GradientSynchronizer reduces dense "
-                "ones; make the layer with sparse=False"
+                f"parameter {self._names[index]!r} has a {gradient.layout} gradient: GradientSynchronizer reduces "
+                "dense ones; make the layer with sparse=False"
             )
         if self._timeline is not None:
             self._timeline.mark("ready", self._names[index])
@@ -351,5 +354,7 @@ def _check_settings(
     if average == "microbatches" and not deterministic:
         raise ValueError("average='microbatches' needs deterministic=True; else divide each loss by their number")
     if deterministic and wire_dtype is not None:
-        raise ValueError(f"wire_dtype={wire_dtype!r} with deterministic=True: rounding each rank's part would make the "
-                         "result depend on the number of ranks; leave one of them out")
+        raise ValueError(
+            f"wire_dtype={wire_dtype!r} with deterministic=True: rounding each rank's part would make the "
+            "result depend on the number of ranks; leave one of them out"
+        )

@@ -1,4 +1,4 @@
-"""Training runs of the synchronizer's tests, for ranks that are threads or processes (rank_main.py starts the latter)."""
+"""Training runs of the synchronizer's tests, for ranks that are threads or processes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
 
-from gpt_model import GPT, GPTConfig  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+from gpt_model import GPT, GPTConfig
+from torch.nn import functional as F
 
-import dcomm  # noqa: E402
-from dcomm.torch import GradientSynchronizer  # noqa: E402
+import dcomm
+from dcomm.torch import GradientSynchronizer
 
 MICROBATCHES = 8
 _seeding = threading.Lock()  # torch's generator is shared by the threads

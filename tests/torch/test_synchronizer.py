@@ -633,7 +633,7 @@ def test_a_model_on_a_gpu_is_refused_with_a_typed_error() -> None:
 
             return iter([("weight", Fake())])
 
-    with dcomm.init_threads(1)[0] as comm, pytest.raises(dcomm.CudaError, match="'weight' is on cuda:0.*CPU models"):
+    with dcomm.init_threads(1)[0] as comm, pytest.raises(dcomm.CudaError, match=r"'weight' is on cuda:0.*CPU models"):
         GradientSynchronizer(OnGpu(), comm)
 
 

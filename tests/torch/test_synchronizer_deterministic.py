@@ -53,8 +53,7 @@ def test_one_sha256_of_the_weights_on_1_2_4_and_8_ranks() -> None:
     assert len(found) == 1
 
     # What the default mode gives: right, but of other bits for every number of ranks with sums of its own.
-    plain = shas(1) | shas(2) | shas(4)
-    assert len(plain | found) == 4
+    assert len(shas(1, steps=10) | shas(2, steps=10) | shas(4, steps=10)) == 3
 
 
 # ---- The tree ----------------------------------------------------------------------------------------------
@@ -146,7 +145,7 @@ def reduced(
 
 @pytest.mark.parametrize("absent", [0.0, 0.4])
 def test_which_numbers_of_ranks_and_microbatches_agree(absent: float) -> None:
-    """All of (n, k) with n * k = 12 and k a power of two, or n = 1: the canonical tree; the others are trees of their own."""
+    """n ranks with k microbatches each, n * k = 12: equal where k is a power of two or n is 1, and only there."""
     terms = terms_of(12, 5, absent)
     total = tree_sum(terms)
     assert total is not None
