@@ -42,11 +42,11 @@ def dtype_code(name: str, dtype: torch.dtype) -> int:
 
 
 def make_plan(
-    parameters: Sequence[torch.Tensor], dtypes: Sequence[int], order: Sequence[int], bucket_bytes: int, first_bytes: int
+    parameters: Sequence[torch.Tensor], dtypes: Sequence[int], order: Sequence[int], bucket_bytes: int
 ) -> Plan:
     """Which gradients travel together, as a pure function of its arguments."""
     counts = [parameter.numel() for parameter in parameters]
-    return _core.plan_buckets(counts, list(dtypes), list(order), bucket_bytes, first_bytes)
+    return _core.plan_buckets(counts, list(dtypes), list(order), bucket_bytes, bucket_bytes)
 
 
 class GradientBuckets:
