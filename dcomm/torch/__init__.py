@@ -2,7 +2,7 @@
 
 >>> import dcomm.torch
 >>> ddp.register_comm_hook(dcomm.torch.HookState(), dcomm.torch.all_reduce_hook)   # doctest: +SKIP
->>> sync = dcomm.torch.GradientSynchronizer(model, comm)    # any loop, no DDP; sync.finish() before each step # doctest: +SKIP
+>>> sync = dcomm.torch.GradientSynchronizer(model, comm)    # any loop, without DDP   # doctest: +SKIP
 
 Importing this module imports torch; the core of dcomm links none of it, so one build serves every torch >= 2.11.
 """

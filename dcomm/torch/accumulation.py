@@ -7,7 +7,7 @@
 
 At the end the levels left are added from the lowest up, older + newer. That is the canonical tree over microbatches:
 [lo, hi) splits at lo + the largest power of two below its length, as the ranks' sums do in one_shot and two_shot
-(csrc/schedule/canonical.h). With k = 2^m microbatches on each of n ranks, the tree over ranks on top of each rank's tree
+(csrc/schedule/canonical.h). With k = 2^m microbatches on each of n ranks, the tree over ranks on top of their own trees
 IS the canonical tree over all n * k microbatches, for every n; so is one rank alone with any k. A parameter without
 gradient in a microbatch is an absent term: the other side of its addition passes unchanged, on one rank or many.
 
@@ -19,7 +19,6 @@ Source of the idea: pairwise summation (Higham 1993); TBIK (arXiv 2511.17826) an
 from __future__ import annotations
 
 import torch
-
 
 Sum = tuple[torch.Tensor, bool]  # a partial sum, and whether its memory is the counter's own
 

@@ -1,4 +1,4 @@
-"""Gradients in window memory: one buffer for each bucket, one view into it for each parameter.
+"""Gradients in memory that all ranks reach: cut into buckets, with a view for each parameter.
 
       bucket 0 (float32)                  bucket 1 (float32)            bucket 2 (bfloat16)
     | head.weight | head.bias |pad|     | layer2.weight |...|         | ... |
@@ -42,44 +42,37 @@ def dtype_code(name: str, dtype: torch.dtype) -> int:
 
 
 def make_plan(
-    parameters: Sequence[torch.Tensor], dtypes: Sequence[int], order: Sequence[int], bucket_bytes: int, first_bytes: int
+    parameters: Sequence[torch.Tensor], dtypes: Sequence[int], order: Sequence[int], bucket_bytes: int
 ) -> Plan:
     """Which gradients travel together, as a pure function of its arguments."""
     counts = [parameter.numel() for parameter in parameters]
-    return _core.plan_buckets(counts, list(dtypes), list(order), bucket_bytes, first_bytes)
+    return _core.plan_buckets(counts, list(dtypes), list(order), bucket_bytes, bucket_bytes)
 
 
 class GradientBuckets:
-    """The memory of all gradients of a model. Collective to make."""
+    """The memory of all gradients of a model: one array that all ranks reach, cut into buckets. Collective to make."""
 
     def __init__(self, comm: Communicator, parameters: Sequence[torch.Tensor], plan: Plan) -> None:
         self.plan = plan
         self.buckets: list[GradientBucket] = []
         self.bucket_of = [0] * len(parameters)
-        views: list[torch.Tensor | None] = [None] * len(parameters)
-        for number, (code, count, places) in enumerate(plan):
-            buffer = _empty(comm, count, getattr(torch, arrays.DTYPE_NAMES[code]))
-            buffer.zero_()  # the padding travels too
+        lengths = [count * arrays.DTYPE_BYTES[code] for code, count, _ in plan]  # whole cache lines
+        self.nbytes = sum(lengths)  # padding included
+        memory = comm.empty(self.nbytes, torch.uint8)
+        views: dict[int, torch.Tensor] = {}
+        for number, ((code, _, places), part) in enumerate(zip(plan, memory.split(lengths), strict=True)):
+            buffer = part.view(getattr(torch, arrays.DTYPE_NAMES[code]))
             self.buckets.append(GradientBucket(str(number), buffer, [index for index, _ in places]))
             for index, offset in places:
                 self.bucket_of[index] = number
                 views[index] = _view_like(buffer, offset, parameters[index])
-        self.views: list[torch.Tensor] = [view for view in views if view is not None]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers, padding included."""
-        return sum(bucket.buffer.numel() * bucket.buffer.element_size() for bucket in self.buckets)
-
-
-def _empty(comm: Communicator, count: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty(count, dtype=dtype)  # stand-in for comm.empty
+        self.views = [views[index] for index in range(len(parameters))]
 
 
 def _view_like(buffer: torch.Tensor, offset: int, parameter: torch.Tensor) -> torch.Tensor:
     """A part of `buffer` with the parameter's shape, and its strides where these leave no gaps (channels_last, say)."""
     if _is_dense(parameter):
-        return buffer.as_strided(parameter.shape, parameter.stride(), offset)
+        return buffer.as_strided(parameter.shape, parameter.stride(), buffer.storage_offset() + offset)
     return buffer[offset : offset + parameter.numel()].view(parameter.shape)
 
 

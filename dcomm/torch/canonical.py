@@ -1,8 +1,8 @@
 """Reduces gradients so that the bits depend on the global batch alone: not on ranks, buckets or launch order.
 
-Each rank sums its microbatches as a binary counter (accumulation.py); finish() sums over the ranks in the same canonical
-order and divides once. Nothing is reduced before: a sum over ranks that starts before the last microbatch would join
-terms of different ranks too early.
+Each rank sums its microbatches as a binary counter (accumulation.py); finish() sums over the ranks in the same
+canonical order and divides once. Nothing is reduced before: a sum over ranks that starts before the last microbatch
+would join terms of different ranks too early.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class CanonicalReducer:
             if self._average == "microbatches" and num_microbatches:
                 bucket.buffer.div_(num_microbatches)  # true division: no reciprocal
             self._mark("reduced", bucket.label)
-        for index in numpy.flatnonzero(anyone):
+        for index in numpy.flatnonzero(anyone).tolist():
             parameter, view = self._parameters[index], self._buckets.views[index]
             parameter.grad = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
         self.accumulation_bytes = self._peak_bytes

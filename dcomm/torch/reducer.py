@@ -4,9 +4,9 @@
     buckets            | 0 ------ | 1 ------ | 2 ------|            async: on the progress thread
     finish                                         | wait, agree |
 
-The fixed order of buckets makes the ranks' operations match whatever order their gradients come in. What a rank has not
-reduced when its backward ends is reduced in finish(), where the ranks also exchange one byte for each bucket ("reduce it
-once more") and for each parameter ("I have a gradient"): 1 us, and no rank needs to guess what another one did.
+The fixed order of buckets makes the ranks' operations match whatever order their gradients come in. What a rank has
+not reduced when its backward ends is reduced in finish(), where the ranks also exchange one byte for each bucket
+("reduce it once more") and for each parameter ("I have a gradient"), so that no rank needs to guess what another did.
 Sources: PyTorch DDP (Li et al. 2020, arXiv 2006.15704), whose reducer works alike on a copy of the gradients.
 """
 
@@ -28,8 +28,8 @@ _LATE = (
     "Use checkpoint(..., use_reentrant=False), or inline=True"
 )
 _FORGOTTEN = (
-    "GradientSynchronizer: gradients of a new step begin to come, but finish() was not called in the step before, whose "
-    "gradients are gone. Call finish() before optimizer.step(), or put the step into `with sync.step():`"
+    "GradientSynchronizer: gradients of a new step begin to come, but finish() was not called in the step before, "
+    "whose gradients are gone. Call finish() before optimizer.step(), or put the step into `with sync.step():`"
 )
 _SUMMED = (
     "gradient of {name!r} was added to one that is summed over all ranks already, which would be summed again. "
@@ -117,11 +117,11 @@ class Reducer:
         has_gradient = [parameter.grad is not None for parameter in self._parameters]
         mine = numpy.array(self._changed + has_gradient, numpy.uint8)
         anyone = self._comm.all_gather(mine).reshape(self._comm.world_size, mine.size).any(axis=0)
-        for number in numpy.flatnonzero(anyone[: len(self._changed)]):
-            self._fill_in(int(number))
-            self._launch(int(number))
+        for number in numpy.flatnonzero(anyone[: len(self._changed)]).tolist():
+            self._fill_in(number)
+            self._launch(number)
         self.wait()
-        for index in numpy.flatnonzero(anyone[len(self._changed) :]):
+        for index in numpy.flatnonzero(anyone[len(self._changed) :]).tolist():
             if self._parameters[index].grad is None:
                 self._parameters[index].grad = self._views[index]
         self._num_launched = 0

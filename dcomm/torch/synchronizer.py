@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -22,14 +22,16 @@ import torch
 
 from dcomm import arrays
 from dcomm.communicator import Communicator
+from dcomm.errors import DcommError
 from dcomm.torch import agreement
 from dcomm.torch.buckets import GradientBuckets, Plan, dtype_code, make_plan
 from dcomm.torch.canonical import CanonicalReducer
 from dcomm.torch.reducer import Reducer
 from dcomm.torch.timeline import Event, Timeline
 
-AUTO_BUCKET_BYTES = 4 << 20
-FIRST_BUCKET_BYTES = 1 << 20  # where buckets travel beside backward: it starts early
+# 2 ranks on 2 cores, 24 M parameters in 48 tensors and 9 M in 300: 1 MiB was the best of 256 KiB, 1, 4 and 25 MiB where
+# backward reduces, and none of them clearly better beside it. Gradients of 1 MiB are still in a core's cache.
+AUTO_BUCKET_BYTES = 1 << 20
 
 _HALVES = ("float16", "bfloat16")
 
@@ -44,13 +46,13 @@ class GradientSynchronizer:
     ...     optimizer.step()
     ...     optimizer.zero_grad()
 
-    Gradients live in the communicator's window: p.grad is a view of it, and a bucket of neighbouring gradients is reduced
-    where it lies. All ranks make the same synchronizer and call finish() equally often; backward passes may differ. Until
-    finish() returns, use `comm` for nothing else (``comm.split(0)`` gives another one).
+    Gradients live in memory that all ranks reach: p.grad is a view of it, and a bucket of neighbouring gradients is
+    reduced where it lies. All ranks make the same synchronizer and call finish() equally often; their backward passes
+    may differ. Until finish() returns, use `comm` for nothing else (``comm.split(0)`` gives another one).
 
-    Several backward passes before one finish() add up; inside :meth:`no_sync` nothing is sent meanwhile, which is cheaper.
-    A parameter that a rank did not use counts as zero there, and keeps grad None if no rank used it. Parameters that are
-    frozen when the synchronizer is made are not touched.
+    Several backward passes before one finish() add up; inside :meth:`no_sync` nothing is sent meanwhile, which is
+    cheaper. A parameter that a rank did not use counts as zero there, and keeps grad None if no rank used it.
+    Parameters that are frozen when the synchronizer is made are not touched.
 
     Not thread-safe. As PyTorch's DistributedDataParallel (Li et al. 2020), without its copies.
     """
@@ -76,14 +78,14 @@ class GradientSynchronizer:
             comm: Ranks are processes or threads. It stays yours: close it after the synchronizer.
             wire_dtype: "float16" / "bfloat16": float32 gradients travel in that type and are summed in float32.
             bucket_bytes: Gradients are collected up to so many bytes before they travel.
-            average: True: mean over ranks. False: sum. "microbatches" (deterministic only): sum over all backward passes
-                of all ranks, divided once by their number.
-            deterministic: True: the gradients' bits depend on the global batch alone, not on the number of ranks, bucket
-                sizes or timing. Each backward pass is a microbatch; see docs/bucketing_synchronizer.md for which numbers
-                of ranks and microbatches agree. Half-precision gradients are summed in float32.
+            average: True: mean over ranks. False: sum. "microbatches" (deterministic only): sum over all backward
+                passes of all ranks, divided once by their number.
+            deterministic: True: the gradients' bits depend on the global batch alone, not on the number of ranks,
+                bucket sizes or timing. Each backward pass is a microbatch; docs/bucketing_synchronizer.md says which
+                numbers of ranks and microbatches agree. Half-precision gradients are summed in float32.
             broadcast: False: every rank keeps its own initial parameters and buffers.
-            inline: True: reduce in the thread that runs backward, while the gradients are in its cache. False: beside it,
-                on the communicator's progress thread. None: beside it where there are two CPUs for each rank.
+            inline: True: reduce in the thread that runs backward, while the gradients are in its cache. False: beside
+                it, on the communicator's progress thread. None: beside it where there are two CPUs for each rank.
             record_events: Keep a :meth:`timeline`.
 
         Raises:
@@ -96,7 +98,9 @@ class GradientSynchronizer:
         self._hooks: list[Any] = []
         _check_settings(model, comm, wire_dtype, bucket_bytes, average, deterministic)
         wire_name = None if wire_dtype is None else arrays.DTYPE_NAMES[arrays.wire_code(wire_dtype)]
-        shared = f"wire_dtype={wire_name}, bucket_bytes={bucket_bytes}, average={average}, deterministic={deterministic}"
+        shared = (
+            f"wire_dtype={wire_name}, bucket_bytes={bucket_bytes}, average={average}, deterministic={deterministic}"
+        )
         agreement.check_equal(comm, [f"{shared}, broadcast={broadcast}", *agreement.describe_model(model)])
         agreement.check_devices(model)
 
@@ -107,7 +111,7 @@ class GradientSynchronizer:
         self._parameters = [parameter for _, parameter in trained]
         self._comm = comm
         self._deterministic = deterministic
-        self._inline = _shares_cpus(comm) if inline is None else inline
+        self._inline = _shares_cpus(comm) if inline is None else inline  # of this rank alone: the messages are the same
         self._bucket_bytes = AUTO_BUCKET_BYTES if isinstance(bucket_bytes, str) else bucket_bytes
         self._timeline = Timeline() if record_events else None
         self._dtypes = [dtype_code(name, self._sum_dtype(p)) for name, p in trained]
@@ -144,7 +148,8 @@ class GradientSynchronizer:
         self._syncing = True
         owner = weakref.ref(self)  # a model must not keep its synchronizer, and with it a communicator, alive
         for index, parameter in enumerate(self._parameters):
-            self._hooks.append(parameter.register_post_accumulate_grad_hook(_hook(owner, index)))
+            register: Callable[[Any], Any] = parameter.register_post_accumulate_grad_hook
+            self._hooks.append(register(_hook(owner, index)))
 
     # ---- The caller's side -------------------------------------------------------------------------------------
 
@@ -185,11 +190,9 @@ class GradientSynchronizer:
 
     def close(self) -> None:
         """Stop watching the model; what is in flight is waited for. Idempotent. Gradients stay where they are."""
-        hooks, self._hooks = self._hooks, []
-        for hook in hooks:
-            hook.remove()
-        if hooks and not self._comm.closed:
-            self._reducer.wait()
+        if self._remove_hooks():
+            with suppress(DcommError):  # whoever needed the result has met it
+                self._reducer.wait()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -242,6 +245,15 @@ class GradientSynchronizer:
             "a GradientSynchronizer cannot be pickled or copied: keep its .settings and make a new one; the model can"
         )
 
+    def __del__(self) -> None:
+        self._remove_hooks()
+
+    def _remove_hooks(self) -> bool:
+        hooks, self._hooks = self._hooks, []
+        for hook in hooks:
+            hook.remove()
+        return bool(hooks)
+
     # ---- The hooks' side ---------------------------------------------------------------------------------------
 
     def _on_gradient(self, index: int) -> None:
@@ -253,8 +265,8 @@ class GradientSynchronizer:
             return
         if gradient.layout is not torch.strided:
             raise TypeError(
-                f"parameter {self._names[index]!r} has a {gradient.layout} gradient: GradientSynchronizer reduces dense "
-                "ones; make the layer with sparse=False"
+                f"parameter {self._names[index]!r} has a {gradient.layout} gradient: GradientSynchronizer reduces "
+                "dense ones; make the layer with sparse=False"
             )
         if self._timeline is not None:
             self._timeline.mark("ready", self._names[index])
@@ -277,8 +289,7 @@ class GradientSynchronizer:
         return torch.float32 if self._deterministic and is_half else parameter.dtype
 
     def _plan(self, order: list[int]) -> Plan:
-        first_bytes = self._bucket_bytes if self._inline else min(FIRST_BUCKET_BYTES, self._bucket_bytes)
-        return make_plan(self._parameters, self._dtypes, order, self._bucket_bytes, first_bytes)
+        return make_plan(self._parameters, self._dtypes, order, self._bucket_bytes)
 
     def _learn_order(self) -> None:
         """Lay the buckets out anew in the order in which rank 0's gradients came, once. Collective."""
@@ -343,5 +354,7 @@ def _check_settings(
     if average == "microbatches" and not deterministic:
         raise ValueError("average='microbatches' needs deterministic=True; else divide each loss by their number")
     if deterministic and wire_dtype is not None:
-        raise ValueError(f"wire_dtype={wire_dtype!r} with deterministic=True: rounding each rank's part would make the "
-                         "result depend on the number of ranks; leave one of them out")
+        raise ValueError(
+            f"wire_dtype={wire_dtype!r} with deterministic=True: rounding each rank's part would make the "
+            "result depend on the number of ranks; leave one of them out"
+        )
