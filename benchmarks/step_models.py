@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from shapes import RESNET50_SHAPES
+from shapes import resnet50
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -89,7 +89,7 @@ WORKLOADS = {
     "gpt": Workload("GPT, 25.3 M parameters, batch 2 x 128", _gpt, _gpt_batch, _gpt_loss, 1e-3),
     "resnet50": Workload(
         "ResNet-50's tensors without its computation",
-        lambda: ShapesOnly(list(RESNET50_SHAPES)),
+        lambda: ShapesOnly(resnet50()),
         _shapes_batch,
         _shapes_loss,
         1e-6,
