@@ -317,7 +317,8 @@ def test_an_unfit_operation_of_torch() -> None:
 def test_a_deterministic_communicator_refuses_orders_that_depend_on_the_index(algo: str) -> None:
     text = (
         f"algo='{algo}' on a deterministic communicator: its order of summation depends on where in the array an "
-        "element lies; use 'auto', 'two_shot', 'one_shot' or 'direct', or make the communicator with deterministic=False"
+        "element lies; use 'auto', 'two_shot', 'one_shot' or 'direct', or make the communicator with "
+        "deterministic=False"
     )
     comms = dcomm.init_threads(2, deterministic=True)
     assert comms[0].deterministic

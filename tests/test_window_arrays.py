@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -221,10 +222,10 @@ def mismatched(comm: dcomm.Communicator, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "texts"),
     [
-        ("other memory", ["rank 1 called all_reduce(count=50000", "algo=two_shot", "x=array 1 of comm.empty"]),
-        ("other array", ["x=array 1 of comm.empty", "x=array 2 of comm.empty"]),
-        ("other part", ["x=array 1 of comm.empty)", "x=array 1 of comm.empty from byte 400 on"]),
-        ("other out", ["x=array 1 of comm.empty, out=array 2 of comm.empty"]),
+        ("other memory", ["rank 1 called all_reduce(count=50000", "algo=two_shot", "x=shared array 1"]),
+        ("other array", ["x=shared array 1", "x=shared array 2"]),
+        ("other part", ["x=shared array 1)", "x=shared array 1 from byte 400 on"]),
+        ("other out", ["x=shared array 1, out=shared array 2"]),
     ],
 )
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -246,7 +247,9 @@ def test_small_messages_may_lie_anywhere() -> None:
 
 def test_different_sizes_raise_on_all_and_leave_the_communicator_usable() -> None:
     def body(comm: dcomm.Communicator) -> float:
-        with pytest.raises(dcomm.MismatchError, match=r"rank 0 asks for 40 bytes, rank 2 for 80.*still usable"):
+        with pytest.raises(
+            dcomm.MismatchError, match=r"rank 0 has an array of 40 bytes, rank 2 one of 80.*still usable"
+        ):
             comm.empty(20 if comm.rank == 2 else 10)
         x = comm.empty(10_000)
         x[:] = comm.rank
@@ -315,8 +318,9 @@ def test_processes_memory_runs_out() -> None:
         assert value["sum"] == 2
 
 
-def test_rank_dies_during_direct() -> None:
-    with Ranks(3, SCRIPT, "die_in_between") as ranks:
+@pytest.mark.parametrize("function", ["die_in_between", "die_registered"])
+def test_rank_dies_during_direct(function: str) -> None:
+    with Ranks(3, SCRIPT, function) as ranks:
         for rank in range(3):
             ranks.wait_for_mark(rank, "running")
         ranks.send(1, signal.SIGKILL)
@@ -327,3 +331,61 @@ def test_rank_dies_during_direct() -> None:
             assert result.value["error"] == "PeerLostError", result
             assert "rank 1" in result.value["text"]
             assert result.value["readable"], result
+
+
+@pytest.mark.parametrize(("world_size", "env"), [(2, {}), (3, {}), (2, {"DCOMM_FORCE_SHM": "1"})])
+def test_registered_arrays(world_size: int, env: dict[str, str]) -> None:
+    values = process_values(world_size, SCRIPT, "register_everything", env=env)
+    assert all(value == values[0] for value in values), values
+    assert values[0]["mappings"] == 0
+    reached = values[0]["reached"]
+    assert reached[:3] == [0, 0, 0]  # no whole page: registered, and staged as ever
+    assert 4 * 100_003 - 3 * 4096 <= reached[4] <= 4 * 100_003
+
+
+def test_memory_of_a_registered_array_is_never_reused_while_shared() -> None:
+    values = process_values(2, SCRIPT, "register_then_free")
+    assert [value["mappings"] for value in values] == [0, 0]
+    assert values[1]["reused"] > 0  # or the test would show nothing
+
+
+def test_registered_tensor_keeps_its_memory() -> None:
+    pytest.importorskip("torch")
+    for value in process_values(2, SCRIPT, "register_torch"):
+        assert "not resizable" in value["resize"]
+        assert (value["total"], value["fresh"]) == (3.0, True)
+
+
+def test_fork_of_a_registered_array() -> None:
+    for value in process_values(2, SCRIPT, "register_and_fork"):
+        assert value == {"child": 0, "unchanged": True, "sum": 6.0}
+
+
+def test_what_cannot_be_registered(tmp_path: Path) -> None:
+    values = process_values(2, SCRIPT, "refuse_to_register", {"folder": str(tmp_path)})
+    for rank, value in enumerate(values):
+        assert value["sum"] == 2
+        errors = value["errors"]
+        assert "rank 1 one of 200004" in errors["count"]
+        assert "MismatchError" in errors["count"]
+        for name in ("empty", "twice"):
+            assert (
+                "ValueError: register: the array's memory is shared with other processes, or registered" in errors[name]
+            )
+        wanted = ["mapped from a file", "rank 0 refused its array; its own error says why"][rank]
+        assert wanted in errors["file"] or "shared with other processes" in errors["file"]
+
+
+def test_registered_arrays_of_threads_take_the_ordinary_way() -> None:
+    def body(comm: dcomm.Communicator) -> None:
+        x = np.full(100_000, 1.0, np.float32)
+        with comm.register(x) as registration:
+            assert registration.reach_bytes == 0
+            assert comm.all_reduce(x)[-1] == 2
+            with pytest.raises(dcomm.MismatchError, match="still usable"):
+                comm.register(np.zeros(10 + comm.rank))
+        for bad, text in ((x[::2], "x is not contiguous"), (np.broadcast_to(x, (2, 100_000)), "x is")):
+            with pytest.raises(ValueError, match=text):
+                comm.register(bad)
+
+    run_threads(2, body)

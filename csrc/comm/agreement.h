@@ -78,11 +78,10 @@ class Communicator::Agreement {
     if (is_first) family->forget(id);
   }
 
-  /// Two agreements. Where ranks are processes each of `members` (ranks of the parent, this one at own_index) makes a
-  /// window and maps those of the others: finish(windows) on all.
-  template <class Finish>
-  void exchange_windows(uint64_t id, const std::vector<int>& members, int own_index, size_t window_bytes,
-                        const WindowPurpose& purpose, const Finish& finish) {
+  /// Two agreements. Where ranks are processes each of `members` (ranks of the parent) makes a window and maps those of
+  /// the others: make(exchange) on all.
+  template <class Make>
+  void exchange_windows(uint64_t id, const std::vector<int>& members, const Make& make) {
     SharedMesh& mesh = *parent_.mesh_;
     const std::vector<int> mesh_ranks = mesh_ranks_of(members);
     bool in_agreement = false;
@@ -96,8 +95,7 @@ class Communicator::Agreement {
     };
     mesh.expect_windows(id);
     try {
-      finish(make_memfd_windows(own_index, static_cast<int>(members.size()), window_bytes, exchange, parent_.force_shm_,
-                                purpose));
+      make(exchange);
     } catch (const Error& error) {
       mesh.forget_windows(id);
       // A failed agreement is known to all; so is what broke the parent.
@@ -106,20 +104,6 @@ class Communicator::Agreement {
     }
     mesh.forget_windows(id);
     agree();
-  }
-
-  /// Either of the two: finish(windows).
-  template <class Finish>
-  void make_windows(uint64_t id, const std::vector<int>& members, int own_index, size_t window_bytes,
-                    const WindowPurpose& purpose, const Finish& finish) {
-    if (parent_.mesh_ != nullptr && members.size() > 1) {
-      return exchange_windows(id, members, own_index, window_bytes, purpose, finish);
-    }
-    const int num_members = static_cast<int>(members.size());
-    share_parts(
-        id, own_index == 0,
-        [&] { return ThreadParts{make_heap_windows(num_members, window_bytes, purpose), nullptr, nullptr}; },
-        [&](const ThreadParts& parts, const auto&) { finish(parts.windows); });
   }
 
   std::vector<int> mesh_ranks_of(const std::vector<int>& members) const {

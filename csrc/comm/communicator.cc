@@ -182,7 +182,7 @@ void Communicator::complete_call(CollectiveCall& call) {
               " array: only float32 arrays can travel as float16 or bfloat16; pass wire_dtype=None");
   if (call.collective != Collective::kAllReduce) return;
   if (DCOMM_UNLIKELY(!regions_.empty())) look_for_regions(call);
-  const bool is_shared = call.shared_out.windows != nullptr;
+  const bool is_shared = can_go_direct(call);
   DCOMM_CHECK(call.algo != Algo::kDirect || is_shared || call.count == 0, ErrorCode::kInvalidArgument,
               "algo='direct' with ",
               call.wire != call.dtype           ? "another wire_dtype than the array's"
@@ -211,6 +211,24 @@ std::shared_ptr<Region> Communicator::allocate(size_t nbytes, int64_t timeout_ns
   const Entry entry(entered_);
   check_usable();
   return make_region(nbytes, timeout_ns, interrupted);
+}
+
+std::shared_ptr<Region> Communicator::adopt(void* array, size_t nbytes, int64_t timeout_ns,
+                                            InterruptCheck interrupted) {
+  const Entry entry(entered_);
+  check_usable();
+  return adopt_array(array, nbytes, timeout_ns, interrupted);
+}
+
+void Communicator::release(Region& region) {
+  if (in_child()) return;
+  const Entry entry(entered_);
+  {
+    std::unique_lock lock(queue_mutex_);
+    queue_changed_.wait(lock, [&] { return queue_.empty(); });  // every operation has a deadline
+  }
+  regions_.remove(region);
+  if (region.adopted != nullptr) region.adopted->give_back();
 }
 
 /// At once where nothing is queued, else behind what is.
@@ -347,6 +365,10 @@ void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, Inter
   }
   if (is_message(call.collective)) return execute_message(call, timeout_ns, interrupted, background);
   if (call.lengths != nullptr) check_lengths(call, timeout_ns, interrupted, background);
+  if (call.algo == Algo::kDirect) {
+    const Range reach = reach_of(call);
+    if (reach.count != call.count) return execute_with_rim(call, reach, timeout_ns, interrupted, background);
+  }
   execute_one(call, timeout_ns, interrupted, background);
 }
 

@@ -71,6 +71,13 @@ class Communicator {
   /// kMismatch where nbytes differs.
   std::shared_ptr<Region> allocate(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
 
+  /// Collective: makes the whole pages of `array`, which must live until release(), such memory too, in place. Nothing
+  /// else may use the array meanwhile. Throws as allocate(); kInvalidArgument where it is not plain memory of this
+  /// process, on all ranks.
+  std::shared_ptr<Region> adopt(void* array, size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
+  /// Ends what adopt() began, on this rank alone, once what is queued is done: the array is ordinary memory again.
+  void release(Region& region);
+
   /// All-reduce of arrays on a GPU that ranks of this process share. Blocks the host until all ranks have called, then
   /// is asynchronous to the GPU, in order on call.stream. Throws kCuda where the ranks are processes.
   void run_cuda(CudaRankCall call);
@@ -91,7 +98,9 @@ class Communicator {
   Communicator(int rank, std::shared_ptr<Windows> windows, const Settings& settings);
 
   std::shared_ptr<Region> make_region(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
+  std::shared_ptr<Region> adopt_array(void* array, size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
   class Agreement;
+  class RegionMaking;
   class Splitting;
   std::shared_ptr<Communicator> run_split(const SplitVote& vote, int64_t timeout_ns, InterruptCheck interrupted);
   void join_mesh(std::shared_ptr<SharedMesh> mesh, uint64_t id, std::vector<int> mesh_ranks);
@@ -101,6 +110,10 @@ class Communicator {
   void check_usable() const;
   void complete_call(CollectiveCall& call);
   void look_for_regions(CollectiveCall& call);
+  static Range reach_of(const CollectiveCall& call);
+  static bool can_go_direct(const CollectiveCall& call);
+  void execute_with_rim(const CollectiveCall& call, Range reach, int64_t timeout_ns, InterruptCheck interrupted,
+                        bool background);
   CudaThreadGroup& cuda_group() const;
   void run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted);
   void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);

@@ -19,7 +19,7 @@ using RecordWords = std::array<uint64_t, sizeof(OpRecord) / sizeof(uint64_t)>;
 std::string memory_text(const OpRecord& record) {
   std::ostringstream text;
   const auto place = [&](const char* name, uint32_t region, uint64_t offset) {
-    text << ", " << name << "=array " << region << " of comm.empty";
+    text << ", " << name << "=shared array " << region;
     if (offset != 0) text << " from byte " << offset << " on";
   };
   place("x", record.in_region, record.in_offset);
@@ -100,7 +100,8 @@ std::string disagreement(const HostContext& context, const Failure& failure) {
   if (same()) text << " an earlier call differed;";
   const OpRecord ours = record_of(context, failure.reporter, seq), theirs = record_of(context, failure.culprit, seq);
   if (ours.collective == theirs.collective && (ours.algo == Algo::kDirect || theirs.algo == Algo::kDirect)) {
-    text << " an array made by comm.empty is reduced where it lies, so every rank must pass the same part of the same "
+    text << " an array of comm.empty or comm.register is reduced where it lies, so every rank must pass the same part "
+            "of the same "
             "one (or none of them such an array);";
   }
   text << " make every rank issue the same collectives in the same order, with equal arguments";

@@ -18,9 +18,6 @@ struct AlgoStep {
 };
 inline constexpr int kMaxAlgoSteps = 4;
 
-/// From here on arrays that all ranks reach are reduced where they lie; below, messages and packets are quicker.
-inline constexpr uint64_t kDirectMinBytes = 4096;
-
 /// By size, ascending; the last step in use has no bound.
 struct AlgoSteps {
   AlgoStep steps[kMaxAlgoSteps];

@@ -93,11 +93,11 @@ Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes, bool
   if (settings.deterministic) check_canonical(requested, "algo");
   if (requested != Algo::kAuto) return requested;
   const Algo forced = settings.forced_algo;
-  if (is_shared && (forced == Algo::kDirect || (forced == Algo::kAuto && nbytes >= kDirectMinBytes))) {
-    return Algo::kDirect;
-  }
+  if (is_shared && forced == Algo::kDirect) return Algo::kDirect;
   if (forced != Algo::kAuto && forced != Algo::kDirect) return forced;
   const Algo measured = settings.algo_steps.choose(nbytes);
+  if (measured == Algo::kOneShot) return measured;
+  if (is_shared) return Algo::kDirect;  // as many steps as two_shot, and no copies
   return settings.deterministic && !is_canonical(measured) ? Algo::kTwoShot : measured;
 }
 

@@ -106,13 +106,14 @@ class Communicator::Splitting {
 
   std::shared_ptr<Communicator> of_processes(const SplitPlan& plan, const Settings& settings) {
     std::shared_ptr<Communicator> child;
-    const size_t window_bytes = settings.layout(static_cast<int>(plan.members.size())).window_bytes();
-    agreement_.exchange_windows(plan.id, plan.members, plan.rank, window_bytes, {},
-                                [&](std::shared_ptr<Windows> windows) {
-                                  child.reset(new Communicator(plan.rank, std::move(windows), settings));
-                                  child->force_shm_ = parent_.force_shm_;
-                                  child->join_mesh(parent_.mesh_, plan.id, agreement_.mesh_ranks_of(plan.members));
-                                });
+    const int world_size = static_cast<int>(plan.members.size());
+    const size_t window_bytes = settings.layout(world_size).window_bytes();
+    agreement_.exchange_windows(plan.id, plan.members, [&](const DescriptorExchange& exchange) {
+      auto windows = make_memfd_windows(plan.rank, world_size, window_bytes, exchange, parent_.force_shm_);
+      child.reset(new Communicator(plan.rank, std::move(windows), settings));
+      child->force_shm_ = parent_.force_shm_;
+      child->join_mesh(parent_.mesh_, plan.id, agreement_.mesh_ranks_of(plan.members));
+    });
     return child;
   }
 

@@ -47,6 +47,7 @@ SlotPool pool_of(const CollectiveCall& call) {
     case Collective::kBarrier:
     case Collective::kSplit:
     case Collective::kEmpty:
+    case Collective::kRegister:
       break;
   }
   return SlotPool::kMain;
@@ -176,6 +177,7 @@ bool run_lane(HostExec& exec, const CollectiveCall& call, const HostKernels& ker
     case Collective::kRecv:
     case Collective::kSplit:
     case Collective::kEmpty:
+    case Collective::kRegister:
       break;
   }
   return false;

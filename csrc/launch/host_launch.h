@@ -9,6 +9,7 @@
 #include "exec/host_exec.h"
 #include "exec/host_kernels.h"
 #include "exec/host_tiles.h"
+#include "memory/windows.h"
 
 namespace dcomm {
 
@@ -23,6 +24,7 @@ struct SharedArray {
   std::shared_ptr<const Windows> windows;  // nullptr: it lies in this rank's own memory
   uint32_t region = 0;                     // what the ranks call these windows
   uint64_t offset = 0;                     // from their beginning, in bytes; the same on every rank
+  Span reach;                              // of the array: what every rank has mapped, in bytes
 };
 
 /// One collective, checked and complete: `algo` is not kAuto.

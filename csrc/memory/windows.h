@@ -11,6 +11,14 @@
 
 namespace dcomm {
 
+/// Part of an array, in bytes from its beginning.
+struct Span {
+  size_t begin = 0;
+  size_t end = 0;
+
+  bool empty() const { return end <= begin; }
+};
+
 class Windows {
  public:
   virtual ~Windows() = default;

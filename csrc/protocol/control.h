@@ -62,6 +62,7 @@ enum class Collective : uint8_t {
   kRecv = 11,
   kSplit = 12,  // this and what follows are not run by executors: what a failed one is called
   kEmpty = 13,
+  kRegister = 14,
 };
 enum class Algo : uint8_t { kAuto = 0, kRing = 1, kTwoShot = 2, kFlat = 3, kOneShot = 4, kTree = 5, kDirect = 6 };
 
@@ -93,6 +94,8 @@ constexpr const char* collective_name(Collective collective) {
       return "split";
     case Collective::kEmpty:
       return "empty";
+    case Collective::kRegister:
+      return "register";
   }
   return "unknown";
 }

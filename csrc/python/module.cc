@@ -176,11 +176,19 @@ std::shared_ptr<Region> allocate(Communicator& comm, size_t nbytes, int64_t time
   return region;
 }
 
+std::shared_ptr<Region> adopt(Communicator& comm, uintptr_t address, size_t nbytes, int64_t timeout_ns) {
+  std::shared_ptr<Region> region;
+  const InterruptCheck check = signal_check();
+  translate_released([&] { region = comm.adopt(reinterpret_cast<void*>(address), nbytes, timeout_ns, check); });
+  return region;
+}
+
 void bind_region(py::module_& m) {
-  py::class_<Region, std::shared_ptr<Region>>(m, "Region", py::buffer_protocol()).def_buffer([](const Region& region) {
-    const auto nbytes = static_cast<py::ssize_t>(region.nbytes());
-    return py::buffer_info(reinterpret_cast<uint8_t*>(region.data()), nbytes);
-  });
+  py::class_<Region, std::shared_ptr<Region>>(m, "Region", py::buffer_protocol())
+      .def_property_readonly("reach_bytes", [](const Region& region) { return region.reach.end - region.reach.begin; })
+      .def_buffer([](const Region& region) {
+        return py::buffer_info(reinterpret_cast<uint8_t*>(region.data), static_cast<py::ssize_t>(region.nbytes));
+      });
 }
 
 void bind_work(py::module_& m) {
@@ -256,6 +264,8 @@ void bind_communicator(py::module_& m) {
            })
       .def("split", &split)
       .def("allocate", &allocate)
+      .def("adopt", &adopt)
+      .def("release", [](Communicator& comm, Region& region) { translate_released([&] { comm.release(region); }); })
       .def("fast_all_reduce",
            [](const std::shared_ptr<Communicator>& comm, const py::dict& op_codes, const py::dict& algo_codes,
               const py::dict& wire_codes, const py::dict& kinds, const py::dict& torch_codes) {

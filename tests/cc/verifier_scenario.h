@@ -132,6 +132,7 @@ inline bool record_operation(RecordExec& exec, const Scenario& scenario, const O
     case Collective::kRecv:
     case Collective::kSplit:
     case Collective::kEmpty:
+    case Collective::kRegister:
       break;
   }
   return false;
