@@ -145,6 +145,13 @@ class ArrayList:
     @property
     def dtype(self) -> int: ...
 
+class CudaArrayList:
+    def __init__(
+        self, device: int, addresses: list[int], counts: list[int], offsets: list[int], dtype: int
+    ) -> None: ...
+    def pack(self, whole: int, dtype: int, scale: float, stream: int, /) -> None: ...
+    def unpack(self, whole: int, dtype: int, scale: float, stream: int, /) -> None: ...
+
 def all_reduce_lists(
     comm: Communicator,
     source: ArrayList,

@@ -84,6 +84,11 @@ CHECKS = {
         "cuda_group_options_from_environment",
         "cuda_loader_without_cuda_part",
     ],
+    "cuda_list_checks": [
+        "cuda_lists_convert_as_the_host",
+        "cuda_lists_copy_every_dtype",
+        "cuda_lists_are_cut_into_chunks",
+    ],
     "cuda_packet_checks": [
         "cuda_packet_flags",
         "cuda_packet_flags_wrap",

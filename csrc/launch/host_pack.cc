@@ -19,36 +19,65 @@ class Converter {
                 ": expected equal dtypes, or float32 and float16 or bfloat16; convert one of them first");
     DCOMM_CHECK(scale == 1.0 || is_floating(from) || is_complex(from), ErrorCode::kInvalidArgument, "scale=", scale,
                 " with ", dtype_name(from), " arrays: expected 1.0; only floats and complex numbers are scaled");
-    const DType type = component_of(from);
-    if (widens) {
-      decoding_ = table.find(to, from, ReduceOp::kSum);
-      encoding_ = table.find(to, to, ReduceOp::kSum);
-    } else {
-      encoding_ = table.find(type, component_of(to), ReduceOp::kSum);
-    }
+    const DType type = component_of(to);
+    if (widens) widening_ = table.find(to, from, ReduceOp::kSum);
+    if (!widens) encoding_ = table.find(component_of(from), type, ReduceOp::kSum);
+    if (scale != 1.0 && (widens || from == to)) scaling_ = table.find(type, type, ReduceOp::kSum);
   }
 
   size_t from_bytes() const { return from_bytes_; }
   size_t to_bytes() const { return to_bytes_; }
 
   void operator()(std::byte* to, const std::byte* from, size_t count) const {
-    if (decoding_ == nullptr) return encoding_->encode(to, from, count, scale_);
+    if (widening_ == nullptr) {
+      if (scaling_ != nullptr) return scale(to, from, count);
+      return encoding_->encode(to, from, count, scale_);
+    }
+    if (scaling_ == nullptr) return widen(to, from, count);
     for (size_t done = 0; done < count; done += kBlock) {
       const size_t n = min_size(kBlock, count - done);
       std::byte* const block = to + done * to_bytes_;
-      decoding_->decode(block, from + done * from_bytes_, n);
-      if (scale_.number != 1.0) encoding_->encode(block, block, n, scale_);
+      widening_->decode(block, from + done * from_bytes_, n);
+      scale(block, block, n);
     }
   }
 
  private:
-  static constexpr size_t kBlock = 4096;  // elements; what was decoded is in L1 when it is scaled
+  static constexpr size_t kBlock = 4096;  // elements; what was widened is in L1 when it is scaled
+
+  // Both are sums of one term: what is final has canonical NaNs.
+
+  void widen(std::byte* to, const std::byte* from, size_t count) const {
+    const void* const inputs[1] = {from};
+    ReduceTile tile;
+    tile.inputs = inputs;
+    tile.num_inputs = 1;
+    tile.out = to;
+    tile.count = count;
+    tile.is_final = true;
+    widening_->reduce(tile);
+  }
+
+  void scale(std::byte* to, const std::byte* from, size_t count) const {
+    const void* const inputs[1] = {nullptr};
+    ReduceTile tile;
+    tile.inputs = inputs;
+    tile.num_inputs = 1;
+    tile.own_index = 0;
+    tile.own = from;
+    tile.out = to;
+    tile.count = count;
+    tile.pre = scale_;
+    tile.is_final = true;
+    scaling_->reduce(tile);
+  }
 
   const size_t from_bytes_;
   const size_t to_bytes_;
   const Scale scale_;
   const TileFunctions* encoding_ = nullptr;
-  const TileFunctions* decoding_ = nullptr;
+  const TileFunctions* widening_ = nullptr;
+  const TileFunctions* scaling_ = nullptr;  // to the dtype that it has already
 };
 
 size_t num_components(const ChunkTable& arrays) { return arrays.count() * (is_complex(arrays.dtype()) ? 2 : 1); }

@@ -9,8 +9,9 @@
 namespace dcomm {
 
 /// to[0, arrays.count()) = the arrays, one after the other, each element times `scale` in float32 (f64: in float64) and
-/// rounded once. Dtypes are equal, or float32 and a half type; `scale` other than 1 is for floats and complex numbers.
-/// Throws kInvalidArgument otherwise. `to` shares no memory with the arrays.
+/// rounded once; what is converted or scaled has canonical NaNs, the rest its own. Dtypes are equal, or float32 and a
+/// half type; `scale` other than 1 is for floats and complex numbers. Throws kInvalidArgument otherwise. `to` shares no
+/// memory with the arrays.
 void pack_arrays(const ChunkTable& arrays, void* to, DType to_dtype, double scale, const KernelTable& table);
 
 /// The arrays = from[0, arrays.count()), in the same way.

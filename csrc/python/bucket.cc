@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "bucket/chunk_table.h"
 #include "bucket/plan.h"
+#include "launch/cuda_list.h"
 #include "launch/host_pack.h"
 #include "python/array_reader.h"
 #include "python/fast_call.h"
@@ -172,10 +173,35 @@ void bind_lists(py::module_& m) {
   });
 }
 
+std::unique_ptr<CudaArrayList> make_cuda_list(int device, const std::vector<uintptr_t>& addresses,
+                                              const std::vector<size_t>& counts, const std::vector<uint64_t>& offsets,
+                                              int dtype) {
+  DCOMM_CHECK(addresses.size() == counts.size(), ErrorCode::kInvalidArgument, "got ", addresses.size(),
+              " addresses and ", counts.size(), " counts; pass one for each array");
+  std::vector<ChunkTable::Array> arrays;
+  for (size_t i = 0; i < addresses.size(); ++i) arrays.push_back({reinterpret_cast<void*>(addresses[i]), counts[i]});
+  return std::make_unique<CudaArrayList>(device, arrays, offsets, static_cast<DType>(dtype));
+}
+
+void bind_cuda_lists(py::module_& m) {
+  py::class_<CudaArrayList>(m, "CudaArrayList")
+      .def(py::init(&make_cuda_list), py::arg("device"), py::arg("addresses"), py::arg("counts"), py::arg("offsets"),
+           py::arg("dtype"), py::call_guard<py::gil_scoped_release>())
+      .def("pack",
+           [](const CudaArrayList& list, uintptr_t whole, int dtype, double scale, uintptr_t stream) {
+             list.pack(reinterpret_cast<void*>(whole), static_cast<DType>(dtype), scale,
+                       reinterpret_cast<void*>(stream));
+           })
+      .def("unpack", [](const CudaArrayList& list, uintptr_t whole, int dtype, double scale, uintptr_t stream) {
+        list.unpack(reinterpret_cast<void*>(whole), static_cast<DType>(dtype), scale, reinterpret_cast<void*>(stream));
+      });
+}
+
 }  // namespace
 
 void bind_bucket(py::module_& m) {
   bind_lists(m);
+  bind_cuda_lists(m);
   m.def("plan_buckets", &plan, py::arg("counts"), py::arg("dtypes"), py::arg("order"), py::arg("bucket_bytes"),
         py::arg("first_bucket_bytes"));
 }
