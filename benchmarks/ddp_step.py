@@ -184,10 +184,14 @@ def check_figures(workloads: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    said = [f"# {report['machine']['cpu']}, {report['machine']['cores']} CPUs, {report['date']}, {report['commit'][:12]}"]
+    said = [
+        f"# {report['machine']['cpu']}, {report['machine']['cores']} CPUs, {report['date']}, {report['commit'][:12]}"
+    ]
     said.append(f"# {report['command']}")
     for found in report["workloads"].values():
-        said.append(f"\n{found['title']}: state {found['state']}, {len(found['rounds_used'])} of {len(found['states'])} rounds")
+        said.append(
+            f"\n{found['title']}: state {found['state']}, {len(found['rounds_used'])} of {len(found['states'])} rounds"
+        )
         said.append(f"{'':42}{'step ms':>9}{'exposed':>9}{'vs gloo':>9}{'distance':>10}")
         for name, row in found["rows"].items():
             weights = found["weights"].get(name, {})

@@ -1,6 +1,6 @@
 """Records what happens when in one training step with GradientSynchronizer; tools/draw_step.py draws it.
 
-    python benchmarks/record_step.py --json benchmarks/results/bucketing_step.json
+python benchmarks/record_step.py --json benchmarks/results/bucketing_step.json
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def main() -> int:
     for mine in events:
         for event in mine:
             event[0] -= begin  # nanoseconds of one clock: the ranks are on one host
-    report = describe(shlex.join(["python", "benchmarks/record_step.py", *sys.argv[1:]]), {"torch": torch.__version__}, "")
+    report = describe(
+        shlex.join(["python", "benchmarks/record_step.py", *sys.argv[1:]]), {"torch": torch.__version__}, ""
+    )
     report |= {"title": WORKLOADS[args.workload].title, "state": probe().name, "events": events}
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(report) + "\n", encoding="utf-8")
