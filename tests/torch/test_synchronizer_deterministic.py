@@ -97,6 +97,8 @@ def test_binary_counter_is_the_canonical_tree(absent: float) -> None:
             most = max(most, counter.num_held + 1)
             counter.add(term)
             assert counter.num_held <= (number + 1).bit_count()
+        if count.bit_count() == 1 and terms[0] is not None:
+            assert counter._levels[-1][0] is home  # the oldest sum lies where the result will
         assert most <= math.ceil(math.log2(count)) + 1
         wanted = tree_sum(terms)
         assert counter.result() is (wanted is not None)
