@@ -17,6 +17,7 @@ _core.initialise(errors._BY_NAME, threading.main_thread().ident)
 
 from dcomm._version import __version__  # noqa: E402  (the core must know its exceptions first)
 from dcomm.bootstrap import init, init_threads  # noqa: E402
+from dcomm.bucket import Bucket, pack, unpack  # noqa: E402
 from dcomm.communicator import Communicator  # noqa: E402
 from dcomm.errors import (  # noqa: E402
     AbortedError,
@@ -36,6 +37,7 @@ from dcomm.work import Work  # noqa: E402
 
 __all__ = [
     "AbortedError",
+    "Bucket",
     "CollectiveTimeoutError",
     "Communicator",
     "ConcurrentUseError",
@@ -52,5 +54,7 @@ __all__ = [
     "__version__",
     "init",
     "init_threads",
+    "pack",
     "premul_sum",
+    "unpack",
 ]

@@ -1,5 +1,6 @@
 """The compiled core. Private: use the dcomm package."""
 
+from collections.abc import Callable
 from typing import Any
 
 __version__: str
@@ -128,6 +129,56 @@ def initialise(exceptions: dict[str, type[BaseException]], main_thread: int | No
 def in_forked_child() -> bool: ...
 def cuda_device_count() -> int: ...
 def buffer_view(array: Any) -> tuple[int, int, int, bool, bool, tuple[int, ...], str]: ...
+
+class ArrayList:
+    def __init__(
+        self,
+        arrays: tuple[Any, ...],
+        kinds: dict[type, int],
+        torch_codes: dict[Any, int],
+        describe: Callable[[int, Any], tuple[int, int, int, bool]],
+    ) -> None: ...
+    @property
+    def arrays(self) -> tuple[Any, ...]: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def dtype(self) -> int: ...
+
+class CudaArrayList:
+    def __init__(
+        self, device: int, addresses: list[int], counts: list[int], offsets: list[int], dtype: int
+    ) -> None: ...
+    def pack(self, whole: int, dtype: int, scale: float, stream: int, /) -> None: ...
+    def unpack(self, whole: int, dtype: int, scale: float, stream: int, /) -> None: ...
+
+def all_reduce_lists(
+    comm: Communicator,
+    source: ArrayList,
+    target: ArrayList,
+    wire: int,
+    op: int,
+    algo: int,
+    factor: float,
+    timeout_ns: int,
+    /,
+) -> None: ...
+def all_reduce_lists_async(
+    comm: Communicator,
+    source: ArrayList,
+    target: ArrayList,
+    wire: int,
+    op: int,
+    algo: int,
+    factor: float,
+    timeout_ns: int,
+    /,
+) -> Work: ...
+def pack(arrays: ArrayList, address: int, nbytes: int, dtype: int, scale: float, /) -> None: ...
+def unpack(address: int, nbytes: int, dtype: int, arrays: ArrayList, scale: float, /) -> None: ...
+def plan_buckets(
+    counts: list[int], dtypes: list[int], order: list[int], bucket_bytes: int, first_bucket_bytes: int
+) -> list[tuple[int, int, list[tuple[int, int]]]]: ...
 def record_all_reduce(
     algo: int, world_size: int, count: int, /
 ) -> list[list[tuple[bool, int, int, int, int, int]]]: ...

@@ -34,7 +34,7 @@ DTYPE_BYTES = {0: 4, 1: 2, 2: 2, 3: 8, 4: 4, 5: 8, 6: 1, 7: 1, 8: 1, 9: 8, 10: 1
 
 _WIRE_ALIASES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
-# What was seen before; csrc/python/fast_call.cc reads these three.
+# What was seen before; csrc/python/array_reader.cc and fast_call.cc read these three.
 KIND_BUFFER, KIND_TENSOR = 1, 2
 KINDS: dict[type, int] = {numpy.ndarray: KIND_BUFFER}  # how to reach the memory of a type
 TORCH_CODES: dict[Any, int] = {}  # torch dtypes

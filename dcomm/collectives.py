@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from dcomm import _core, arrays, reduce_ops
+from dcomm.bucket import Bucket, as_bucket
 from dcomm.operation import (
     ALL_GATHER,
     ALL_REDUCE,
@@ -75,17 +76,18 @@ class SymmetricCollectives(Endpoint):
                 or complex128; NumPy array, torch tensor or writable buffer. Reduced in place unless `out` is given.
                 Non-contiguous arrays are copied in and out. CUDA tensors: contiguous, float types, ranks that are
                 threads on one GPU; the call blocks the host until all ranks have called and is then asynchronous to
-                the GPU.
+                the GPU. Or a :class:`dcomm.Bucket`: many arrays as one message, read where they lie.
             op: "sum", "avg" (floats and complex numbers), "prod", "min", "max" (all but complex numbers), "band",
                 "bor", "bxor" (integers and bool), the torch.distributed.ReduceOp of that name, or
                 :func:`dcomm.premul_sum` (floats). Half-precision arrays are reduced in float32; integers wrap; of
                 bool, sum and max are or, prod and min are and. In min and max NaN wins, and -0 < +0.
-            out: Array of the same shape and dtype that takes the result; `x` is then left as it is.
+            out: Array of the same shape and dtype that takes the result; `x` is then left as it is. A Bucket, or with a
+                Bucket as `x`: contiguous memory of as many elements.
             wire_dtype: "float16" / "bfloat16": float32 data travels in that type and is reduced in float32; "avg"
                 divides before the cast. None: no conversion.
             algo: "auto"; "two_shot" or "one_shot" (canonical order: the result does not depend on how a tensor is
-                split); "ring" or "tree"; "direct" (canonical order): only for arrays of :meth:`empty` and :meth:`register`, for which
-                "auto" takes it in place of "two_shot".
+                split); "ring" or "tree"; "direct" (canonical order): only for arrays of :meth:`empty` or
+                :meth:`register`, for which "auto" takes it in place of "two_shot".
             async_op: Return a :class:`Work` at once.
             timeout: Seconds (or timedelta) until :class:`CollectiveTimeoutError`; None: the communicator's.
             stream: CUDA arrays only: the stream to run on, as an integer handle or a torch or CuPy stream; None: the
@@ -108,6 +110,8 @@ class SymmetricCollectives(Endpoint):
             and self._fast(x, op, algo, wire_dtype)
         ):
             return x
+        if isinstance(x, Bucket) or isinstance(out, Bucket):
+            return self._all_reduce_lists(x, out, op, wire_dtype, algo, async_op, timeout, stream)
         source = target = Operand(x, arrays.view(x))
         if out is None:
             check_writable("x", source, "pass out=, or a writable array")
@@ -133,6 +137,61 @@ class SymmetricCollectives(Endpoint):
         if stream is not None:
             raise ValueError(f"stream={stream!r} with a CPU array: stream= is for CUDA arrays; leave it out")
         return self._run(operation, async_op, timeout)
+
+    def all_reduce_coalesced(
+        self,
+        arrays: Iterable[Any],
+        op: Any = "sum",
+        *,
+        wire_dtype: Any = None,
+        algo: str = "auto",
+        async_op: bool = False,
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Reduce many arrays in place as one message: :meth:`all_reduce` of a :class:`dcomm.Bucket` made on the spot.
+
+        Where the same arrays are reduced again and again, make the Bucket once.
+
+        Args:
+            arrays: Arrays of one dtype, as for :class:`dcomm.Bucket`.
+            op: As for :meth:`all_reduce`.
+            wire_dtype: As for :meth:`all_reduce`.
+            algo: As for :meth:`all_reduce`.
+            async_op: Return a :class:`Work` at once.
+            timeout: As for :meth:`all_reduce`.
+
+        Returns:
+            The Bucket; a :class:`Work` with `async_op`.
+
+        Raises:
+            ValueError, TypeError, DcommError: As for :class:`dcomm.Bucket` and :meth:`all_reduce`.
+        """
+        return self.all_reduce(Bucket(arrays), op, wire_dtype=wire_dtype, algo=algo, async_op=async_op, timeout=timeout)
+
+    def _all_reduce_lists(
+        self,
+        x: Any,
+        out: Any,
+        op: Any,
+        wire_dtype: Any,
+        algo: str,
+        async_op: bool,
+        timeout: float | timedelta | None,
+        stream: Any,
+    ) -> Any:
+        if stream is not None:
+            raise ValueError(f"stream={stream!r} with a Bucket: stream= is for CUDA arrays; leave it out")
+        source = as_bucket(x)
+        target = source if out is None else as_bucket(out)
+        op_code, factor = reduce_ops.op_code(op)
+        wire = -1 if wire_dtype is None else arrays.wire_code(wire_dtype)
+        call = (source._core, target._core, wire, op_code, reduce_ops.algo_code(algo), factor, timeout_to_ns(timeout))
+        result = x if out is None else out
+        if async_op:
+            core_work = _core.all_reduce_lists_async(self._core, *call)
+            return self._track(Work(core_work, result, (source, target), self.abort, None))
+        _core.all_reduce_lists(self._core, *call)
+        return result
 
     def _all_reduce_cuda(
         self,

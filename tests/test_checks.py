@@ -23,6 +23,20 @@ CHECKS = {
         "algo_bits_ignore_splits_channels_slots",
         "algo_ring_and_two_shot_differ",
     ],
+    "bucket_checks": [
+        "bucket_lists_in_every_algorithm",
+        "bucket_lists_of_every_kind",
+        "protocol_many_arrays",
+        "bucket_table_finds_every_element",
+        "bucket_table_knows_overlaps",
+        "bucket_pack_and_unpack",
+    ],
+    "bucket_plan_checks": [
+        "bucket_plan_every_small_case",
+        "bucket_plan_many_arrays_of_every_dtype",
+        "bucket_plan_known_plan",
+        "bucket_plan_refuses_bad_input",
+    ],
     "collective_checks": [
         "collective_every_way",
         "collective_random_sequences",
@@ -74,6 +88,11 @@ CHECKS = {
         "cuda_group_two_threads_as_one_rank",
         "cuda_group_options_from_environment",
         "cuda_loader_without_cuda_part",
+    ],
+    "cuda_list_checks": [
+        "cuda_lists_convert_as_the_host",
+        "cuda_lists_copy_every_dtype",
+        "cuda_lists_are_cut_into_chunks",
     ],
     "cuda_packet_checks": [
         "cuda_packet_flags",

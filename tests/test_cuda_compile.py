@@ -22,8 +22,8 @@ SOURCES = sorted((ROOT / "csrc" / "launch").glob("*.cu"))
 # The flags of CMakeLists.txt that decide over the machine code.
 FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-arch=sm_90", "-Xptxas", "-v", "-Werror", "all-warnings"]
 # two_shot and packets: 5 pairs of types x 2, 4, 8 or any ranks; ring, tree, one_shot: 5; reduce_scatter: 3 x 4;
-# reduce: 3; five collectives that move bytes, send, and the barrier.
-NUM_KERNELS = 2 * 5 * 4 + 3 * 5 + 3 * 4 + 3 + 7
+# reduce: 3; five collectives that move bytes, send, and the barrier. Lists of arrays: 7 pairs of types, and bytes.
+NUM_KERNELS = 2 * 5 * 4 + 3 * 5 + 3 * 4 + 3 + 7 + 8
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 

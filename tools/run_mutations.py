@@ -58,6 +58,7 @@ MUTATIONS = {
     "direct_no_ready_wait": Expectation(("protocol_direct_loans", "protocol_schedules")),
     "direct_no_done_wait": Expectation(("protocol_direct_loans", "protocol_schedules")),
     "direct_no_lane_sync": Expectation(("protocol_direct_loans",)),
+    "run_from_start": Expectation(("protocol_many_arrays",)),
 }
 
 

@@ -5,60 +5,18 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <sstream>
 
 #include "comm/failure_text.h"
 #include "comm/fork_guard.h"
+#include "exec/float_environment.h"
 #include "protocol/fingerprint.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace dcomm {
 
 namespace {
-
-/// Default rounding and no flush-to-zero while dcomm computes: a caller's setting must not change bits.
-class FloatEnvironment {
- public:
-#if defined(__x86_64__)
-  FloatEnvironment() : saved_(_mm_getcsr()) {
-    if (DCOMM_UNLIKELY((saved_ & ~kExceptionFlags) != kDefault)) _mm_setcsr(kDefault);
-  }
-  ~FloatEnvironment() {
-    if (DCOMM_UNLIKELY((saved_ & ~kExceptionFlags) != kDefault)) _mm_setcsr(saved_);
-  }
-
- private:
-  static constexpr unsigned kDefault = 0x1f80u;
-  static constexpr unsigned kExceptionFlags = 0x3fu;
-  unsigned saved_;
-#elif defined(__aarch64__)
-  FloatEnvironment() {
-    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
-    if (DCOMM_UNLIKELY(saved_ != 0)) __asm__ volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
-  }
-  ~FloatEnvironment() {
-    if (DCOMM_UNLIKELY(saved_ != 0)) __asm__ volatile("msr fpcr, %0" : : "r"(saved_));
-  }
-
- private:
-  uint64_t saved_;
-#endif
-};
-
-const KernelTable* kernel_table_from_environment() {
-  const char* const name = "DCOMM_ISA";
-  try {
-    return select_kernel_table(std::getenv(name));
-  } catch (const Error& error) {
-    throw_error(error.code(), name, ": ", error.what());
-  }
-}
 
 /// The larger of a call's two arrays, on a rank that has both.
 uint64_t array_bytes(const CollectiveCall& call, int world_size) {

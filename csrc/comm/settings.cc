@@ -86,7 +86,7 @@ WindowLayout Settings::layout(int world_size) const {
 WaitPolicy Settings::wait_policy(bool background) const {
   if (background) return {2'000, 20'000, false};
   if (oversubscribed) return {0, 100'000, false, true};
-  return {100'000, 0, true};
+  return {100'000, 2'000'000, true};
 }
 
 Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes, bool is_shared) {

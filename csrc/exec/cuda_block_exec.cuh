@@ -10,7 +10,7 @@
 // returns; the block leaves, the kernel ends normally and the CUDA context stays usable. The group does not.
 #pragma once
 
-#include "exec/cuda_intrinsics.cuh"
+#include "exec/cuda_lanes.cuh"
 #include "protocol/control.h"
 #include "protocol/exec.h"
 #include "schedule/partition.h"
@@ -86,7 +86,7 @@ DCOMM_HOST_DEVICE constexpr uint64_t cuda_failure_word(ErrorCode code, Flow flow
          (seq & 0xffffu);
 }
 
-class CudaBlockExec {
+class CudaBlockExec : public CudaLanes {
  public:
   /// All threads. windows: shared memory of world_size pointers, filled here.
   DCOMM_DEVICE CudaBlockExec(const CudaJob& job, int local_rank, int channel, std::byte** windows)
@@ -99,29 +99,8 @@ class CudaBlockExec {
   DCOMM_DEVICE int rank() const { return job_.first_rank + local_rank_; }
   DCOMM_DEVICE int world_size() const { return job_.world_size; }
   DCOMM_DEVICE int channel() const { return channel_; }
-  DCOMM_DEVICE int lane() const { return gpu::thread_index(); }
-  DCOMM_DEVICE static constexpr int num_lanes() { return gpu::kBlockThreads; }
   DCOMM_DEVICE void sync() const { gpu::block_sync(); }
   DCOMM_DEVICE bool any(bool mine) const { return gpu::block_any(mine); }
-
-  /// load(i) for kUnroll packs of this lane, then use(i, what was loaded) for each: so many loads are in flight.
-  template <int kUnroll, class Load, class Use>
-  DCOMM_DEVICE void for_each_pack(uint32_t num_packs, const Load& load, const Use& use) const {
-    constexpr uint32_t kStride = static_cast<uint32_t>(num_lanes());
-    for (uint32_t i = static_cast<uint32_t>(lane()); i < num_packs; i += kUnroll * kStride) {
-      decltype(load(i)) loaded[kUnroll];
-      DCOMM_UNROLL
-      for (int k = 0; k < kUnroll; ++k) {
-        const uint32_t at = i + static_cast<uint32_t>(k) * kStride;
-        if (k == 0 || at < num_packs) loaded[k] = load(at);
-      }
-      DCOMM_UNROLL
-      for (int k = 0; k < kUnroll; ++k) {
-        const uint32_t at = i + static_cast<uint32_t>(k) * kStride;
-        if (k == 0 || at < num_packs) use(at, loaded[k]);
-      }
-    }
-  }
 
   DCOMM_DEVICE std::byte* outbox(Edge edge, uint64_t seq) const { return slot(edge.flow, rank(), edge.peer, seq); }
   DCOMM_DEVICE std::byte* inbox(Edge edge, uint64_t seq) const { return slot(edge.flow, edge.peer, rank(), seq); }

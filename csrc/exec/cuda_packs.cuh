@@ -39,29 +39,16 @@ class CudaPacks {
   template <int kCount>
   using WireBlock = CudaBlock<Wire, kCount>;
 
-  template <int kCount>
-  struct Width {
-    static constexpr int value = kCount;
-  };
-
   DCOMM_DEVICE const std::byte* source(Range range) const { return in_ + range.offset * kUserBytes; }
   DCOMM_DEVICE std::byte* target(Range range) const { return out_ + (range.offset - out_shift_) * kUserBytes; }
 
-  /// Whole packs, if user arrays start at multiples of 16 bytes (slots do), then single elements: nothing beyond the
-  /// arrays is touched.
+  /// User arrays may start anywhere; slots start at multiples of 16 bytes.
   template <int kInFlight, int kElements = kPack, class Exec, class Load, class Use>
   DCOMM_DEVICE static void for_each(Exec& exec, bool aligned, size_t count, const Load& load, const Use& use) {
-    const uint32_t num_packs = aligned ? static_cast<uint32_t>(count / kElements) : 0;
-    exec.template for_each_pack<kInFlight>(
-        num_packs, [&](uint32_t i) { return load(Width<kElements>{}, i); },
-        [&](uint32_t i, const auto& loaded) { use(Width<kElements>{}, i, loaded); });
-    const uint32_t first = num_packs * kElements;
-    exec.template for_each_pack<1>(
-        static_cast<uint32_t>(count) - first, [&](uint32_t i) { return load(Width<1>{}, first + i); },
-        [&](uint32_t i, const auto& loaded) { use(Width<1>{}, first + i, loaded); });
+    for_each_block<kInFlight, kElements>(exec, aligned, count, load, use);
   }
   DCOMM_DEVICE static bool is_aligned(const std::byte* a, const std::byte* b = nullptr) {
-    return ((reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b)) & 15) == 0;
+    return is_pack_aligned(a, b);
   }
 
   template <int kCount>

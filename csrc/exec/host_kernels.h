@@ -66,5 +66,7 @@ const KernelTable* kernel_table_neon();    // nullptr where not compiled in
 /// The best table this CPU runs, or the one named by `isa` ("scalar", "avx2", "avx512", "neon"; nullptr or
 /// "": the best). Throws kInvalidArgument for a name that is unknown or not supported by this CPU.
 const KernelTable* select_kernel_table(const char* isa);
+/// The one that DCOMM_ISA names; throws as select_kernel_table.
+const KernelTable* kernel_table_from_environment();
 
 }  // namespace dcomm

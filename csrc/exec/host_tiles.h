@@ -9,6 +9,7 @@
 #include "base/mutation.h"
 #include "exec/host_kernels.h"
 #include "memory/windows.h"
+#include "protocol/elements.h"
 #include "protocol/envelope.h"
 #include "schedule/partition.h"
 
@@ -16,8 +17,8 @@ namespace dcomm {
 
 struct HostKernels {
   const TileFunctions* functions = nullptr;
-  const std::byte* in = nullptr;
-  std::byte* out = nullptr;
+  Loader in;
+  Storer out;
   size_t user_bytes = 0;  // per element
   size_t wire_bytes = 0;  // per element
   Scale pre;              // of this rank's own elements
@@ -30,8 +31,9 @@ struct HostKernels {
   size_t out_shift = 0;            // elements by which a result lands earlier than its range says
   uint64_t* sent_bytes = nullptr;  // counts what goes into slots and packets; for one lane
 
-  const std::byte* source(size_t element) const { return in + element * user_bytes; }
-  std::byte* target(size_t element) const { return out + (element - out_shift) * user_bytes; }
+  // Of one array; in a list of them an all_reduce goes by runs.
+  const std::byte* source(size_t element) const { return in.array + element * user_bytes; }
+  std::byte* target(size_t element) const { return out.array + (element - out_shift) * user_bytes; }
   HostKernels shifted_out(size_t offset) const {
     HostKernels shifted = *this;
     shifted.out_shift += offset;
@@ -41,16 +43,14 @@ struct HostKernels {
   template <class Exec>
   void encode(Exec& exec, std::byte* slot, Range range) const {
     note_sent(range.count);
-    exec.for_each_pack(range.count, [&](size_t first, size_t n) {
-      functions->encode(slot + first * wire_bytes, source(range.offset + first), n, pre);
-    });
+    exec.for_each_pack(range.count,
+                       [&](size_t first, size_t n) { encode(slot + first * wire_bytes, {range.offset + first, n}); });
   }
 
   template <class Exec>
   void decode(Exec& exec, Range range, const std::byte* slot) const {
-    exec.for_each_pack(range.count, [&](size_t first, size_t n) {
-      functions->decode(target(range.offset + first), slot + first * wire_bytes, n);
-    });
+    exec.for_each_pack(range.count,
+                       [&](size_t first, size_t n) { decode({range.offset + first, n}, slot + first * wire_bytes); });
   }
 
   template <class Exec>
@@ -58,7 +58,7 @@ struct HostKernels {
     note_sent(range.count);
     exec.for_each_pack(range.count, [&](size_t first, size_t n) {
       if (to != from) std::memcpy(to + first * wire_bytes, from + first * wire_bytes, n * wire_bytes);
-      functions->decode(target(range.offset + first), from + first * wire_bytes, n);
+      decode({range.offset + first, n}, from + first * wire_bytes);
     });
   }
 
@@ -91,16 +91,13 @@ struct HostKernels {
       tile.inputs = inputs;
       tile.num_inputs = world_size;
       tile.own_index = exec.rank();
-      tile.own = source(range.offset + first);
-      tile.out = target(range.offset + first);
       tile.wire_outputs = outputs;
       tile.num_wire_outputs = num_outputs;
-      tile.count = n;
       tile.pre = pre;
       tile.post = post;
       tile.round_own = true;  // whoever owns the chunk, the element's terms are the same
       tile.is_final = true;
-      reduce(tile);
+      reduce(tile, {range.offset + first, n}, inputs, outputs);
       num_sent = num_outputs;
     });
     note_sent(range.count * static_cast<size_t>(num_sent));
@@ -144,15 +141,12 @@ struct HostKernels {
       tile.inputs = inputs;
       tile.num_inputs = 1 + num_from;
       tile.own_index = 0;
-      tile.own = source(range.offset + first);
-      tile.out = is_final ? target(range.offset + first) : nullptr;
       tile.wire_outputs = outputs;
       tile.num_wire_outputs = num_to;
-      tile.count = n;
       tile.pre = pre;
       tile.post = is_final ? post : Scale{};
       tile.is_final = is_final;
-      reduce(tile);
+      reduce(tile, {range.offset + first, n}, inputs, outputs);
     });
   }
 
@@ -160,10 +154,11 @@ struct HostKernels {
   void put_packets(Exec& exec, uint64_t seq, Range range) const {
     note_sent(range.count * static_cast<size_t>(exec.world_size() - 1));
     const auto share = exec.packet_share(range.count * wire_bytes);
-    const std::byte* data = source(range.offset + share.offset / wire_bytes);
-    if (user_bytes != wire_bytes || pre.number != 1.0) {
+    const size_t first = range.offset + share.offset / wire_bytes;
+    const std::byte* data = source(first);
+    if (user_bytes != wire_bytes || pre.number != 1.0 || in.spans != nullptr) {
       std::byte* const own = exec.packet_buffer(exec.world_size());
-      functions->encode(own, data, share.nbytes / wire_bytes, pre);
+      encode(own, {first, share.nbytes / wire_bytes});
       data = own;
     }
     exec.put_packets(seq, share, data);
@@ -193,15 +188,26 @@ struct HostKernels {
     tile.inputs = inputs;
     tile.num_inputs = exec.world_size();
     tile.own_index = exec.rank();
-    tile.own = source(first);
-    tile.out = target(first);
-    tile.count = share.nbytes / wire_bytes;
     tile.pre = pre;
     tile.post = post;
     tile.round_own = true;
     tile.is_final = true;
-    reduce(tile);
+    reduce(tile, {first, share.nbytes / wire_bytes}, inputs, nullptr);
     return true;
+  }
+
+  /// The call of a group of one rank.
+  void reduce_alone(size_t count) const {
+    const void* inputs[1] = {nullptr};
+    ReduceTile tile;
+    tile.inputs = inputs;
+    tile.num_inputs = 1;
+    tile.own_index = 0;
+    tile.pre = pre;
+    tile.post = post;
+    tile.round_own = true;
+    tile.is_final = true;
+    reduce(tile, {0, count}, inputs, nullptr);
   }
 
   template <class Exec>
@@ -217,6 +223,48 @@ struct HostKernels {
  private:
   void note_sent(size_t count) const {
     if (sent_bytes != nullptr) *sent_bytes += count * wire_bytes;
+  }
+
+  /// `slot` holds the terms of `part`, or its results.
+  void encode(std::byte* slot, Range part) const {
+    in.for_each_run(part.offset, part.count, user_bytes, [&](size_t done, size_t n, const std::byte* from) {
+      functions->encode(slot + done * wire_bytes, from, n, pre);
+    });
+  }
+  void decode(Range part, const std::byte* slot) const {
+    out.for_each_run(part.offset - out_shift, part.count, user_bytes,
+                     [&](size_t done, size_t n, std::byte* to) { functions->decode(to, slot + done * wire_bytes, n); });
+  }
+
+  /// The tile that is `part` of the arrays; only what is final is stored there. inputs, outputs: the tile's own.
+  void reduce(ReduceTile& tile, Range part, const void** inputs, void** outputs) const {
+    if (DCOMM_UNLIKELY(in.spans != nullptr || (tile.is_final && out.spans != nullptr))) {
+      return reduce_runs(tile, part, inputs, outputs);
+    }
+    tile.own = source(part.offset);
+    tile.out = tile.is_final ? target(part.offset) : nullptr;
+    tile.count = part.count;
+    reduce(tile);
+  }
+
+  /// As many tiles as the arrays cut it into. Moves inputs and outputs along.
+  __attribute__((noinline)) void reduce_runs(ReduceTile& tile, Range part, const void** inputs, void** outputs) const {
+    const auto reduce_run = [&](size_t n, const std::byte* own, std::byte* result) {
+      tile.own = own;
+      tile.out = result;
+      tile.count = n;
+      reduce(tile);
+      for (int i = 0; i < tile.num_inputs; ++i) {
+        if (inputs[i] != nullptr) inputs[i] = static_cast<const std::byte*>(inputs[i]) + n * wire_bytes;
+      }
+      for (int i = 0; i < tile.num_wire_outputs; ++i) outputs[i] = static_cast<std::byte*>(outputs[i]) + n * wire_bytes;
+    };
+    in.for_each_run(part.offset, part.count, user_bytes, [&](size_t done, size_t n, const std::byte* own) {
+      if (!tile.is_final) return reduce_run(n, own, nullptr);
+      out.for_each_run(part.offset + done - out_shift, n, user_bytes, [&](size_t further, size_t m, std::byte* result) {
+        reduce_run(m, own + further * user_bytes, result);
+      });
+    });
   }
 
   void reduce(const ReduceTile& tile) const {
@@ -259,15 +307,12 @@ struct HostKernels {
       tile.inputs = inputs;
       tile.num_inputs = 2;
       tile.own_index = 1;
-      tile.own = source(range.offset + first);
-      tile.out = is_final ? target(range.offset + first) : nullptr;
       tile.wire_outputs = outputs;
       tile.num_wire_outputs = 1;
-      tile.count = n;
       tile.pre = pre;
       tile.post = is_final ? post : Scale{};
       tile.is_final = is_final;
-      reduce(tile);
+      reduce(tile, {range.offset + first, n}, inputs, outputs);
     });
   }
 };

@@ -1,5 +1,6 @@
 // Chooses the table of tile functions at run time. Floor: exec. This file is compiled for the baseline
 // instruction set: it runs before anything is known about the CPU.
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -64,6 +65,15 @@ const KernelTable* select_kernel_table(const char* isa) {
               known ? "not supported by this CPU or this build" : "unknown",
               ": expected one of scalar, avx2, avx512, neon, of which this CPU runs ", supported,
               "; leave it empty to use the best");
+}
+
+const KernelTable* kernel_table_from_environment() {
+  const char* const name = "DCOMM_ISA";
+  try {
+    return select_kernel_table(std::getenv(name));
+  } catch (const Error& error) {
+    throw_error(error.code(), name, ": ", error.what());
+  }
 }
 
 }  // namespace dcomm

@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-inline constexpr uint32_t kDcommCudaAbi = 2;
+inline constexpr uint32_t kDcommCudaAbi = 3;
 
 extern "C" {
 
@@ -73,6 +73,27 @@ struct DcommCudaKernelInfo {
   int32_t max_threads;
 };
 
+/// A list of arrays on one GPU, as its kernels want it, in device memory.
+struct DcommCudaList;
+
+struct DcommCudaListOptions {
+  int32_t device;
+  int32_t dtype;  // of the arrays; base/dtype.h
+  uint64_t num_arrays;
+  void* const* arrays;      // device memory
+  const uint64_t* counts;   // elements
+  const uint64_t* offsets;  // elements from the start of the whole
+};
+
+/// The arrays into the whole (packs = 1), or the whole into the arrays (0).
+struct DcommCudaListCopy {
+  int32_t packs;
+  int32_t whole_dtype;  // the arrays', or one of float32 and float16 / bfloat16 where theirs is the other
+  void* whole;          // device memory
+  double scale;         // each element times this in float32; 1 where the dtypes are equal and no half or float32
+  void* stream;         // cudaStream_t
+};
+
 struct DcommCudaTable {
   uint32_t abi;
   uint32_t num_kernels;
@@ -100,6 +121,14 @@ struct DcommCudaTable {
   /// Bytes read + written per second by a device-to-device copy of nbytes: the floor under every collective.
   int32_t (*copy_bandwidth)(int32_t device, uint64_t nbytes, double* bytes_per_second, char* message,
                             size_t message_bytes);
+
+  /// Allocates, and waits until the list is in device memory.
+  int32_t (*list_create)(const DcommCudaListOptions* options, DcommCudaList** list, char* message,
+                         size_t message_bytes);
+  /// No copy of it may be running, nor any captured graph be replayed later.
+  void (*list_destroy)(DcommCudaList* list);
+  /// One launch, asynchronous to the host; neither allocates nor waits, and can be captured into a graph.
+  int32_t (*list_copy)(const DcommCudaList* list, const DcommCudaListCopy* copy, char* message, size_t message_bytes);
 };
 
 /// The library's only symbol. nullptr for an ABI number that it does not know.

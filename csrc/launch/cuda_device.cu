@@ -39,16 +39,21 @@ DcommCudaStatus count_cuda_devices(int* count, const CudaMessage& message) {
 
 DcommCudaStatus describe_cuda_kernel(int device, uint32_t index, DcommCudaKernelInfo* info,
                                      const CudaMessage& message) {
-  if (index >= static_cast<uint32_t>(num_cuda_kernels())) {
-    return message.say(kDcommCudaInvalid, "kernel %u of %d", index, num_cuda_kernels());
+  const auto num_ranked = static_cast<uint32_t>(num_cuda_kernels());
+  const CudaListKernels lists = cuda_kernels_of_lists();
+  if (index >= num_ranked + static_cast<uint32_t>(lists.count)) {
+    return message.say(kDcommCudaInvalid, "kernel %u of %u", index, num_ranked + static_cast<uint32_t>(lists.count));
   }
   const ScopedDevice scope(device);
   if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());
-  const CudaKernel& kernel = cuda_kernel(static_cast<int>(index));
+  const bool is_ranked = index < num_ranked;
+  const char* const name = is_ranked ? cuda_kernel(static_cast<int>(index)).name : lists.first[index - num_ranked].name;
+  const void* const function =
+      is_ranked ? cuda_kernel(static_cast<int>(index)).function : lists.first[index - num_ranked].function;
   cudaFuncAttributes attributes{};
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel.function);
-  if (error != cudaSuccess) return message.failed(kernel.name, error);
-  std::snprintf(info->name, sizeof(info->name), "%s", kernel.name);
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, function);
+  if (error != cudaSuccess) return message.failed(name, error);
+  std::snprintf(info->name, sizeof(info->name), "%s", name);
   info->num_registers = attributes.numRegs;
   info->local_bytes = static_cast<int32_t>(attributes.localSizeBytes);
   info->shared_bytes = static_cast<int32_t>(attributes.sharedSizeBytes);

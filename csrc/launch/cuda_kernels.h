@@ -28,7 +28,20 @@ CudaKernelList cuda_kernels_one_shot();    // all_reduce: one_shot, in packets a
 CudaKernelList cuda_kernels_one_result();  // reduce_scatter, reduce
 CudaKernelList cuda_kernels_of_bytes();    // broadcast, all_gather, gather, scatter, all_to_all, barrier
 
-/// All of them, in the order of the C table's kernel_info.
+/// A kernel that copies between a list of arrays and a whole; no rank takes part.
+struct CudaListKernel {
+  const char* name;
+  const void* function;
+  DType from;  // what is read; kU8: elements of any kind, as they are
+  DType to;
+};
+struct CudaListKernels {
+  const CudaListKernel* first;
+  int count;
+};
+CudaListKernels cuda_kernels_of_lists();
+
+/// All that ranks run, in the order of the C table's kernel_info; there those of lists follow.
 int num_cuda_kernels();
 const CudaKernel& cuda_kernel(int index);
 

@@ -68,4 +68,8 @@ DcommCudaStatus synchronize_cuda_group(DcommCudaGroup& group, uint64_t timeout_n
 void stop_cuda_group(DcommCudaGroup& group);
 DcommCudaFailure poll_cuda_group(const DcommCudaGroup& group);
 
+DcommCudaStatus create_cuda_list(const DcommCudaListOptions& options, DcommCudaList** list, const CudaMessage& message);
+void destroy_cuda_list(DcommCudaList* list);
+DcommCudaStatus copy_cuda_list(const DcommCudaList& list, const DcommCudaListCopy& copy, const CudaMessage& message);
+
 }  // namespace dcomm

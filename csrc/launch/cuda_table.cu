@@ -54,6 +54,17 @@ int32_t copy_bandwidth(int32_t device, uint64_t nbytes, double* bytes_per_second
   return measure_copy_bandwidth(device, nbytes, bytes_per_second, CudaMessage(text, num_bytes));
 }
 
+int32_t list_create(const DcommCudaListOptions* options, DcommCudaList** list, char* text, size_t num_bytes) {
+  const CudaMessage message(text, num_bytes);
+  return guarded(message, [&] { return create_cuda_list(*options, list, message); });
+}
+
+void list_destroy(DcommCudaList* list) { destroy_cuda_list(list); }
+
+int32_t list_copy(const DcommCudaList* list, const DcommCudaListCopy* copy, char* text, size_t num_bytes) {
+  return copy_cuda_list(*list, *copy, CudaMessage(text, num_bytes));
+}
+
 }  // namespace
 
 }  // namespace dcomm
@@ -62,12 +73,13 @@ extern "C" __attribute__((visibility("default"))) const DcommCudaTable* dcomm_cu
   using namespace dcomm;
   if (abi != kDcommCudaAbi) return nullptr;
   static const DcommCudaTable table = {
-      kDcommCudaAbi,   static_cast<uint32_t>(num_cuda_kernels()),
+      kDcommCudaAbi,   static_cast<uint32_t>(num_cuda_kernels() + cuda_kernels_of_lists().count),
       &device_count,   &group_create,
       &group_destroy,  &run,
       &poll_error,     &synchronize,
       &stop,           &kernel_info,
-      &copy_bandwidth,
+      &copy_bandwidth, &list_create,
+      &list_destroy,   &list_copy,
   };
   return &table;
 }

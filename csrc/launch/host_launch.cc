@@ -126,6 +126,10 @@ HostKernels bind_kernels(const CollectiveCall& call, int world_size, const Kerne
               " arrays; use None, or float16 / bfloat16 with a float32 array");
   kernels.in = static_cast<const std::byte*>(call.in);
   kernels.out = static_cast<std::byte*>(call.out);
+  if (call.in_table != nullptr) {
+    kernels.in = Loader(call.in_table->spans());
+    kernels.out = Storer(call.out_table->spans());
+  }
   kernels.user_bytes = dtype_bytes(call.dtype);
   kernels.wire_bytes = dtype_bytes(call.wire);
   kernels.in_windows = call.shared_in.windows.get();
@@ -186,20 +190,7 @@ void run_alone(const CollectiveCall& call, const KernelTable& table) {
     if (moves) std::memcpy(call.out, call.in, call.count * dtype_bytes(call.dtype));
     return;
   }
-  const HostKernels kernels = bind_kernels(call, 1, table);
-  const void* const inputs[1] = {nullptr};
-  ReduceTile tile;
-  tile.inputs = inputs;
-  tile.num_inputs = 1;
-  tile.own_index = 0;
-  tile.own = call.in;
-  tile.out = call.out;
-  tile.count = call.count;
-  tile.pre = kernels.pre;
-  tile.post = kernels.post;
-  tile.round_own = true;
-  tile.is_final = true;
-  kernels.functions->reduce(tile);
+  bind_kernels(call, 1, table).reduce_alone(call.count);
 }
 
 bool run_single_lane(HostContext& context, HostOp& op, const CollectiveCall& call, const KernelTable& table,

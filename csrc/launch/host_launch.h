@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "bucket/chunk_table.h"
 #include "exec/host_exec.h"
 #include "exec/host_kernels.h"
 #include "exec/host_tiles.h"
@@ -44,6 +45,9 @@ struct CollectiveCall {
   std::shared_ptr<const BlockLengths> lengths;  // all_to_all with blocks of different lengths
   SharedArray shared_in;                        // kDirect: of in
   SharedArray shared_out;                       // kDirect: of out
+  /// all_reduce: both or none, instead of in and out; the same one: in place. Borrowed, as arrays are.
+  const ChunkTable* in_table = nullptr;
+  const ChunkTable* out_table = nullptr;
 };
 
 /// `call` as the executors run it: complex elements as twice as many of their components.

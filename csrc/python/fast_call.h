@@ -9,20 +9,17 @@
 #include <memory>
 
 #include "comm/communicator.h"
+#include "python/array_reader.h"
 
 namespace dcomm {
 
 /// What Python has learned so far, in dictionaries that it goes on filling.
 struct FastTables {
-  pybind11::dict op_codes;     // op argument -> ReduceOp; not premul_sum, which has a factor
-  pybind11::dict algo_codes;   // name -> Algo
-  pybind11::dict wire_codes;   // wire_dtype argument -> DType; None -> -1
-  pybind11::dict kinds;        // type of array -> ArrayKind
-  pybind11::dict torch_codes;  // torch dtype -> DType
+  pybind11::dict op_codes;    // op argument -> ReduceOp; not premul_sum, which has a factor
+  pybind11::dict algo_codes;  // name -> Algo
+  pybind11::dict wire_codes;  // wire_dtype argument -> DType; None -> -1
+  ArrayTypes types;
 };
-
-/// How to reach an array's memory; the numbers are those of dcomm/arrays.py.
-enum class ArrayKind { kBuffer = 1, kTensor = 2 };
 
 /// A callable for synchronous in-place all-reduces with the communicator's timeout: call(array, op, algo, wire_dtype).
 /// Returns True when done, False when the arguments need the long way, which also explains what is wrong with them.

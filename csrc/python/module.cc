@@ -10,15 +10,16 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "comm/fork_guard.h"
 #include "launch/cuda_loader.h"
+#include "python/bucket.h"
 #include "python/buffer_view.h"
 #include "python/fast_call.h"
+#include "python/releasing.h"
 #include "python/schedule.h"
 #include "python/timing.h"
 
@@ -133,23 +134,6 @@ void run_cuda(Communicator& comm, int kind, int device, uintptr_t in, uintptr_t 
   call.timeout_ns = timeout_ns;
   call.interrupted = signal_check();
   translate_released([&] { comm.run_cuda(call); });
-}
-
-/// For objects that threads wait on or serve. A forked child does not delete them: the threads are not there to be
-/// joined, yet the condition variables count their waits. Deleting a communicator joins: never with the GIL held.
-template <class T>
-std::shared_ptr<T> releasing(std::shared_ptr<T> object) {
-  T* raw = object.get();
-  return {raw, [keep = std::move(object), generation = fork_generation()](T*) mutable {
-            if (fork_generation() != generation) {
-              static_cast<void>(new std::shared_ptr<T>(std::move(keep)));
-              return;
-            }
-            if constexpr (std::is_same_v<T, Communicator>) {
-              const py::gil_scoped_release release;
-              keep.reset();
-            }
-          }};
 }
 
 std::shared_ptr<Communicator> connect(int rank, int world_size, const std::string& meeting_key, bool exact,
@@ -285,7 +269,7 @@ void bind_communicator(py::module_& m) {
       .def("fast_all_reduce",
            [](const std::shared_ptr<Communicator>& comm, const py::dict& op_codes, const py::dict& algo_codes,
               const py::dict& wire_codes, const py::dict& kinds, const py::dict& torch_codes) {
-             return make_fast_all_reduce(comm, {op_codes, algo_codes, wire_codes, kinds, torch_codes});
+             return make_fast_all_reduce(comm, {op_codes, algo_codes, wire_codes, {kinds, torch_codes}});
            })
       .def("collective_cuda", &run_cuda)
       .def("synchronize_cuda",
@@ -330,6 +314,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("initialise", &initialise, py::arg("exceptions"), py::arg("main_thread"));
   m.def("in_forked_child", &in_forked_child);
   m.def("cuda_device_count", &cuda_device_count);
+  bind_bucket(m);
   bind_buffer_view(m);
   bind_work(m);
   bind_region(m);

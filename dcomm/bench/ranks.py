@@ -15,7 +15,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
@@ -31,14 +31,23 @@ class RankError(Exception):
 class Ranks:
     """The parent's side: starts the rank processes, gives orders, ends them by their ids whatever happens."""
 
-    def __init__(self, world_size: int, timeout_s: float = 120.0, *, threads: bool = False) -> None:
+    def __init__(
+        self,
+        world_size: int,
+        timeout_s: float = 120.0,
+        *,
+        threads: bool = False,
+        program: Sequence[str] = ("-m", "dcomm.bench.worker"),
+    ) -> None:
         """Start `world_size` ranks as a job of their own; their first answer says that they have met.
 
         Args:
             world_size: How many.
             timeout_s: Seconds to wait for an answer.
             threads: The ranks are threads of one process.
+            program: What Python runs in a rank process: :func:`dcomm.bench.worker.main`, with any worker.
         """
+        self._program = program
         self.world_size = world_size
         self.timeout_s = timeout_s
         self.job_id = f"bench-{secrets.token_hex(8)}"
@@ -65,7 +74,7 @@ class Ranks:
             theirs += [orders[0], answers[1]]
             self._orders.append(os.fdopen(orders[1], "wb"))
             self._answers.append(os.fdopen(answers[0], "rb", buffering=0))
-        command = [sys.executable, "-m", "dcomm.bench.worker", *arguments, "--pipes", ",".join(map(str, theirs))]
+        command = [sys.executable, *self._program, *arguments, "--pipes", ",".join(map(str, theirs))]
         # In a session of its own: Ctrl-C is for the parent, which ends it.
         nothing = subprocess.DEVNULL
         try:

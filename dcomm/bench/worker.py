@@ -154,14 +154,16 @@ def _die_with_parent(parent: int) -> None:
         sys.exit("the parent process is gone")
 
 
-def _serve(comm: dcomm.Communicator, orders: int, answers: int) -> None:
+def _serve(
+    make_worker: Callable[[dcomm.Communicator], Any], comm: dcomm.Communicator, orders: int, answers: int
+) -> None:
     with comm, os.fdopen(orders, encoding="ascii") as lines, os.fdopen(answers, "w", encoding="ascii") as out:
 
         def say(answer: dict[str, Any]) -> None:
             print(json.dumps(answer), file=out, flush=True)
 
         say({"isa": comm._core.isa, "slot_bytes": comm._core.slot_bytes})
-        worker = Worker(comm)
+        worker = make_worker(comm)
         for line in lines:
             try:
                 answer = worker.carry_out(say=say, **json.loads(line))
@@ -174,9 +176,12 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def main() -> int:
-    """Be one rank, or all of them as threads; :class:`dcomm.bench.ranks.Ranks` starts it."""
-    parser = argparse.ArgumentParser(prog="python -m dcomm.bench.worker", description=main.__doc__)
+def main(make_worker: Callable[[dcomm.Communicator], Any] = Worker) -> int:
+    """Be one rank, or all of them as threads; :class:`dcomm.bench.ranks.Ranks` starts it.
+
+    `make_worker(comm)` has ``carry_out(do, say, **order)``, which gives the answer to an order.
+    """
+    parser = argparse.ArgumentParser(prog="python -m dcomm.bench.worker", description="One rank of a benchmark.")
     for name in ("--world-size", "--parent"):
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--ranks", type=_numbers, required=True, help="those of this process, by commas")
@@ -189,10 +194,10 @@ def main() -> int:
     else:
         comms = dcomm.init_threads(args.world_size)
     ends = zip(comms, args.pipes[::2], args.pipes[1::2], strict=True)
-    threads = [threading.Thread(target=_serve, args=end) for end in list(ends)[1:]]
+    threads = [threading.Thread(target=_serve, args=(make_worker, *end)) for end in list(ends)[1:]]
     for thread in threads:
         thread.start()
-    _serve(comms[0], args.pipes[0], args.pipes[1])
+    _serve(make_worker, comms[0], args.pipes[0], args.pipes[1])
     for thread in threads:
         thread.join()
     return 0

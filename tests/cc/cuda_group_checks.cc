@@ -67,9 +67,9 @@ int32_t fake_synchronize(DcommCudaGroup*, uint64_t, char* message, size_t messag
 }
 void fake_stop(DcommCudaGroup*) { ++fake->num_stopped; }
 
-const DcommCudaTable kTable = {kDcommCudaAbi, 0,         nullptr,    &fake_create,
-                               &fake_destroy, &fake_run, &fake_poll, &fake_synchronize,
-                               &fake_stop,    nullptr,   nullptr};
+const DcommCudaTable kTable = {kDcommCudaAbi, 0,          nullptr,           &fake_create, &fake_destroy,
+                               &fake_run,     &fake_poll, &fake_synchronize, &fake_stop,   nullptr,
+                               nullptr,       nullptr,    nullptr,           nullptr};
 
 struct UseFake {
   Fake state;
