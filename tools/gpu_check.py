@@ -361,13 +361,13 @@ def time_lists(dtype: str, whole_dtype: str, bandwidth: float) -> list[dict[str,
     views = [whole[offset : offset + n].view_as(t) for offset, n, t in zip(offsets, counts, tensors, strict=True)]
     device = tensors[0].device.index
     codes = {"float32": 0, "float16": 1, "bfloat16": 2}
-    chunks = dcomm._core.CudaArrayList(device, [t.data_ptr() for t in tensors], counts, offsets, codes[dtype])
+    runs = dcomm._core.CudaArrayList(device, [t.data_ptr() for t in tensors], counts, offsets, codes[dtype])
     whole_code, stream = codes[whole_dtype], torch.cuda.current_stream().cuda_stream
     nbytes = sum(counts) * (tensors[0].element_size() + whole.element_size())
     ways: dict[str, Callable[[], Any]] = {
-        "pack": lambda: chunks.pack(whole.data_ptr(), whole_code, 1.0, stream),
+        "pack": lambda: runs.pack(whole.data_ptr(), whole_code, 1.0, stream),
         "pack, torch._foreach_copy_": lambda: torch._foreach_copy_(views, tensors),
-        "unpack": lambda: chunks.unpack(whole.data_ptr(), whole_code, 1.0, stream),
+        "unpack": lambda: runs.unpack(whole.data_ptr(), whole_code, 1.0, stream),
         "unpack, torch._foreach_copy_": lambda: torch._foreach_copy_(tensors, views),
     }
     medians = {name: statistics.median(event_times_us(enqueue, 30)) for name, enqueue in ways.items()}

@@ -67,8 +67,8 @@ def test_bits_are_the_hosts(dtype: str, whole_dtype: str, scale: float, shift: i
     arrays = tensors(dtype, shift)
     offsets, total = places(align)
     whole = torch.full((total + 8,), UNTOUCHED, dtype=getattr(torch, whole_dtype), device="cuda")
-    chunks = make_list(arrays, offsets, dtype)
-    chunks.pack(whole.data_ptr(), DTYPE_CODES[whole_dtype], scale, stream())
+    runs = make_list(arrays, offsets, dtype)
+    runs.pack(whole.data_ptr(), DTYPE_CODES[whole_dtype], scale, stream())
     back = [torch.full((array.numel() + 8,), UNTOUCHED, dtype=array.dtype, device="cuda") for array in arrays]
     other = make_list([made[: array.numel()] for made, array in zip(back, arrays, strict=True)], offsets, dtype)
     other.unpack(whole.data_ptr(), DTYPE_CODES[whole_dtype], 1.0 / scale, stream())
@@ -92,10 +92,10 @@ def test_a_captured_graph_follows_its_arrays() -> None:
     arrays = tensors("float32", 0)
     offsets, total = places(16)
     whole = torch.zeros(total, dtype=torch.float16, device="cuda")
-    chunks = make_list(arrays, offsets, "float32")
+    runs = make_list(arrays, offsets, "float32")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        chunks.pack(whole.data_ptr(), DTYPE_CODES["float16"], 0.5, stream())
+        runs.pack(whole.data_ptr(), DTYPE_CODES["float16"], 0.5, stream())
     for number in range(3):
         for array in arrays:
             array.fill_(float(number))
@@ -109,11 +109,11 @@ def test_refusals() -> None:
     import torch
 
     arrays = [torch.ones(4, dtype=torch.int32, device="cuda")]
-    chunks = make_list(arrays, [0], "int32")
+    runs = make_list(arrays, [0], "int32")
     whole = torch.zeros(4, dtype=torch.int32, device="cuda")
-    chunks.pack(whole.data_ptr(), DTYPE_CODES["int32"], 1.0, stream())
+    runs.pack(whole.data_ptr(), DTYPE_CODES["int32"], 1.0, stream())
     assert whole.tolist() == [1, 1, 1, 1]
     with pytest.raises(ValueError, match="from int32 to int32 with scale 2"):
-        chunks.pack(whole.data_ptr(), DTYPE_CODES["int32"], 2.0, stream())
+        runs.pack(whole.data_ptr(), DTYPE_CODES["int32"], 2.0, stream())
     with pytest.raises(ValueError, match="from int32 to float32"):
-        chunks.pack(whole.data_ptr(), DTYPE_CODES["float32"], 1.0, stream())
+        runs.pack(whole.data_ptr(), DTYPE_CODES["float32"], 1.0, stream())
