@@ -32,6 +32,7 @@ from dcomm.errors import (  # noqa: E402
     VersionMismatchError,
 )
 from dcomm.reduce_ops import PremulSum, premul_sum  # noqa: E402
+from dcomm.registration import Registration  # noqa: E402
 from dcomm.work import Work  # noqa: E402
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "MismatchError",
     "PeerLostError",
     "PremulSum",
+    "Registration",
     "SharedMemoryError",
     "VersionMismatchError",
     "Work",

@@ -1,7 +1,8 @@
 """``python -m dcomm``: what this installation can do on this machine, shown and checked in a few seconds.
 
 Four rank processes all-reduce arrays whose exact results are known; then one of them is killed, and the others
-must say so. The exit status is 0 only if every element was right, the dead rank was named and nothing was left.
+must say so. Where torch is installed, a small model is then trained on 1, 2 and 4 ranks. The exit status is 0 only if
+every element was right, the dead rank was named, nothing was left and the weights do not depend on the number of ranks.
 
 ``python -m dcomm bench``, which is ``dcomm bench``: the benchmark (dcomm/cli/bench.py).
 """
@@ -220,6 +221,28 @@ def show_death(ranks: Ranks, shm_before: set[str]) -> list[str]:
     return complaints
 
 
+def show_same_weights() -> list[str]:
+    """Train on 1, 2 and 4 ranks, deterministically, print the weights' SHA-256; complaints. Nothing without torch."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    progress("training on 1, 2 and 4 ranks, as threads")
+    import torch
+
+    from dcomm.torch import same_weights
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that a matrix product is the same sum everywhere
+    shas = {world_size: same_weights.weights_sha256(world_size) for world_size in (1, 2, 4)}
+    torch.set_num_threads(before)
+    if len(set(shas.values())) != 1:
+        return [f"deterministic=True: the weights depend on the number of ranks: {shas}"]
+    say(
+        f"the same weights on 1, 2 and 4 ranks (deterministic=True, {same_weights.NUM_STEPS} steps of "
+        f"{same_weights.NUM_MICROBATCHES} microbatches): SHA-256 {shas[1]}"
+    )
+    return []
+
+
 def _show_header(args: argparse.Namespace, isa: str) -> None:
     num_cpus = len(os.sched_getaffinity(0))
     arguments = shlex.join(sys.argv[1:])
@@ -247,6 +270,7 @@ def _run(args: argparse.Namespace) -> list[str]:
         if num_wrong:
             complaints.append(f"{num_wrong} wrong elements")
         complaints += show_death(ranks, shm_before)
+    complaints += show_same_weights()
     return complaints
 
 
@@ -270,7 +294,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m dcomm",
         description="Shows dcomm at work on this machine: starts rank processes, checks and times all-reduce, then "
         "kills a rank with SIGKILL and checks that the others name it and that nothing is left behind.",
-        epilog="Exit status: 0 everything held; 1 wrong data, a death not named, or something left behind. "
+        epilog="Exit status: 0 everything held; 1 wrong data, a death not named, something left behind, or weights "
+        "that differ. "
         "The benchmark: python -m dcomm bench --help.",
     )
     parser.add_argument("-n", "--ranks", type=int, default=4, metavar="N", help="rank processes, 2 to 16 (default 4)")
@@ -284,7 +309,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--ranks {args.ranks}: expected 2 to 16")
     try:
         complaints = _run(args)
-    except RankError as error:
+    except (RankError, dcomm.DcommError) as error:
         complaints = [str(error)]
     if complaints:
         for complaint in complaints:

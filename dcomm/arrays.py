@@ -117,6 +117,28 @@ def view(array: Any) -> View:
     return View(address, count, code, contiguous, writable, -1, shape)
 
 
+def dtype_name(dtype: Any) -> tuple[str, bool]:
+    """The name of a NumPy dtype (or of what stands for one) or of a torch dtype, and whether it is torch's.
+
+    Raises:
+        TypeError: Neither, or one that dcomm does not move.
+    """
+    is_torch = type(dtype).__module__ == "torch"
+    name = ""
+    if is_torch:
+        name = str(dtype).removeprefix("torch.")
+    else:
+        try:
+            described = numpy.dtype(dtype)
+            name = described.name if described.isnative else ""
+        except TypeError:
+            pass
+    if name not in DTYPE_CODES:
+        hint = " (NumPy has no bfloat16: pass torch.bfloat16)" if dtype == "bfloat16" else ""
+        raise TypeError(_unsupported(f"dtype={dtype!r}{hint}"))
+    return name, is_torch
+
+
 def wire_code(wire_dtype: Any) -> int:
     """The dtype code of a `wire_dtype` argument: a name, or a NumPy or torch dtype.
 

@@ -86,7 +86,8 @@ class SymmetricCollectives(Endpoint):
             wire_dtype: "float16" / "bfloat16": float32 data travels in that type and is reduced in float32; "avg"
                 divides before the cast. None: no conversion.
             algo: "auto"; "two_shot" or "one_shot" (canonical order: the result does not depend on how a tensor is
-                split); "ring" or "tree".
+                split); "ring" or "tree"; "direct" (canonical order): only for arrays of :meth:`empty`, for which
+                "auto" takes it in place of "two_shot".
             async_op: Return a :class:`Work` at once.
             timeout: Seconds (or timedelta) until :class:`CollectiveTimeoutError`; None: the communicator's.
             stream: CUDA arrays only: the stream to run on, as an integer handle or a torch or CuPy stream; None: the

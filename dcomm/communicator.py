@@ -12,11 +12,12 @@ from dcomm.collectives import SymmetricCollectives
 from dcomm.point_to_point import PointToPoint
 from dcomm.rooted import RootedCollectives
 from dcomm.split import Splitting
+from dcomm.window_arrays import WindowArrays
 
 _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
-class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Splitting):
+class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, WindowArrays, Splitting):
     """One rank's membership in a group of ranks on one host.
 
     Made by :func:`dcomm.init` (ranks are processes) or :func:`dcomm.init_threads` (ranks are threads of this

@@ -10,7 +10,7 @@ from typing import Any
 # Codes of csrc/base/dtype.h and csrc/protocol/control.h.
 OP_NAMES = {"sum": 0, "avg": 1, "prod": 2, "min": 3, "max": 4, "band": 5, "bor": 6, "bxor": 7}
 PREMUL_SUM_CODE = 8
-ALGO_CODES = {"auto": 0, "ring": 1, "two_shot": 2, "one_shot": 4, "tree": 5}
+ALGO_CODES = {"auto": 0, "ring": 1, "two_shot": 2, "one_shot": 4, "tree": 5, "direct": 6}
 
 _TORCH_NAMES = {"PRODUCT": "prod"}
 OP_CODES: dict[Any, int] = dict(OP_NAMES)  # `op` arguments seen so far; csrc/python/fast_call.cc reads it

@@ -2,6 +2,8 @@
 
     torchrun --standalone --nproc-per-node 2 examples/train_gpt.py             # dcomm's hook
     torchrun --standalone --nproc-per-node 2 examples/train_gpt.py --compare   # torch's own, then dcomm's
+    torchrun ... examples/train_gpt.py --hook synchronizer                     # dcomm without DDP
+    torchrun ... examples/train_gpt.py --micro-batches 4 --compare --against synchronizer --hook deterministic
 
 The text is the source of Python's standard library (--data takes any file or folder). The measure is the loss
 on held-out files, next to that of a bigram model which sees the same text. --compare trains twice from one
@@ -17,7 +19,8 @@ import math
 import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -38,10 +41,15 @@ HOOKS = {
     "dcomm-fp16": "fp16_hook",
     "dcomm-bf16": "bf16_hook",
 }
+SYNCHRONIZERS: dict[str, dict[str, Any]] = {  # No DDP: the settings of dcomm's GradientSynchronizer.
+    "synchronizer": {},
+    "synchronizer-fp16": {"wire_dtype": "float16"},
+    "deterministic": {"deterministic": True},
+}
 TORCHRUN = "torchrun --standalone --nproc-per-node 2 examples/train_gpt.py"
 EVAL_BATCH = 16
 # A resumed run repeats an uninterrupted one bit for bit only where these are equal.
-RESUME_KEYS = ("seed", "steps", "batch_size", "block_size", "lr", "world_size", "train_bytes")
+RESUME_KEYS = ("seed", "steps", "batch_size", "micro_batches", "block_size", "lr", "world_size", "train_bytes")
 
 
 @dataclass(frozen=True)
@@ -100,14 +108,17 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--hook", choices=HOOKS, default="dcomm", help="who averages the gradients, and in which wire dtype")
-    add("--compare", action="store_true", help="train with torch's all-reduce, then with --hook, and compare")
+    names = [*HOOKS, *SYNCHRONIZERS]
+    add("--hook", choices=names, default="dcomm", help="who averages the gradients, and in which wire dtype")
+    add("--compare", action="store_true", help="train with --against, then with --hook, and compare")
+    add("--against", choices=names, default="default", help="what --compare compares with")
     add("--data", metavar="PATH", help="file or folder of text; the standard library's source if not given")
     devices = ("auto", "cpu", "cuda")
     add("--device", choices=devices, default="auto", help="auto: one GPU per rank where there are enough")
     add("--steps", type=at_least(1), default=300, help="optimizer steps")
     add("--seed", type=int, default=0)
     add("--batch-size", type=at_least(1), default=4, help="sequences per rank and step")
+    add("--micro-batches", type=at_least(1), default=1, help="backward passes per step, sharing the batch")
     add("--block-size", type=at_least(2), default=64, help="bytes per sequence")
     add("--layers", type=at_least(1), default=4)
     add("--heads", type=at_least(1), default=4)
@@ -132,8 +143,10 @@ def parse_args() -> argparse.Namespace:
         parser.error("--compare trains twice from the start: it goes with neither --checkpoint nor --resume")
     if args.checkpoint_every and not args.checkpoint:
         parser.error("--checkpoint-every needs --checkpoint PATH")
-    if args.compare and args.hook == "default":
-        args.hook = "dcomm"  # Against itself the default has nothing to show.
+    if args.batch_size % args.micro_batches:
+        parser.error(f"--batch-size {args.batch_size} is not a multiple of --micro-batches {args.micro_batches}")
+    if args.compare and args.hook == args.against:
+        args.hook = "dcomm" if args.against == "default" else "default"  # Against itself it has nothing to show.
     return args
 
 
@@ -167,18 +180,52 @@ def describe(job: Job, args: argparse.Namespace) -> str:
     return f"device: {where}, {group}, torch {torch.__version__}"
 
 
-def find_hook(name: str) -> Any:
-    """The hook function, or None for DDP's own way. Only here is dcomm imported."""
-    function = HOOKS[name]
-    if function is None:
+def find_dcomm(name: str) -> Any:
+    """The module that `name` needs, or None for DDP's own way. Only here is dcomm imported."""
+    if name == "default":
         return None
     try:
-        return getattr(importlib.import_module("dcomm.torch"), function)
+        return importlib.import_module("dcomm.torch")
     except ImportError as error:
         raise UserError(
             f"--hook {name}: cannot import dcomm.torch ({error}); "
             "install it with `pip install .` in the repository, or train with --hook default"
         ) from error
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How gradients are averaged: what to call in place of the model, and what completes a step."""
+
+    model: torch.nn.Module
+    no_sync: Callable[[], AbstractContextManager[None]]
+    finish: Callable[[], None]
+    buffer_bytes: Callable[[], int]  # Gradients and what is held beside them.
+    close: Callable[[], None]
+
+
+def make_exchange(model: GPT, job: Job, name: str) -> Exchange:
+    """Collective."""
+    dcomm_torch = find_dcomm(name)
+    if name in SYNCHRONIZERS:
+        comm = importlib.import_module("dcomm").init(
+            rank=job.rank, world_size=job.world_size, store=dist.group.WORLD.get_group_store(), group_name=name
+        )
+        sync = dcomm_torch.GradientSynchronizer(model, comm, **SYNCHRONIZERS[name])
+
+        def close() -> None:
+            sync.close()
+            comm.close()
+
+        return Exchange(
+            model, sync.no_sync, sync.finish, lambda: max(sync.gradient_bytes, sync.accumulation_bytes), close
+        )
+    ddp = DistributedDataParallel(model, device_ids=[job.device] if job.device.type == "cuda" else None)
+    if dcomm_torch is not None:
+        ddp.register_comm_hook(dcomm_torch.HookState(), getattr(dcomm_torch, HOOKS[name]))
+    # DDP keeps the gradients and, in buckets, a copy of them.
+    num_bytes = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
+    return Exchange(ddp, ddp.no_sync, lambda: None, lambda: num_bytes, lambda: None)
 
 
 def clock(device: torch.device) -> float:
@@ -267,10 +314,7 @@ def train(
     config = GPTConfig(args.layers, args.heads, args.width, args.block_size)
     torch.manual_seed(args.seed)
     model = GPT(config).to(job.device)
-    ddp = DistributedDataParallel(model, device_ids=[job.device] if job.device.type == "cuda" else None)
-    hook = find_hook(hook_name)
-    if hook is not None:
-        ddp.register_comm_hook(importlib.import_module("dcomm.torch").HookState(), hook)
+    exchange = make_exchange(model, job, hook_name)
     optimizer = make_optimizer(model, args)
     run = Run(hook_name, tokens_per_step=job.world_size * args.batch_size * args.block_size)
     first_step = 0
@@ -294,11 +338,20 @@ def train(
 
     def backward(inputs: Tensor, targets: Tensor, *, synced: bool) -> tuple[float, float]:
         """Returns this rank's loss and the milliseconds of forward and backward."""
+        total = 0.0
         start = clock(job.device)
-        with nullcontext() if synced else ddp.no_sync():
-            loss = byte_loss(ddp, inputs, targets)
-            torch.autograd.backward(loss)
-        return loss.item(), (clock(job.device) - start) * 1e3
+        parts = list(zip(inputs.chunk(args.micro_batches), targets.chunk(args.micro_batches), strict=True))
+        for number, part in enumerate(parts):
+            with nullcontext() if synced and number + 1 == len(parts) else exchange.no_sync():
+                loss = byte_loss(exchange.model, *part) / len(parts)
+                torch.autograd.backward(loss)
+            total += loss.item()
+        if synced:
+            exchange.finish()
+        elapsed_ms = (clock(job.device) - start) * 1e3
+        if not synced:
+            exchange.finish()  # Its caller drops the gradients; the synchronizer shall know that they are complete.
+        return total, elapsed_ms
 
     # DDP lays its buckets out anew when a first backward pass is over. That is spent here, so that a resumed
     # run has the same buckets, hence the same order of sums, as an uninterrupted one.
@@ -325,6 +378,7 @@ def train(
             run.step_ms.append((clock(job.device) - start) * 1e3)
             run.backward_ms.append(backward_ms)
             run.grad_norms.append(norm.item())
+            run.buffer_bytes = max(run.buffer_bytes, exchange.buffer_bytes())
             local_losses.append(loss)
             done = step + 1
             progress.update(done, loss)
@@ -346,11 +400,24 @@ def train(
                     }
                     save_checkpoint(args.checkpoint, state)
                     progress.note(f"step {done}: wrote {args.checkpoint}")
+    exchange.close()
     run.seconds = time.perf_counter() - begun
     return run, model
 
 
 def print_diff(hook_name: str) -> None:
+    if hook_name in SYNCHRONIZERS:
+        settings = "".join(f", {key}={value!r}" for key, value in SYNCHRONIZERS[hook_name].items())
+        say("\nwhat your own training loop needs:\n")
+        say("--- a/train.py")
+        say("+++ b/train.py")
+        say("@@ -1,2 +1,5 @@")
+        say("+import dcomm.torch")
+        say(f"+sync = dcomm.torch.GradientSynchronizer(model, dcomm.init(){settings})")
+        say(" loss.backward()")
+        say("+sync.finish()")
+        say(" optimizer.step()")
+        return
     say("\nwhat your own DistributedDataParallel script needs:\n")
     say("--- a/train.py")
     say("+++ b/train.py")
@@ -368,7 +435,7 @@ def execute(args: argparse.Namespace, job: Job) -> int:
         corpus = load_corpus(args.data, args.block_size)
     except DataError as error:
         raise UserError(str(error)) from error
-    find_hook(args.hook)
+    find_dcomm(args.hook)
     config = GPTConfig(args.layers, args.heads, args.width, args.block_size)
     resumed = load_checkpoint(args.resume, config) if args.resume else None
     if resumed is not None:
@@ -397,12 +464,12 @@ def execute(args: argparse.Namespace, job: Job) -> int:
             f"{len(corpus.val):,} held out; model: {num_parameters:,} parameters"
         )
     bigram = bigram_loss(corpus.train, windows)
-    hooks = ["default", args.hook] if args.compare else [args.hook]
+    hooks = [args.against, args.hook] if args.compare else [args.hook]
     results = [train(args, job, corpus, name, resumed) for name in hooks]
     runs, model = [run for run, _ in results], results[-1][1]
 
     # Every rank comes to the verdict by itself; rank 0 tells.
-    agrees, comparison = compare(runs[0], runs[1], job.world_size) if args.compare else (True, "")
+    agrees, comparison = compare(runs[0], runs[1], job.world_size, args.micro_batches) if args.compare else (True, "")
     if job.is_first:
         for run in runs:
             final = run.val_losses[-1][1]
@@ -414,7 +481,7 @@ def execute(args: argparse.Namespace, job: Job) -> int:
             text = model.generate(b"def ", args.sample_bytes, temperature=0.7, seed=args.seed)
             say(f"\nsample:\n{text.decode(errors='replace')}\n")
         save_loss_curve(runs, bigram, args.out)
-        if agrees and HOOKS[args.hook] is not None:
+        if agrees and args.hook != "default":
             print_diff(args.hook)
     # DDP keeps the group's gloo threads alive past its end, and one that still frees a tensor of Python's while the
     # interpreter ends aborts the process. The barrier lets earlier operations finish and holds no such tensor.

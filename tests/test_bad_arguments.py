@@ -48,7 +48,7 @@ OPS = (
     "expected one of 'sum', 'avg', 'prod', 'min', 'max', 'band', 'bor', 'bxor', the torch.distributed.ReduceOp of that "
     "name, or dcomm.premul_sum(factor)"
 )
-ALGOS = "expected one of 'auto', 'ring', 'two_shot', 'one_shot', 'tree'"
+ALGOS = "expected one of 'auto', 'ring', 'two_shot', 'one_shot', 'tree', 'direct'"
 WIRES = "expected None, 'float16' ('fp16') or 'bfloat16' ('bf16')"
 UNDEFINED = (
     "avg needs floats or complex numbers, premul_sum floats, prod, min and max no complex numbers, band, bor and bxor "
@@ -317,7 +317,8 @@ def test_an_unfit_operation_of_torch() -> None:
 def test_a_deterministic_communicator_refuses_orders_that_depend_on_the_index(algo: str) -> None:
     text = (
         f"algo='{algo}' on a deterministic communicator: its order of summation depends on where in the array an "
-        "element lies; use 'auto', 'two_shot' or 'one_shot', or make the communicator with deterministic=False"
+        "element lies; use 'auto', 'two_shot', 'one_shot' or 'direct', or make the communicator with "
+        "deterministic=False"
     )
     comms = dcomm.init_threads(2, deterministic=True)
     assert comms[0].deterministic

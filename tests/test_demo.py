@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import mmap
 import os
 import re
@@ -42,6 +43,8 @@ def test_the_demonstration_holds() -> None:
     assert len(rows) == len(sizes) * 4
     assert {row[0] for row in rows} == set(sizes)
     assert {row[3] for row in rows} == {"0"}
+    if importlib.util.find_spec("torch") is not None:
+        assert re.search(r"^the same weights on 1, 2 and 4 ranks \(.*\): SHA-256 [0-9a-f]{64}$", done.stdout, re.M)
     assert "machine: " in done.stdout
     assert "command: python -m dcomm --seconds 1" in done.stdout
 
@@ -50,6 +53,17 @@ def test_one_flipped_bit_fails_it() -> None:
     done = run_demo("--seconds", "0.1", "--no-gloo", DCOMM_BENCH_CORRUPT="1")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FAILED: 1 wrong elements" in done.stdout
+
+
+def test_weights_that_depend_on_the_number_of_ranks_fail_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same_weights = pytest.importorskip("dcomm.torch.same_weights")
+    assert demo_main.show_same_weights() == []
+    right = same_weights.weights_sha256
+    monkeypatch.setattr(same_weights, "weights_sha256", lambda world_size: right(world_size, deterministic=False))
+    assert "the weights depend on the number of ranks" in demo_main.show_same_weights()[0]
+    assert capsys.readouterr().out.count("SHA-256") == 1
 
 
 def test_usage() -> None:

@@ -51,7 +51,11 @@ def test_bad_init_threads(world_size: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("DCOMM_ALGO", "star", "DCOMM_ALGO='star': expected 'auto', 'ring', 'two_shot', 'one_shot' or 'tree'"),
+        (
+            "DCOMM_ALGO",
+            "star",
+            "DCOMM_ALGO='star': expected 'auto', 'ring', 'two_shot', 'one_shot', 'tree' or 'direct'",
+        ),
         ("DCOMM_DETERMINISTIC", "yes", "DCOMM_DETERMINISTIC='yes': expected '0' or '1'; unset it for the default"),
         ("DCOMM_TIMEOUT_S", "0", "DCOMM_TIMEOUT_S='0': expected a number from"),
         ("DCOMM_TIMEOUT_S", "nan", "DCOMM_TIMEOUT_S='nan': expected a number from"),

@@ -55,6 +55,9 @@ MUTATIONS = {
     "wrong_tail_op": Expectation(("protocol_tails",)),
     "single_packet_buffer": Expectation(("protocol_packets",), JITTER),
     "stale_packet_tag": Expectation(("protocol_packets",), JITTER),
+    "direct_no_ready_wait": Expectation(("protocol_direct_loans", "protocol_schedules")),
+    "direct_no_done_wait": Expectation(("protocol_direct_loans", "protocol_schedules")),
+    "direct_no_lane_sync": Expectation(("protocol_direct_loans",)),
     "run_from_start": Expectation(("protocol_many_arrays",)),
 }
 

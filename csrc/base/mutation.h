@@ -27,6 +27,9 @@ enum class Mutation : int {
   kWrongTailOp,          // in the last, partial pack of a tile the own terms are subtracted
   kSinglePacketBuffer,   // packets of consecutive operations share one buffer
   kStalePacketTag,       // a packet of two operations ago is taken for this one's
+  kDirectNoReadyWait,    // a rank uses its peers' arrays before they have said that they are ready
+  kDirectNoDoneWait,     // ... returns before they have said that they are done with its own
+  kDirectNoLaneSync,     // ... says that it is done before all its lanes are
   kRunFromStart,         // a tile that begins inside one of many arrays takes it from its start
   kCount,
 };
@@ -73,6 +76,12 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "single_packet_buffer";
     case Mutation::kStalePacketTag:
       return "stale_packet_tag";
+    case Mutation::kDirectNoReadyWait:
+      return "direct_no_ready_wait";
+    case Mutation::kDirectNoDoneWait:
+      return "direct_no_done_wait";
+    case Mutation::kDirectNoLaneSync:
+      return "direct_no_lane_sync";
     case Mutation::kRunFromStart:
       return "run_from_start";
     case Mutation::kCount:

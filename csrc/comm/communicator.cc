@@ -51,6 +51,11 @@ Settings agree(Mesh& mesh, const Settings& own) {
   return settings;
 }
 
+/// DCOMM_ALGO for a GPU; "direct" says nothing about one.
+Algo forced_cuda_algo(const Settings& settings) {
+  return settings.forced_algo == Algo::kDirect ? Algo::kAuto : settings.forced_algo;
+}
+
 /// One thread at a time inside a communicator.
 class Entry {
  public:
@@ -154,7 +159,7 @@ void Communicator::check_usable() const {
   DCOMM_CHECK(!closed(), ErrorCode::kAborted, "this communicator is closed; make a new one with dcomm.init()");
 }
 
-void Communicator::complete_call(CollectiveCall& call) const {
+void Communicator::complete_call(CollectiveCall& call) {
   DCOMM_CHECK(call.root >= 0 && call.root < world_size(), ErrorCode::kInvalidArgument, "rank ", call.root,
               " as src or dst: expected a rank from 0 to ", world_size() - 1);
   if (call.lengths != nullptr) {
@@ -176,7 +181,16 @@ void Communicator::complete_call(CollectiveCall& call) const {
               "wire_dtype=", dtype_name(call.wire), " with a ", dtype_name(call.dtype),
               " array: only float32 arrays can travel as float16 or bfloat16; pass wire_dtype=None");
   if (call.collective != Collective::kAllReduce) return;
-  call.algo = select_algo(settings_, call.algo, call.count * dtype_bytes(call.wire));
+  if (DCOMM_UNLIKELY(!regions_.empty())) look_for_regions(call);
+  const bool is_shared = can_go_direct(call);
+  DCOMM_CHECK(call.algo != Algo::kDirect || is_shared || call.count == 0, ErrorCode::kInvalidArgument,
+              "algo='direct' with ",
+              call.wire != call.dtype           ? "another wire_dtype than the array's"
+              : call.op == ReduceOp::kPremulSum ? "premul_sum"
+                                                : "memory that the other ranks do not reach",
+              ": it is for arrays made by this communicator's comm.empty, or contiguous parts of them, without "
+              "wire_dtype and premul_sum; make the array with comm.empty, or use algo='auto'");
+  call.algo = select_algo(settings_, call.algo, call.count * dtype_bytes(call.wire), is_shared);
 }
 
 void Communicator::run(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted) {
@@ -191,6 +205,30 @@ std::shared_ptr<Communicator> Communicator::split(std::optional<int64_t> color, 
   const Entry entry(entered_);
   check_usable();
   return run_split({color ? 1 : 0, color.value_or(0), key}, timeout_ns, interrupted);
+}
+
+std::shared_ptr<Region> Communicator::allocate(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted) {
+  const Entry entry(entered_);
+  check_usable();
+  return make_region(nbytes, timeout_ns, interrupted);
+}
+
+std::shared_ptr<Region> Communicator::adopt(void* array, size_t nbytes, int64_t timeout_ns,
+                                            InterruptCheck interrupted) {
+  const Entry entry(entered_);
+  check_usable();
+  return adopt_array(array, nbytes, timeout_ns, interrupted);
+}
+
+void Communicator::release(Region& region) {
+  if (in_child()) return;
+  const Entry entry(entered_);
+  {
+    std::unique_lock lock(queue_mutex_);
+    queue_changed_.wait(lock, [&] { return queue_.empty(); });  // every operation has a deadline
+  }
+  regions_.remove(region);
+  if (region.adopted != nullptr) region.adopted->give_back();
 }
 
 /// At once where nothing is queued, else behind what is.
@@ -234,7 +272,8 @@ void Communicator::run_cuda(CudaRankCall call) {
   CudaThreadGroup& group = cuda_group();
   const Algo asked = call.call.algo;
   complete_call(call.call);
-  if (asked == Algo::kAuto) call.call.algo = settings_.forced_algo;  // or the GPU's own choice, launch/cuda_plan.h
+  if (asked == Algo::kAuto)
+    call.call.algo = forced_cuda_algo(settings_);  // or the GPU's own choice, launch/cuda_plan.h
   if (call.timeout_ns <= 0) call.timeout_ns = settings_.timeout_ns;
   group.run(rank(), call);
 }
@@ -326,6 +365,10 @@ void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, Inter
   }
   if (is_message(call.collective)) return execute_message(call, timeout_ns, interrupted, background);
   if (call.lengths != nullptr) check_lengths(call, timeout_ns, interrupted, background);
+  if (call.algo == Algo::kDirect) {
+    const Range reach = reach_of(call);
+    if (reach.count != call.count) return execute_with_rim(call, reach, timeout_ns, interrupted, background);
+  }
   execute_one(call, timeout_ns, interrupted, background);
 }
 
@@ -340,6 +383,12 @@ void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, I
   current_.wire = call.wire;
   current_.op = call.op;
   current_.root = has_root(call.collective) ? call.root : -1;
+  if (call.algo == Algo::kDirect) {
+    current_.in_region = call.shared_in.region;
+    current_.in_offset = call.shared_in.offset;
+    current_.out_region = call.shared_out.region;
+    current_.out_offset = call.shared_out.offset;
+  }
 
   HostOp op;
   op.seq = current_.seq;

@@ -17,6 +17,7 @@
 
 #include "comm/mesh.h"
 #include "comm/point_to_point.h"
+#include "comm/region.h"
 #include "comm/settings.h"
 #include "comm/shared_mesh.h"
 #include "comm/split.h"
@@ -66,6 +67,17 @@ class Communicator {
   std::shared_ptr<Communicator> split(std::optional<int64_t> color, int64_t key, int64_t timeout_ns,
                                       InterruptCheck interrupted);
 
+  /// Collective: memory of `nbytes` bytes on every rank, zeroed, mapped by all of them. Throws the same on all ranks;
+  /// kMismatch where nbytes differs.
+  std::shared_ptr<Region> allocate(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
+
+  /// Collective: makes the whole pages of `array`, which must live until release(), such memory too, in place. Nothing
+  /// else may use the array meanwhile. Throws as allocate(); kInvalidArgument where it is not plain memory of this
+  /// process, on all ranks.
+  std::shared_ptr<Region> adopt(void* array, size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
+  /// Ends what adopt() began, on this rank alone, once what is queued is done: the array is ordinary memory again.
+  void release(Region& region);
+
   /// All-reduce of arrays on a GPU that ranks of this process share. Blocks the host until all ranks have called, then
   /// is asynchronous to the GPU, in order on call.stream. Throws kCuda where the ranks are processes.
   void run_cuda(CudaRankCall call);
@@ -85,6 +97,10 @@ class Communicator {
  private:
   Communicator(int rank, std::shared_ptr<Windows> windows, const Settings& settings);
 
+  std::shared_ptr<Region> make_region(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
+  std::shared_ptr<Region> adopt_array(void* array, size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
+  class Agreement;
+  class RegionMaking;
   class Splitting;
   std::shared_ptr<Communicator> run_split(const SplitVote& vote, int64_t timeout_ns, InterruptCheck interrupted);
   void join_mesh(std::shared_ptr<SharedMesh> mesh, uint64_t id, std::vector<int> mesh_ranks);
@@ -92,7 +108,12 @@ class Communicator {
 
   bool in_child() const;  // this process was forked from the communicator's
   void check_usable() const;
-  void complete_call(CollectiveCall& call) const;
+  void complete_call(CollectiveCall& call);
+  void look_for_regions(CollectiveCall& call);
+  static Range reach_of(const CollectiveCall& call);
+  static bool can_go_direct(const CollectiveCall& call);
+  void execute_with_rim(const CollectiveCall& call, Range reach, int64_t timeout_ns, InterruptCheck interrupted,
+                        bool background);
   CudaThreadGroup& cuda_group() const;
   void run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted);
   void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
@@ -125,6 +146,8 @@ class Communicator {
   bool force_shm_ = false;
   uint64_t id_ = 0;  // among the communicators of one mesh
   uint64_t num_splits_ = 0;
+  uint32_t num_regions_ = 0;
+  RegionTable regions_;
 
   uint64_t seq_ = 0;
   uint64_t history_ = 0;  // fingerprint of all operations so far

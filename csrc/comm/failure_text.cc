@@ -15,10 +15,24 @@ namespace {
 
 using RecordWords = std::array<uint64_t, sizeof(OpRecord) / sizeof(uint64_t)>;
 
+/// Where the arrays of a direct all-reduce lie.
+std::string memory_text(const OpRecord& record) {
+  std::ostringstream text;
+  const auto place = [&](const char* name, uint32_t region, uint64_t offset) {
+    text << ", " << name << "=shared array " << region;
+    if (offset != 0) text << " from byte " << offset << " on";
+  };
+  place("x", record.in_region, record.in_offset);
+  if (record.out_region != record.in_region || record.out_offset != record.in_offset) {
+    place("out", record.out_region, record.out_offset);
+  }
+  return text.str();
+}
+
 std::string call_text(const OpRecord& record) {
   std::ostringstream text;
   text << collective_name(record.collective) << '(';
-  if (record.collective == Collective::kBarrier || record.collective == Collective::kSplit) return text.str() + ")";
+  if (record.collective == Collective::kBarrier || !is_executed(record.collective)) return text.str() + ")";
   text << "count=" << record.count << ", dtype=" << dtype_name(record.dtype);
   if (is_message(record.collective)) {
     const bool is_send = record.collective == Collective::kSend;
@@ -27,6 +41,7 @@ std::string call_text(const OpRecord& record) {
   if (reduces(record.collective)) text << ", op=" << reduce_op_name(record.op);
   if (record.collective == Collective::kAllReduce) {
     text << ", wire_dtype=" << dtype_name(record.wire) << ", algo=" << algo_name(record.algo);
+    if (record.algo == Algo::kDirect) text << memory_text(record);
   }
   if (has_root(record.collective)) {
     const bool sends = record.collective == Collective::kBroadcast || record.collective == Collective::kScatter;
@@ -36,9 +51,7 @@ std::string call_text(const OpRecord& record) {
   return text.str();
 }
 
-bool has_number(const OpRecord& record) {
-  return !is_message(record.collective) && record.collective != Collective::kSplit;
-}
+bool has_number(const OpRecord& record) { return !is_message(record.collective) && is_executed(record.collective); }
 
 std::string number_text(const OpRecord& record) { return has_number(record) ? " #" + std::to_string(record.seq) : ""; }
 
@@ -85,6 +98,12 @@ std::string disagreement(const HostContext& context, const Failure& failure) {
     text << " rank " << rank << " called " << call_text(record) << " as #" << record.seq << ';';
   }
   if (same()) text << " an earlier call differed;";
+  const OpRecord ours = record_of(context, failure.reporter, seq), theirs = record_of(context, failure.culprit, seq);
+  if (ours.collective == theirs.collective && (ours.algo == Algo::kDirect || theirs.algo == Algo::kDirect)) {
+    text << " an array of comm.empty or comm.register is reduced where it lies, so every rank must pass the same part "
+            "of the same "
+            "one (or none of them such an array);";
+  }
   text << " make every rank issue the same collectives in the same order, with equal arguments";
   return text.str();
 }

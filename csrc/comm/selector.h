@@ -44,6 +44,8 @@ struct TuningRow {
 AlgoSteps steps_for(int world_size, bool oversubscribed);
 
 /// Whether the result depends on nothing but the ranks' elements: neither on the count nor on how a tensor is split.
-constexpr bool is_canonical(Algo algo) { return algo == Algo::kOneShot || algo == Algo::kTwoShot; }
+constexpr bool is_canonical(Algo algo) {
+  return algo == Algo::kOneShot || algo == Algo::kTwoShot || algo == Algo::kDirect;
+}
 
 }  // namespace dcomm

@@ -40,9 +40,10 @@ uint64_t clamp_slot(uint64_t bytes, uint64_t most) {
 
 /// what: where the name of `algo` stood.
 void check_canonical(Algo algo, const char* what) {
-  DCOMM_CHECK(algo == Algo::kAuto || is_canonical(algo), ErrorCode::kInvalidArgument, what, "='", algo_name(algo),
-              "' on a deterministic communicator: its order of summation depends on where in the array an element "
-              "lies; use 'auto', 'two_shot' or 'one_shot', or make the communicator with deterministic=False");
+  DCOMM_CHECK(
+      algo == Algo::kAuto || is_canonical(algo), ErrorCode::kInvalidArgument, what, "='", algo_name(algo),
+      "' on a deterministic communicator: its order of summation depends on where in the array an element "
+      "lies; use 'auto', 'two_shot', 'one_shot' or 'direct', or make the communicator with deterministic=False");
 }
 
 }  // namespace
@@ -85,23 +86,27 @@ WindowLayout Settings::layout(int world_size) const {
 WaitPolicy Settings::wait_policy(bool background) const {
   if (background) return {2'000, 20'000, false};
   if (oversubscribed) return {0, 100'000, false, true};
-  return {100'000, 0, true};
+  return {100'000, 2'000'000, true};
 }
 
-Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes) {
+Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes, bool is_shared) {
   if (settings.deterministic) check_canonical(requested, "algo");
   if (requested != Algo::kAuto) return requested;
-  if (settings.forced_algo != Algo::kAuto) return settings.forced_algo;
+  const Algo forced = settings.forced_algo;
+  if (is_shared && forced == Algo::kDirect) return Algo::kDirect;
+  if (forced != Algo::kAuto && forced != Algo::kDirect) return forced;
   const Algo measured = settings.algo_steps.choose(nbytes);
+  if (measured == Algo::kOneShot) return measured;
+  if (is_shared) return Algo::kDirect;  // as many steps as two_shot, and no copies
   return settings.deterministic && !is_canonical(measured) ? Algo::kTwoShot : measured;
 }
 
 Algo parse_algo(const char* name, const char* what) {
-  for (const Algo algo : {Algo::kAuto, Algo::kRing, Algo::kTwoShot, Algo::kOneShot, Algo::kTree}) {
+  for (const Algo algo : {Algo::kAuto, Algo::kRing, Algo::kTwoShot, Algo::kOneShot, Algo::kTree, Algo::kDirect}) {
     if (std::strcmp(name, algo_name(algo)) == 0) return algo;
   }
   throw_error(ErrorCode::kInvalidArgument, what, "='", name,
-              "': expected 'auto', 'ring', 'two_shot', 'one_shot' or 'tree'");
+              "': expected 'auto', 'ring', 'two_shot', 'one_shot', 'tree' or 'direct'");
 }
 
 }  // namespace dcomm

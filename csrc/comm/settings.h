@@ -33,10 +33,11 @@ struct Settings {
   WaitPolicy wait_policy(bool background) const;
 };
 
-/// The algorithm for a message of nbytes on the wire; a pure function of what all ranks agree on. Throws
+/// The algorithm for a message of nbytes on the wire; a pure function of what all ranks agree on, with is_shared: all
+/// ranks reach the arrays, on which they agree as well. DCOMM_ALGO=direct is for such arrays only. Throws
 /// kInvalidArgument where `requested` sums in another order than the canonical one and the communicator is
 /// deterministic.
-Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes);
+Algo select_algo(const Settings& settings, Algo requested, uint64_t nbytes, bool is_shared = false);
 
 /// "auto", "ring", "two_shot"; throws kInvalidArgument otherwise. what: where the name stood.
 Algo parse_algo(const char* name, const char* what);

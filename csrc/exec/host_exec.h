@@ -234,7 +234,8 @@ class HostExec {
   static bool skips_lane_sync(Flow flow) {
     return (flow == Flow::kScatter && mutated(Mutation::kTwoShotNoLaneSync)) ||
            (flow == Flow::kGather && mutated(Mutation::kTwoShotNoGatherSync)) ||
-           (flow == Flow::kExchange && mutated(Mutation::kExchangeNoLaneSync));
+           (flow == Flow::kExchange && mutated(Mutation::kExchangeNoLaneSync)) ||
+           (flow == Flow::kDirect && mutated(Mutation::kDirectNoLaneSync));
   }
 
   std::byte* slot(Flow flow, int from, int to, uint64_t seq) const {

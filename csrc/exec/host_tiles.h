@@ -8,6 +8,7 @@
 
 #include "base/mutation.h"
 #include "exec/host_kernels.h"
+#include "memory/windows.h"
 #include "protocol/elements.h"
 #include "protocol/envelope.h"
 #include "schedule/partition.h"
@@ -22,6 +23,10 @@ struct HostKernels {
   size_t wire_bytes = 0;  // per element
   Scale pre;              // of this rank's own elements
   Scale post;             // of the result
+
+  /// Where `in` and `out` lie on every rank; nullptr: in this rank's own memory.
+  const Windows* in_windows = nullptr;
+  const Windows* out_windows = nullptr;
 
   size_t out_shift = 0;            // elements by which a result lands earlier than its range says
   uint64_t* sent_bytes = nullptr;  // counts what goes into slots and packets; for one lane
@@ -96,6 +101,16 @@ struct HostKernels {
       num_sent = num_outputs;
     });
     note_sent(range.count * static_cast<size_t>(num_sent));
+  }
+
+  template <class Exec>
+  void reduce_everywhere(Exec& exec, Range range) const {
+    if (range.count == 0) return;
+    const auto in_offset = source(range.offset) - in_windows->at(exec.rank());
+    const auto out_offset = target(range.offset) - out_windows->at(exec.rank());
+    reduce_canonical(
+        exec, range, [&](int peer) { return in_windows->at(peer) + in_offset; },
+        [&](int peer) { return out_windows->at(peer) + out_offset; });
   }
 
   template <class Exec>

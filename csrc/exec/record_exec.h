@@ -19,21 +19,22 @@
 namespace dcomm {
 
 enum class EventKind : uint8_t {
-  kAcquire,          // `to` may be written (waits for message seq - depth's credit where the flow has credits)
-  kPublish,          // `to` has been written; range: the elements in the message
-  kArrive,           // waits for the peer's publish; `from` may be read
-  kRelease,          // `from` has been read (returns the credit where the flow has credits)
-  kEncode,           // to <- in[range]
-  kDecode,           // out[range] <- from
-  kAccumulate,       // to <- from + in[range]
-  kFinish,           // to, out[range] <- from + in[range]
-  kForward,          // to, out[range] <- from
-  kReduceCanonical,  // out[range], every `to` <- canonical sum of every `from` and in[range]; see operands
-  kCopy,             // to <- from
-  kKeep,             // out <- in[range]
-  kCombine,          // every `to`[, out] <- (in[range] + first `from`) + second `from`; see operands
-  kPutEnvelope,      // to <- a message's envelope
-  kGetEnvelope,      // envelope <- from
+  kAcquire,           // `to` may be written (waits for message seq - depth's credit where the flow has credits)
+  kPublish,           // `to` has been written; range: the elements in the message
+  kArrive,            // waits for the peer's publish; `from` may be read
+  kRelease,           // `from` has been read (returns the credit where the flow has credits)
+  kEncode,            // to <- in[range]
+  kDecode,            // out[range] <- from
+  kAccumulate,        // to <- from + in[range]
+  kFinish,            // to, out[range] <- from + in[range]
+  kForward,           // to, out[range] <- from
+  kReduceCanonical,   // out[range], every `to` <- canonical sum of every `from` and in[range]; see operands
+  kCopy,              // to <- from
+  kKeep,              // out <- in[range]
+  kReduceEverywhere,  // out[range] of every rank <- canonical sum of every rank's in[range]
+  kCombine,           // every `to`[, out] <- (in[range] + first `from`) + second `from`; see operands
+  kPutEnvelope,       // to <- a message's envelope
+  kGetEnvelope,       // envelope <- from
 };
 
 constexpr const char* event_name(EventKind kind) {
@@ -62,6 +63,8 @@ constexpr const char* event_name(EventKind kind) {
       return "copy";
     case EventKind::kKeep:
       return "keep";
+    case EventKind::kReduceEverywhere:
+      return "reduce_everywhere";
     case EventKind::kCombine:
       return "combine";
     case EventKind::kPutEnvelope:
@@ -141,13 +144,13 @@ class RecordExec {
   }
   void publish(Edge edge, uint64_t seq) {
     Event& event = note(EventKind::kPublish, edge, seq);
-    if (edge.flow == Flow::kBarrier) return;
+    if (!has_slots(edge.flow)) return;
     event.to = outbox_ref(edge, seq);
     event.range = filled_[key(event.to)];
   }
   RecordedSlot* arrive(Edge edge, uint64_t seq) {
     Event& event = note(EventKind::kArrive, edge, seq);
-    if (edge.flow != Flow::kBarrier) event.from = inbox_ref(edge, seq);
+    if (has_slots(edge.flow)) event.from = inbox_ref(edge, seq);
     return pointer(event.from);
   }
   void release(Edge edge, uint64_t seq) { note(EventKind::kRelease, edge, seq).from = inbox_ref(edge, seq); }
@@ -275,6 +278,9 @@ struct RecordKernels {
     for (int rank = 0; rank < exec.world_size(); ++rank) {
       exec.note_operand(rank == exec.rank() ? nullptr : slot_of(to(rank)), true, range);
     }
+  }
+  void reduce_everywhere(RecordExec& exec, Range range) const {
+    store(exec.note_data(EventKind::kReduceEverywhere, range, nullptr, nullptr));
   }
   template <class From, class To>
   void combine(RecordExec& exec, Range range, From&& from, int num_from, To&& to, int num_to, bool is_final) const {

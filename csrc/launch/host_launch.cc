@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "algo/all_gather.h"
+#include "algo/all_reduce_direct.h"
 #include "algo/all_reduce_one_shot.h"
 #include "algo/all_reduce_ring.h"
 #include "algo/all_reduce_tree.h"
@@ -45,6 +46,8 @@ SlotPool pool_of(const CollectiveCall& call) {
       return SlotPool::kMessage;
     case Collective::kBarrier:
     case Collective::kSplit:
+    case Collective::kEmpty:
+    case Collective::kRegister:
       break;
   }
   return SlotPool::kMain;
@@ -90,6 +93,8 @@ bool run_all_reduce(HostExec& exec, const CollectiveCall& call, const HostKernel
         return all_reduce_one_shot_packets(exec, kernels, plan);
       }
       return all_reduce_one_shot(exec, kernels, plan);
+    case Algo::kDirect:
+      return all_reduce_direct(exec, kernels, plan);
     default:
       return all_reduce_two_shot(exec, kernels, plan);
   }
@@ -127,6 +132,8 @@ HostKernels bind_kernels(const CollectiveCall& call, int world_size, const Kerne
   }
   kernels.user_bytes = dtype_bytes(call.dtype);
   kernels.wire_bytes = dtype_bytes(call.wire);
+  kernels.in_windows = call.shared_in.windows.get();
+  kernels.out_windows = call.shared_out.windows.get();
   if (op == ReduceOp::kPremulSum) kernels.pre = {call.factor, true};
   if (op == ReduceOp::kAvg) {
     const bool sums_travel = call.algo == Algo::kRing || call.algo == Algo::kTree;
@@ -139,6 +146,7 @@ HostKernels bind_kernels(const CollectiveCall& call, int world_size, const Kerne
 ChunkPlan plan_call(const CollectiveCall& call, const WindowLayout& layout) {
   if (call.collective == Collective::kBarrier) return ChunkPlan::make(0, 1, kChunkAlign, layout.num_channels);
   size_t segment = slot_count(call, layout);
+  if (call.algo == Algo::kDirect) segment = layout.direct_bytes / dtype_bytes(call.dtype);
   if (call.algo == Algo::kOneShot && fits_packets(call, layout)) {
     segment = layout.packet_bytes / kLineBytes * kPacketPayloadBytes / dtype_bytes(call.wire);
   }
@@ -168,6 +176,8 @@ bool run_lane(HostExec& exec, const CollectiveCall& call, const HostKernels& ker
     case Collective::kSend:  // by comm/point_to_point.h, which knows what else has come in
     case Collective::kRecv:
     case Collective::kSplit:
+    case Collective::kEmpty:
+    case Collective::kRegister:
       break;
   }
   return false;

@@ -9,6 +9,7 @@
 #include "exec/host_exec.h"
 #include "exec/host_kernels.h"
 #include "exec/host_tiles.h"
+#include "memory/windows.h"
 
 namespace dcomm {
 
@@ -16,6 +17,14 @@ namespace dcomm {
 struct BlockLengths {
   std::vector<size_t> send;  // by receiver
   std::vector<size_t> recv;  // by sender
+};
+
+/// Where an array lies in memory that every rank of the group reaches.
+struct SharedArray {
+  std::shared_ptr<const Windows> windows;  // nullptr: it lies in this rank's own memory
+  uint32_t region = 0;                     // what the ranks call these windows
+  uint64_t offset = 0;                     // from their beginning, in bytes; the same on every rank
+  Span reach;                              // of the array: what every rank has mapped, in bytes
 };
 
 /// One collective, checked and complete: `algo` is not kAuto.
@@ -34,6 +43,8 @@ struct CollectiveCall {
   size_t count = 0;
   double factor = 1.0;                          // premul_sum: what this rank's elements are multiplied by
   std::shared_ptr<const BlockLengths> lengths;  // all_to_all with blocks of different lengths
+  SharedArray shared_in;                        // kDirect: of in
+  SharedArray shared_out;                       // kDirect: of out
   /// all_reduce: both or none, instead of in and out; the same one: in place. Borrowed, as arrays are.
   const ChunkTable* in_table = nullptr;
   const ChunkTable* out_table = nullptr;

@@ -1,5 +1,6 @@
 #include "launch/record_launch.h"
 
+#include "algo/all_reduce_direct.h"
 #include "algo/all_reduce_one_shot.h"
 #include "algo/all_reduce_ring.h"
 #include "algo/all_reduce_tree.h"
@@ -23,6 +24,9 @@ void run(RecordExec& exec, Algo algo, int world_size, size_t count) {
       return;
     case Algo::kOneShot:
       all_reduce_one_shot(exec, kernels, plan(1));
+      return;
+    case Algo::kDirect:
+      all_reduce_direct(exec, kernels, plan(world_size));
       return;
     case Algo::kTree:
       all_reduce_tree(exec, kernels, plan(kNumTrees));

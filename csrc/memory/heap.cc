@@ -14,15 +14,15 @@ constexpr std::align_val_t kWindowAlignment{4096};
 
 class HeapWindows final : public Windows {
  public:
-  HeapWindows(int world_size, size_t window_bytes) {
+  HeapWindows(int world_size, size_t window_bytes, const WindowPurpose& purpose) {
     window_bytes_ = window_bytes;
     bases_.reserve(static_cast<size_t>(world_size));
     for (int rank = 0; rank < world_size; ++rank) {
       void* base = ::operator new(window_bytes, kWindowAlignment, std::nothrow);
       if (base == nullptr) {
         release();
-        throw_error(ErrorCode::kSharedMemory, "no memory for the window of rank ", rank, ": ", window_bytes,
-                    " bytes needed for each of ", world_size, " ranks; lower DCOMM_WINDOW_BYTES");
+        throw_error(ErrorCode::kSharedMemory, "no memory for the ", purpose.noun, " of rank ", rank, ": ", window_bytes,
+                    " bytes needed for each of ", world_size, " ranks; ", purpose.remedy);
       }
       std::memset(base, 0, window_bytes);
       bases_.push_back(static_cast<std::byte*>(base));
@@ -41,10 +41,10 @@ class HeapWindows final : public Windows {
 
 }  // namespace
 
-std::shared_ptr<Windows> make_heap_windows(int world_size, size_t window_bytes) {
+std::shared_ptr<Windows> make_heap_windows(int world_size, size_t window_bytes, const WindowPurpose& purpose) {
   DCOMM_CHECK(world_size >= 1, ErrorCode::kInvalidArgument, "world_size is ", world_size, ", expected >= 1");
   DCOMM_CHECK(window_bytes >= 1, ErrorCode::kInvalidArgument, "window_bytes is 0, expected >= 1");
-  return std::make_shared<HeapWindows>(world_size, window_bytes);
+  return std::make_shared<HeapWindows>(world_size, window_bytes, purpose);
 }
 
 }  // namespace dcomm

@@ -1,226 +1,54 @@
 // Windows of ranks that are processes: anonymous memory passed by descriptor. Floor: memory.
-//
-// memfd_create, fallocate (a bare ftruncate would let the first write die with SIGBUS when memory is short),
-// seals against shrinking (a peer could otherwise make our reads die), MAP_POPULATE, MADV_DONTFORK.
-// Where memfd is refused (seccomp, old sandboxes): a file in /dev/shm whose name is gone before its first
-// use.
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/random.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
-#include <algorithm>
-#include <array>
-#include <cerrno>
-#include <cstdint>
-#include <cstdio>
-#include <cstring>
-#include <string>
 
 #include "base/error.h"
+#include "memory/backing.h"
 #include "memory/windows.h"
 
 namespace dcomm {
 namespace {
 
-constexpr size_t kPageBytes = 4096;
-constexpr size_t kFallocateStepBytes = size_t{4} << 20;  // small enough to get done between two signals
-constexpr int kWindowSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 0x0008U
-#endif
-
-class UniqueFd {
- public:
-  UniqueFd() = default;
-  explicit UniqueFd(int descriptor) : descriptor_(descriptor) {}
-  UniqueFd(UniqueFd&& other) noexcept : descriptor_(other.descriptor_) { other.descriptor_ = -1; }
-  UniqueFd(const UniqueFd&) = delete;
-  UniqueFd& operator=(const UniqueFd&) = delete;
-  UniqueFd& operator=(UniqueFd&&) = delete;
-  ~UniqueFd() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-  }
-  int get() const { return descriptor_; }
-
- private:
-  int descriptor_ = -1;
-};
-
-struct Backing {
-  UniqueFd descriptor;
-  bool sealed = false;  // false: the fallback in /dev/shm, which cannot be sealed
-};
-
-size_t round_to_pages(size_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
-
-[[noreturn]] void throw_no_space(size_t bytes, bool in_dev_shm, int error) {
-  if (!in_dev_shm) {
-    throw_error(ErrorCode::kSharedMemory, "cannot allocate a window of ", bytes,
-                " bytes: fallocate of a memfd: ", std::strerror(error), " (errno ", error,
-                "); raise the memory limit of the container (memfd counts to it), or lower DCOMM_WINDOW_BYTES");
-  }
-  struct statvfs space{};
-  const bool known = ::statvfs("/dev/shm", &space) == 0;
-  const std::string free_text =
-      known ? std::to_string(static_cast<uint64_t>(space.f_bavail) * space.f_frsize) : "an unknown number of";
-  throw_error(ErrorCode::kSharedMemory, "cannot allocate a window: ", bytes, " bytes needed in /dev/shm, ", free_text,
-              " bytes free: fallocate: ", std::strerror(error), " (errno ", error,
-              "); start the container with a larger --shm-size, or lower DCOMM_WINDOW_BYTES");
-}
-
-void allocate_pages(int descriptor, size_t bytes, bool in_dev_shm) {
-  for (size_t offset = 0; offset < bytes;) {
-    const size_t step = std::min(kFallocateStepBytes, bytes - offset);
-    if (::fallocate(descriptor, 0, static_cast<off_t>(offset), static_cast<off_t>(step)) == 0) {
-      offset += step;
-    } else if (errno != EINTR) {
-      throw_no_space(bytes, in_dev_shm, errno);
-    }
-  }
-}
-
-int try_memfd() {
-  // MFD_NOEXEC_SEAL is asked for by hardened kernels (vm.memfd_noexec) and unknown before Linux 6.3.
-  const int descriptor = ::memfd_create("dcomm", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
-  if (descriptor >= 0 || errno != EINVAL) return descriptor;
-  return ::memfd_create("dcomm", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-}
-
-std::string random_shm_path() {
-  std::array<uint8_t, 16> bits{};
-  if (::getrandom(bits.data(), bits.size(), 0) != static_cast<ssize_t>(bits.size())) {
-    throw_errno(ErrorCode::kSharedMemory, "getrandom", errno);
-  }
-  std::string path = "/dev/shm/dcomm-";
-  for (const uint8_t byte : bits) {
-    char digits[3];
-    std::snprintf(digits, sizeof digits, "%02x", byte);
-    path += digits;
-  }
-  return path;
-}
-
-UniqueFd open_unlinked_shm() {
-  for (int attempt = 0; attempt < 8; ++attempt) {
-    const std::string path = random_shm_path();
-    UniqueFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-    if (file.get() >= 0) {
-      // At once, so that not even a SIGKILL during fallocate leaves a file behind.
-      if (::unlink(path.c_str()) != 0) throw_errno(ErrorCode::kSharedMemory, "unlink of " + path, errno);
-      return file;
-    }
-    if (errno != EEXIST && errno != EINTR) {
-      throw_errno(ErrorCode::kSharedMemory,
-                  "memfd_create is not usable and creating a file in /dev/shm failed; allow memfd_create in the "
-                  "seccomp profile, or mount a tmpfs on /dev/shm",
-                  errno);
-    }
-  }
-  throw_error(ErrorCode::kSharedMemory, "no free name found in /dev/shm after 8 random ones");
-}
-
-Backing create_backing(size_t bytes, bool force_shm) {
-  if (!force_shm) {
-    UniqueFd memfd(try_memfd());
-    if (memfd.get() >= 0) {
-      allocate_pages(memfd.get(), bytes, false);
-      if (::fcntl(memfd.get(), F_ADD_SEALS, kWindowSeals) != 0) {
-        throw_errno(ErrorCode::kSharedMemory, "sealing a window", errno);
-      }
-      return {std::move(memfd), true};
-    }
-    if (errno != ENOSYS && errno != EPERM && errno != EACCES) {
-      throw_errno(ErrorCode::kSharedMemory,
-                  "memfd_create for a window of " + std::to_string(bytes) +
-                      " bytes (raise ulimit -n if descriptors "
-                      "ran out)",
-                  errno);
-    }
-  }
-  UniqueFd file = open_unlinked_shm();
-  allocate_pages(file.get(), bytes, true);
-  return {std::move(file), false};
-}
-
-/// A peer's window must be as long as ours and unable to shrink, else reading it could raise SIGBUS.
-void check_backing(int rank, int descriptor, size_t bytes, bool must_be_sealed) {
-  struct stat info{};
-  if (::fstat(descriptor, &info) != 0) {
-    throw_errno(ErrorCode::kSharedMemory, "the descriptor of rank " + std::to_string(rank) + " is not usable", errno);
-  }
-  DCOMM_CHECK(info.st_size == static_cast<off_t>(bytes), ErrorCode::kSharedMemory, "the window of rank ", rank, " has ",
-              info.st_size, " bytes, expected ", bytes, "; set DCOMM_WINDOW_BYTES equally on all ranks");
-  if (!must_be_sealed) return;
-  const int seals = ::fcntl(descriptor, F_GET_SEALS);
-  DCOMM_CHECK(seals >= 0 && (seals & kWindowSeals) == kWindowSeals, ErrorCode::kSharedMemory, "the window of rank ",
-              rank, " is not sealed (seals ", seals, ", expected ", kWindowSeals,
-              "); set DCOMM_FORCE_SHM equally on all ranks");
-}
-
-std::byte* map_window(int rank, int descriptor, size_t bytes) {
-  void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, descriptor, 0);
-  if (base == MAP_FAILED) {
-    throw_errno(ErrorCode::kSharedMemory,
-                "mapping " + std::to_string(bytes) + " bytes of the window of rank " + std::to_string(rank), errno);
-  }
-  if (::madvise(base, bytes, MADV_DONTFORK) != 0) {
-    const int error = errno;
-    ::munmap(base, bytes);
-    throw_errno(ErrorCode::kSharedMemory, "madvise(MADV_DONTFORK)", error);
-  }
-  return static_cast<std::byte*>(base);
-}
-
 class MemfdWindows final : public Windows {
  public:
-  MemfdWindows(int world_size, size_t window_bytes) : owner_(::getpid()) {
+  /// kept: the rank whose window stays in forked children; -1: none.
+  MemfdWindows(int world_size, size_t window_bytes, int kept) : owner_(::getpid()), kept_(kept) {
     window_bytes_ = window_bytes;
     bases_.assign(static_cast<size_t>(world_size), nullptr);
   }
   ~MemfdWindows() override {
-    // In a forked child the mappings do not exist (MADV_DONTFORK) and their addresses may be in other use.
-    if (::getpid() != owner_) return;
-    for (std::byte* base : bases_) {
-      if (base != nullptr) ::munmap(base, round_to_pages(window_bytes_));
+    // In a forked child the other mappings do not exist (MADV_DONTFORK) and their addresses may be in other use.
+    const bool in_child = ::getpid() != owner_;
+    for (int rank = 0; rank < world_size(); ++rank) {
+      if (at(rank) != nullptr && (!in_child || rank == kept_)) ::munmap(at(rank), round_to_pages(window_bytes_));
     }
   }
   MemfdWindows(const MemfdWindows&) = delete;
   MemfdWindows& operator=(const MemfdWindows&) = delete;
 
   void map(int rank, int descriptor) {
-    bases_[static_cast<size_t>(rank)] = map_window(rank, descriptor, round_to_pages(window_bytes_));
+    bases_[static_cast<size_t>(rank)] = map_window(rank, descriptor, round_to_pages(window_bytes_), rank == kept_);
   }
 
  private:
   const pid_t owner_;
+  const int kept_;
 };
-
-std::vector<UniqueFd> take_ownership(const std::vector<int>& descriptors, int own_rank) {
-  std::vector<UniqueFd> owned;
-  owned.reserve(descriptors.size());
-  for (size_t rank = 0; rank < descriptors.size(); ++rank) {
-    owned.emplace_back(static_cast<int>(rank) == own_rank ? -1 : descriptors[rank]);
-  }
-  return owned;
-}
 
 }  // namespace
 
 std::shared_ptr<Windows> make_memfd_windows(int rank, int world_size, size_t window_bytes,
-                                            const DescriptorExchange& exchange, bool force_shm) {
+                                            const DescriptorExchange& exchange, bool force_shm,
+                                            const WindowPurpose& purpose) {
   DCOMM_CHECK(rank >= 0 && rank < world_size, ErrorCode::kInvalidArgument, "rank is ", rank, ", expected 0 to ",
               world_size - 1);
   DCOMM_CHECK(window_bytes >= 1, ErrorCode::kInvalidArgument, "window_bytes is 0, expected >= 1");
   const size_t mapped_bytes = round_to_pages(window_bytes);
-  auto windows = std::make_shared<MemfdWindows>(world_size, window_bytes);
-  const Backing own = create_backing(mapped_bytes, force_shm);
+  auto windows = std::make_shared<MemfdWindows>(world_size, window_bytes, purpose.stays_in_children ? rank : -1);
+  const Backing own = create_backing(mapped_bytes, force_shm, purpose);
   windows->map(rank, own.descriptor.get());
 
-  const std::vector<UniqueFd> peers = take_ownership(exchange(own.descriptor.get()), rank);
-  DCOMM_CHECK(peers.size() == static_cast<size_t>(world_size), ErrorCode::kSharedMemory, "the exchange returned ",
-              peers.size(), " descriptors, expected ", world_size);
+  const std::vector<UniqueFd> peers = take_ownership(exchange(own.descriptor.get()), rank, world_size);
   for (int peer = 0; peer < world_size; ++peer) {
     if (peer == rank) continue;
     const int descriptor = peers[static_cast<size_t>(peer)].get();

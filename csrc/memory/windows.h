@@ -11,6 +11,14 @@
 
 namespace dcomm {
 
+/// Part of an array, in bytes from its beginning.
+struct Span {
+  size_t begin = 0;
+  size_t end = 0;
+
+  bool empty() const { return end <= begin; }
+};
+
 class Windows {
  public:
   virtual ~Windows() = default;
@@ -24,18 +32,27 @@ class Windows {
   size_t window_bytes_ = 0;
 };
 
+/// What windows are for: the words of errors, and whether forked children see them.
+struct WindowPurpose {
+  const char* noun = "window";
+  const char* remedy = "lower DCOMM_WINDOW_BYTES";
+  /// A child keeps this rank's own window, shared with its parent; it never has the peers'.
+  bool stays_in_children = false;
+};
+
 /// All windows of `world_size` ranks that are threads of this process.
-std::shared_ptr<Windows> make_heap_windows(int world_size, size_t window_bytes);
+std::shared_ptr<Windows> make_heap_windows(int world_size, size_t window_bytes, const WindowPurpose& purpose = {});
 
 /// Gives this rank's descriptor to every peer and returns theirs (index = rank; own entry ignored).
 /// The callee owns the returned descriptors.
 using DescriptorExchange = std::function<std::vector<int>(int own_descriptor)>;
 
-/// Creates this rank's window (memfd, fallocate'd, sealed, pre-faulted, MADV_DONTFORK), exchanges
+/// Creates this rank's window (memfd, fallocate'd, sealed, pre-faulted, by default MADV_DONTFORK), exchanges
 /// descriptors, maps the peers' windows, closes all descriptors. Throws kSharedMemory naming the bytes
 /// needed, what failed, and the next step. `force_shm` (DCOMM_FORCE_SHM, tests): the fallback without memfd:
 /// an O_EXCL 0600 name in /dev/shm, fallocate'd, unlinked before first use.
 std::shared_ptr<Windows> make_memfd_windows(int rank, int world_size, size_t window_bytes,
-                                            const DescriptorExchange& exchange, bool force_shm);
+                                            const DescriptorExchange& exchange, bool force_shm,
+                                            const WindowPurpose& purpose = {});
 
 }  // namespace dcomm

@@ -60,9 +60,11 @@ enum class Collective : uint8_t {
   kAllToAll = 9,
   kSend = 10,
   kRecv = 11,
-  kSplit = 12,  // not run by executors: what a failed split names
+  kSplit = 12,  // this and what follows are not run by executors: what a failed one is called
+  kEmpty = 13,
+  kRegister = 14,
 };
-enum class Algo : uint8_t { kAuto = 0, kRing = 1, kTwoShot = 2, kFlat = 3, kOneShot = 4, kTree = 5 };
+enum class Algo : uint8_t { kAuto = 0, kRing = 1, kTwoShot = 2, kFlat = 3, kOneShot = 4, kTree = 5, kDirect = 6 };
 
 constexpr const char* collective_name(Collective collective) {
   switch (collective) {
@@ -90,6 +92,10 @@ constexpr const char* collective_name(Collective collective) {
       return "recv";
     case Collective::kSplit:
       return "split";
+    case Collective::kEmpty:
+      return "empty";
+    case Collective::kRegister:
+      return "register";
   }
   return "unknown";
 }
@@ -99,6 +105,9 @@ constexpr bool reduces(Collective collective) {
   return collective == Collective::kAllReduce || collective == Collective::kReduceScatter ||
          collective == Collective::kReduce;
 }
+
+/// Runs on an executor and has a number; the others are made of several that do.
+constexpr bool is_executed(Collective collective) { return collective < Collective::kSplit; }
 
 /// Only two ranks take part.
 constexpr bool is_message(Collective collective) {
@@ -130,6 +139,8 @@ constexpr const char* algo_name(Algo algo) {
       return "one_shot";
     case Algo::kTree:
       return "tree";
+    case Algo::kDirect:
+      return "direct";
   }
   return "unknown";
 }
@@ -146,8 +157,13 @@ struct OpRecord {
   uint8_t unused[3] = {};
   int32_t root = -1;  // send and recv: the other rank
   int32_t tag = 0;    // send and recv
+  // algo kDirect: the regions (comm/region.h) in which the arrays lie, and where, in bytes.
+  uint32_t in_region = 0;
+  uint32_t out_region = 0;
+  uint64_t in_offset = 0;
+  uint64_t out_offset = 0;
 };
-static_assert(sizeof(OpRecord) == 32);
+static_assert(sizeof(OpRecord) == 56);
 
 /// The owner's position; one line, whatever the algorithm. Peers read it on a stall only.
 /// By changing roots and small broadcasts a rank may get ahead of a peer that disagrees and waits elsewhere: so the

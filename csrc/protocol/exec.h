@@ -36,8 +36,9 @@
 //   keep(exec, to_offset, range)              out[to_offset, + range.count) <- in[range]: this rank's own block
 //   reduce_canonical(exec, range, from, to)   out[range], to(p) <- wire(final(sum in canonical order of from(p)
 //                                             and wire(in[range]))); from, to: rank -> slot; to may be NoOutputs
-//   combine(exec, range, froms, n, tos, m, is_final)  to(0..m-1)[, out[range]] <- wire((in[range] + from(0)) +
-//   from(1)):
+//   reduce_everywhere(exec, range)            on every rank: out[range] <- wire(final(canonical sum of all ranks'
+//   in[range])) combine(exec, range, froms, n, tos, m, is_final)  to(0..m-1)[, out[range]] <- wire((in[range] +
+//   from(0)) + from(1)):
 //                                             own value first, n and m from 0 to 2; final: out too, and averaged
 //   put_packets(exec, seq, range)             in[range] to every peer, as packets
 //   reduce_packets(exec, seq, range) -> bool  out[range] <- wire(final(sum in canonical order of all ranks' packets))
@@ -70,13 +71,14 @@ enum class Counter : uint8_t {
   kTree = 3,
   kExchange = 4,
   kPacket = 5,
-  kFifo = 6,     // by root
-  kPairOut = 7,  // by receiver
-  kPairIn = 8,   // by sender
-  kMessageOut = 9,
-  kMessageIn = 10,
+  kDirect = 6,
+  kFifo = 7,     // by root
+  kPairOut = 8,  // by receiver
+  kPairIn = 9,   // by sender
+  kMessageOut = 10,
+  kMessageIn = 11,
 };
-inline constexpr int kNumGroupCounters = 6;  // one for all peers
+inline constexpr int kNumGroupCounters = 7;  // one for all peers
 inline constexpr int kNumPeerCounters = 5;   // the others, one for each peer
 
 }  // namespace dcomm

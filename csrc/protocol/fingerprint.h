@@ -23,6 +23,10 @@ constexpr uint64_t fingerprint(const OpRecord& record) {
   uint64_t hash = hash_mix(record.seq, record.count);
   hash = hash_mix(hash, kinds);
   hash = hash_mix(hash, static_cast<uint64_t>(static_cast<uint32_t>(record.root)));
+  if (record.algo == Algo::kDirect) {
+    hash = hash_mix(hash, static_cast<uint64_t>(record.in_region) << 32 | record.out_region);
+    hash = hash_mix(hash_mix(hash, record.in_offset), record.out_offset);
+  }
   return hash == 0 ? 1 : hash;
 }
 

@@ -169,6 +169,28 @@ std::shared_ptr<Communicator> split(Communicator& comm, std::optional<int64_t> c
   return child == nullptr ? nullptr : releasing(std::move(child));
 }
 
+std::shared_ptr<Region> allocate(Communicator& comm, size_t nbytes, int64_t timeout_ns) {
+  std::shared_ptr<Region> region;
+  const InterruptCheck check = signal_check();
+  translate_released([&] { region = comm.allocate(nbytes, timeout_ns, check); });
+  return region;
+}
+
+std::shared_ptr<Region> adopt(Communicator& comm, uintptr_t address, size_t nbytes, int64_t timeout_ns) {
+  std::shared_ptr<Region> region;
+  const InterruptCheck check = signal_check();
+  translate_released([&] { region = comm.adopt(reinterpret_cast<void*>(address), nbytes, timeout_ns, check); });
+  return region;
+}
+
+void bind_region(py::module_& m) {
+  py::class_<Region, std::shared_ptr<Region>>(m, "Region", py::buffer_protocol())
+      .def_property_readonly("reach_bytes", [](const Region& region) { return region.reach.end - region.reach.begin; })
+      .def_buffer([](const Region& region) {
+        return py::buffer_info(reinterpret_cast<uint8_t*>(region.data), static_cast<py::ssize_t>(region.nbytes));
+      });
+}
+
 void bind_work(py::module_& m) {
   py::class_<Work, std::shared_ptr<Work>>(m, "Work")
       .def("done", &Work::done)
@@ -241,6 +263,9 @@ void bind_communicator(py::module_& m) {
              return releasing(comm.enqueue(message_call(kind, address, count, dtype, peer, tag), timeout_ns));
            })
       .def("split", &split)
+      .def("allocate", &allocate)
+      .def("adopt", &adopt)
+      .def("release", [](Communicator& comm, Region& region) { translate_released([&] { comm.release(region); }); })
       .def("fast_all_reduce",
            [](const std::shared_ptr<Communicator>& comm, const py::dict& op_codes, const py::dict& algo_codes,
               const py::dict& wire_codes, const py::dict& kinds, const py::dict& torch_codes) {
@@ -292,6 +317,7 @@ PYBIND11_MODULE(_core, m) {
   bind_bucket(m);
   bind_buffer_view(m);
   bind_work(m);
+  bind_region(m);
   bind_communicator(m);
   bind_schedule(m);
   bind_timing(m);

@@ -37,8 +37,9 @@ enum class Flow : uint8_t {
   kMessage = 12,  // the same for send and recv, which no collective may come between
   kMessageCredit = 13,
   kPacket = 14,  // one_shot: data in lines that carry their own flags; this flow's flags only wake sleepers
+  kDirect = 15,  // no data: "my array may be used", then "I am done with yours"
 };
-inline constexpr int kNumFlows = 15;
+inline constexpr int kNumFlows = 16;
 
 /// Slots of one size and purpose. Flows that share a pool leave each slot to its window's owner between operations.
 enum class SlotPool : uint8_t { kMain = 0, kFifo = 1, kExchange = 2, kPair = 3, kMessage = 4, kPacket = 5 };
@@ -61,6 +62,9 @@ DCOMM_HOST_DEVICE constexpr bool is_credit(Flow flow) {
   return flow == Flow::kRingCredit || flow == Flow::kFifoCredit || flow == Flow::kPairCredit ||
          flow == Flow::kMessageCredit;
 }
+
+/// Whether its messages lie in slots.
+DCOMM_HOST_DEVICE constexpr bool has_slots(Flow flow) { return flow != Flow::kBarrier && flow != Flow::kDirect; }
 
 enum class PlacementKind : uint8_t { kBounce = 0, kPush = 1 };
 

@@ -19,11 +19,15 @@ inline constexpr size_t kFlagBytes = 128;  // two cache lines: prefetchers fetch
 inline constexpr size_t kControlBytes = kPageBytes;
 inline constexpr size_t kPacketGrain = 512;  // 8 lines carry a whole number of kChunkAlign elements of any type
 
+/// A turn of the direct all-reduce; no slot bounds it.
+inline constexpr size_t kDirectTileBytes = 64 * 1024;
+
 struct WindowLayout {
   Placement placement;
   int num_channels = 1;
-  size_t slot_bytes[kNumSlotPools] = {};  // by SlotPool; 0: the pool is not used (kPacket: never, see packet_offset)
-  size_t packet_bytes = 0;                // of one sender's packets of one operation; a multiple of kPacketGrain
+  size_t slot_bytes[kNumSlotPools] = {};   // by SlotPool; 0: the pool is not used (kPacket: never, see packet_offset)
+  size_t packet_bytes = 0;                 // of one sender's packets of one operation; a multiple of kPacketGrain
+  size_t direct_bytes = kDirectTileBytes;  // of an array that a rank reduces in place in one turn
 
   DCOMM_HOST_DEVICE constexpr size_t flag_offset(int channel, Flow flow, int from) const {
     const size_t row = static_cast<size_t>(channel) * kNumFlows + static_cast<size_t>(flow);

@@ -2,10 +2,12 @@
 
 >>> import dcomm.torch
 >>> ddp.register_comm_hook(dcomm.torch.HookState(), dcomm.torch.all_reduce_hook)   # doctest: +SKIP
+>>> sync = dcomm.torch.GradientSynchronizer(model, comm)    # any loop, without DDP   # doctest: +SKIP
 
 Importing this module imports torch; the core of dcomm links none of it, so one build serves every torch >= 2.11.
 """
 
 from dcomm.torch.hooks import HookState, all_reduce_hook, bf16_hook, fp16_hook
+from dcomm.torch.synchronizer import GradientSynchronizer
 
-__all__ = ["HookState", "all_reduce_hook", "bf16_hook", "fp16_hook"]
+__all__ = ["GradientSynchronizer", "HookState", "all_reduce_hook", "bf16_hook", "fp16_hook"]

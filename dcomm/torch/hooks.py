@@ -17,6 +17,7 @@ import dcomm
 from dcomm import arrays
 from dcomm.communicator import Communicator
 from dcomm.errors import DcommError
+from dcomm.torch.bucket_memory import BucketMemory
 from dcomm.torch.completer import Completer
 
 logger = logging.getLogger("dcomm")
@@ -33,13 +34,30 @@ class HookState:
         process_group: The DDP module's process group; None: the default group.
         wire_dtype: "float16" / "bfloat16" for :func:`all_reduce_hook`; None: no conversion.
         policy: "dcomm": use dcomm wherever it can serve.
+        overlap: True: a bucket is reduced on dcomm's progress thread while backward goes on. False: at once, in the
+            thread that runs backward, while its gradients are in that core's cache; faster where ranks have one CPU
+            each, for then nothing else could run at the same time. Local: ranks may differ.
+        register_buckets: True: from a bucket's third step on the ranks reduce it where DDP keeps it, without a copy
+            (see :meth:`dcomm.Communicator.register`). False, and with a half-precision wire: through the window.
 
     Raises:
         ValueError: Bad `wire_dtype` or `policy`.
+        TypeError: `overlap` or `register_buckets` is no bool.
     """
 
-    def __init__(self, process_group: Any = None, wire_dtype: Any = None, policy: str = "dcomm") -> None:
+    def __init__(
+        self,
+        process_group: Any = None,
+        wire_dtype: Any = None,
+        policy: str = "dcomm",
+        *,
+        overlap: bool = True,
+        register_buckets: bool = True,
+    ) -> None:
         """Check the settings; nothing is connected yet."""
+        for name, flag in (("overlap", overlap), ("register_buckets", register_buckets)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name}={flag!r}: expected True or False")
         if policy != "dcomm":
             raise ValueError(f"policy={policy!r}: expected 'dcomm'")
         if wire_dtype is not None:
@@ -47,7 +65,10 @@ class HookState:
         self.process_group = process_group
         self.wire_dtype = wire_dtype
         self.policy = policy
+        self.overlap = overlap
+        self.register_buckets = register_buckets
         self._comm: Communicator | None = None
+        self._memory: BucketMemory | None = None
         self._completer: Completer | None = None
         self._delegates = False
 
@@ -62,8 +83,11 @@ class HookState:
             self._comm.close()
         if self._completer is not None:
             self._completer.close()
+        if self._memory is not None:
+            self._memory.close()
         self._comm = None
         self._completer = None
+        self._memory = None
 
     def __del__(self) -> None:
         comm, completer = getattr(self, "_comm", None), getattr(self, "_completer", None)
@@ -74,11 +98,11 @@ class HookState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings only: a communicator cannot be moved to another process."""
-        return {"wire_dtype": self.wire_dtype, "policy": self.policy}
+        return {name: getattr(self, name) for name in ("wire_dtype", "policy", "overlap", "register_buckets")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start over with the pickled settings and the default process group."""
-        self.__init__(wire_dtype=state["wire_dtype"], policy=state["policy"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def _group(self) -> Any:
         return self.process_group if self.process_group is not None else dist.group.WORLD
@@ -102,6 +126,7 @@ class HookState:
             self._delegate(str(error))
             return
         self._completer = Completer()
+        self._memory = BucketMemory(self._comm) if self.register_buckets else None
 
     def _delegate(self, reason: str) -> None:
         self._delegates = True
@@ -112,7 +137,7 @@ class HookState:
 def all_reduce_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Average a bucket over all ranks; on the wire in `state.wire_dtype`.
 
-    The operation runs on dcomm's progress thread while backward goes on.
+    The operation runs on dcomm's progress thread while backward goes on, or at once with ``overlap=False``.
 
     Args:
         state: A :class:`HookState`; one per DDP module.
@@ -120,7 +145,7 @@ def all_reduce_hook(state: HookState, bucket: GradBucket) -> torch.futures.Futur
 
     Returns:
         A future of the averaged bucket (in place). When the operation fails, waiting for it raises a RuntimeError
-        with the text of the dcomm error.
+        with the text of the dcomm error; with ``overlap=False`` the hook, and so backward, raises the error itself.
     """
     return _average(state, bucket, state.wire_dtype)
 
@@ -142,8 +167,18 @@ def _average(state: HookState, bucket: GradBucket, wire_dtype: Any) -> torch.fut
     if state._comm is None or state._completer is None:
         return _average_by_group(state._group(), tensor)
     wire = wire_dtype if tensor.dtype == torch.float32 else None
-    work = state._comm.all_reduce(tensor, "avg", wire_dtype=wire, async_op=True)
-    return state._completer.future_of(work, tensor)
+    place = tensor if state._memory is None or wire is not None else state._memory.place_of(bucket.index(), tensor)
+    if state.overlap and place is tensor:
+        work = state._comm.all_reduce(tensor, "avg", wire_dtype=wire, async_op=True)
+        return state._completer.future_of(work, tensor)
+    if place is not tensor:
+        place.copy_(tensor)
+    state._comm.all_reduce(place, "avg", wire_dtype=wire)
+    if place is not tensor:
+        tensor.copy_(place)
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    done.set_result(tensor)
+    return done
 
 
 def _average_by_group(group: Any, tensor: torch.Tensor) -> torch.futures.Future[torch.Tensor]:

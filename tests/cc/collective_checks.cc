@@ -26,12 +26,13 @@ struct Way {
   Algo algo;
 };
 constexpr Way kWays[] = {
-    {Collective::kAllReduce, Algo::kOneShot},  {Collective::kAllReduce, Algo::kTree},
-    {Collective::kAllReduce, Algo::kTwoShot},  {Collective::kAllReduce, Algo::kRing},
-    {Collective::kReduceScatter, Algo::kFlat}, {Collective::kAllGather, Algo::kFlat},
-    {Collective::kReduce, Algo::kFlat},        {Collective::kGather, Algo::kFlat},
-    {Collective::kScatter, Algo::kFlat},       {Collective::kAllToAll, Algo::kFlat},
-    {Collective::kBroadcast, Algo::kFlat},     {Collective::kBarrier, Algo::kFlat},
+    {Collective::kAllReduce, Algo::kOneShot}, {Collective::kAllReduce, Algo::kTree},
+    {Collective::kAllReduce, Algo::kTwoShot}, {Collective::kAllReduce, Algo::kRing},
+    {Collective::kAllReduce, Algo::kDirect},  {Collective::kReduceScatter, Algo::kFlat},
+    {Collective::kAllGather, Algo::kFlat},    {Collective::kReduce, Algo::kFlat},
+    {Collective::kGather, Algo::kFlat},       {Collective::kScatter, Algo::kFlat},
+    {Collective::kAllToAll, Algo::kFlat},     {Collective::kBroadcast, Algo::kFlat},
+    {Collective::kBarrier, Algo::kFlat},
 };
 
 CollectiveCase case_of(Random& random, const Way& way, size_t type, size_t count, int world_size) {
@@ -39,6 +40,7 @@ CollectiveCase case_of(Random& random, const Way& way, size_t type, size_t count
   what.collective = way.collective;
   what.what = kTypes[type % kNumTypes];
   what.what.algo = way.algo;
+  if (way.algo == Algo::kDirect) what.what.wire = what.what.dtype;
   what.count = count;
   what.root = static_cast<int>(random.below(static_cast<uint64_t>(world_size)));
   what.in_place = random.coin();

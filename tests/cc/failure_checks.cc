@@ -24,6 +24,7 @@ enum class Kind {
   kOneShot,
   kPackets,
   kTree,
+  kDirect,
   kReduceScatter,
   kAllGather,
   kAllToAll,
@@ -35,12 +36,13 @@ enum class Kind {
   kGatherToFirst,
 };
 // In these everyone hears from everyone, at least by way of others.
-constexpr Kind kMutualKinds[] = {Kind::kRing,          Kind::kTwoShot,   Kind::kOneShot,  Kind::kPackets, Kind::kTree,
-                                 Kind::kReduceScatter, Kind::kAllGather, Kind::kAllToAll, Kind::kBarrier};
-constexpr Kind kKinds[] = {Kind::kRing,          Kind::kTwoShot,       Kind::kOneShot,   Kind::kPackets,
-                           Kind::kTree,          Kind::kReduceScatter, Kind::kAllGather, Kind::kAllToAll,
-                           Kind::kBarrier,       Kind::kBroadcast,     Kind::kScatter,   Kind::kReduce,
-                           Kind::kReduceToFirst, Kind::kGatherToFirst};
+constexpr Kind kMutualKinds[] = {Kind::kRing,     Kind::kTwoShot, Kind::kOneShot,       Kind::kPackets,
+                                 Kind::kTree,     Kind::kDirect,  Kind::kReduceScatter, Kind::kAllGather,
+                                 Kind::kAllToAll, Kind::kBarrier};
+constexpr Kind kKinds[] = {Kind::kRing,     Kind::kTwoShot,       Kind::kOneShot,       Kind::kPackets,
+                           Kind::kTree,     Kind::kDirect,        Kind::kReduceScatter, Kind::kAllGather,
+                           Kind::kAllToAll, Kind::kBarrier,       Kind::kBroadcast,     Kind::kScatter,
+                           Kind::kReduce,   Kind::kReduceToFirst, Kind::kGatherToFirst};
 
 CollectiveCase case_of(Kind kind, int world_size, size_t count) {
   struct Way {
@@ -53,6 +55,7 @@ CollectiveCase case_of(Kind kind, int world_size, size_t count) {
       {Collective::kAllReduce, Algo::kOneShot},
       {Collective::kAllReduce, Algo::kOneShot},
       {Collective::kAllReduce, Algo::kTree},
+      {Collective::kAllReduce, Algo::kDirect},
       {Collective::kReduceScatter},
       {Collective::kAllGather},
       {Collective::kAllToAll},

@@ -117,7 +117,7 @@ CHECK_CASE(protocol_two_exchange_slots) {
 
 // Every pair of ranks agrees on who sends which chunk to whom, in every algorithm.
 CHECK_CASE(protocol_schedules) {
-  for (const Algo algo : {Algo::kRing, Algo::kTwoShot, Algo::kOneShot, Algo::kTree}) {
+  for (const Algo algo : {Algo::kRing, Algo::kTwoShot, Algo::kOneShot, Algo::kTree, Algo::kDirect}) {
     Scenario scenario;
     scenario.placement = {PlacementKind::kBounce, 5, 2};
     scenario.operations.assign(2, {Collective::kAllReduce, algo, 300});
@@ -129,7 +129,7 @@ CHECK_CASE(protocol_schedules) {
 // The elements that do not fill a pack are reduced as the others are.
 CHECK_CASE(protocol_tails) {
   Random random(34);
-  for (const Algo algo : {Algo::kRing, Algo::kTwoShot, Algo::kOneShot, Algo::kTree}) {
+  for (const Algo algo : {Algo::kRing, Algo::kTwoShot, Algo::kOneShot, Algo::kTree, Algo::kDirect}) {
     Workload workload(3);
     for (const size_t count : {1, 37, 999}) {
       workload.add_all_reduce(random, {DType::kF32, DType::kF32, ReduceOp::kSum, algo}, count);
@@ -152,6 +152,49 @@ CHECK_CASE(protocol_packets) {
     }
     const std::string problem = run_workload(config, workload);
     EXPECT_MSG(problem.empty(), problem);
+  }
+}
+
+// Others use a rank's array between its "ready" and their "done" only: what the rank does with it just before (the
+// result of another operation) and just after (the input of the next one) does not meet them.
+CHECK_CASE(protocol_direct_loans) {
+  constexpr int kRanks = 3;
+  constexpr size_t kCount = 1000;
+  Random random(36);
+  const ReduceCase what{DType::kI32, DType::kI32, ReduceOp::kSum};
+  for (const int num_lanes : {1, 2}) {
+    std::vector<Bytes> inputs;
+    std::vector<GuardedArray> first, lent, last;
+    for (int rank = 0; rank < kRanks; ++rank) {
+      inputs.push_back(random_array(random, what.dtype, kCount));
+      for (auto* arrays : {&first, &lent, &last}) arrays->emplace_back(inputs.back().size(), 0);
+      first.back().fill(inputs.back());
+    }
+    std::vector<std::vector<RankCall>> calls;
+    const auto add = [&](Algo algo, std::vector<GuardedArray>& from, std::vector<GuardedArray>& to) {
+      std::vector<RankCall>& ranks = calls.emplace_back(kRanks);
+      for (size_t rank = 0; rank < kRanks; ++rank) {
+        ranks[rank].collective = Collective::kAllReduce;
+        ranks[rank].algo = algo;
+        ranks[rank].dtype = ranks[rank].wire = what.dtype;
+        ranks[rank].count = kCount;
+        ranks[rank].in = from[rank].data();
+        ranks[rank].out = to[rank].data();
+      }
+      if (algo == Algo::kDirect) share_arrays(ranks);
+    };
+    for (int round = 0; round < kNumOperations; ++round) {
+      add(Algo::kTwoShot, first, lent);
+      add(Algo::kDirect, lent, lent);
+      add(Algo::kTwoShot, lent, last);
+    }
+    Bytes expected = reference_all_reduce(what, inputs, kCount);
+    for (int again = 0; again < 2; ++again) {
+      expected = reference_all_reduce(what, std::vector<Bytes>(kRanks, expected), kCount);
+    }
+    ThreadRanks ranks(group(kRanks, PlacementKind::kBounce, num_lanes));
+    for (const Outcome& outcome : ranks.run(calls)) EXPECT(outcome.failure.code == ErrorCode::kOk);
+    for (const GuardedArray& result : last) EXPECT(result.copy() == expected);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "check.h"
+#include "comm/selector.h"
 #include "random.h"
 #include "sanitized.h"
 #include "schedule/tree.h"
@@ -35,9 +36,10 @@ std::vector<Operation> all_operations(int world_size, size_t count) {
   std::vector<Operation> operations{
       {Collective::kAllReduce, Algo::kTwoShot, count}, {Collective::kAllReduce, Algo::kTree, count},
       {Collective::kAllReduce, Algo::kOneShot, count}, {Collective::kReduceScatter, Algo::kFlat, count},
-      {Collective::kAllGather, Algo::kFlat, count},    {Collective::kReduce, Algo::kFlat, count},
-      {Collective::kGather, Algo::kFlat, count},       {Collective::kScatter, Algo::kFlat, count},
-      {Collective::kAllToAll, Algo::kFlat, count},     {Collective::kBarrier, Algo::kFlat, 0},
+      {Collective::kAllReduce, Algo::kDirect, count},  {Collective::kAllGather, Algo::kFlat, count},
+      {Collective::kReduce, Algo::kFlat, count},       {Collective::kGather, Algo::kFlat, count},
+      {Collective::kScatter, Algo::kFlat, count},      {Collective::kAllToAll, Algo::kFlat, count},
+      {Collective::kBarrier, Algo::kFlat, 0},
   };
   if (world_size == 1) return operations;
   operations.push_back({Collective::kAllReduce, Algo::kRing, count});
@@ -83,6 +85,7 @@ Scenario make_scenario(Random& random, const Placement& placement, int num_chann
   };
   size_slots(SlotPool::kMain, random.coin() ? placement.world_size : std::min(2, placement.world_size));
   for (const SlotPool pool : {SlotPool::kFifo, SlotPool::kExchange, SlotPool::kPair}) size_slots(pool, 1);
+  scenario.direct_count = slot_count_for(count, placement.world_size, num_channels, 1 + random.below(max_tiles));
   // The tree has but two chunks in the slots of two_shot and ring.
   while (scenario.plan({Collective::kAllReduce, Algo::kTree, count}).num_tiles() > 2 * kMaxTiles) {
     scenario.slot_count(SlotPool::kMain) *= 2;
@@ -128,6 +131,7 @@ OperationTrace trace_alone(const Placement& placement, const Operation& operatio
   Scenario scenario;
   scenario.placement = placement;
   scenario.slot_counts.fill(round_up(operation.count + 1, kChunkAlign));
+  scenario.direct_count = scenario.slot_counts[0];
   scenario.slot_count(SlotPool::kPacket) = Scenario::kLineCount;
   scenario.operations = {operation};
   std::vector<OperationTrace> traces;
@@ -287,7 +291,8 @@ CHECK_CASE(schedule_costs_match_design) {
       expect_cost(cost(Collective::kAllReduce, Algo::kRing), 2 * (n - 1), shares, shares);
       expect_cost(cost(Collective::kAllReduce, Algo::kTwoShot), 2, shares, shares);
       expect_cost(cost(Collective::kAllReduce, Algo::kOneShot), 1, all, all);
-      expect_cost(cost(Collective::kReduceScatter, Algo::kFlat), 1, all, all);  // blocks of `count`
+      expect_cost(cost(Collective::kAllReduce, Algo::kDirect), 2, shares / 2, shares / 2);  // and reads as many
+      expect_cost(cost(Collective::kReduceScatter, Algo::kFlat), 1, all, all);              // blocks of `count`
       expect_cost(cost(Collective::kAllGather, Algo::kFlat), 1, all, all);
       expect_cost(cost(Collective::kAllToAll, Algo::kFlat), 1, all, all);
       expect_cost(cost(Collective::kBroadcast, Algo::kFlat), 1, all, 0);
@@ -313,9 +318,12 @@ CHECK_CASE(schedule_costs_match_design) {
 // With two ranks ring, two_shot and tree take two steps each; they still use their own flows, reach other peers, and
 // sum in their own orders.
 CHECK_CASE(schedule_algorithms_differ) {
-  constexpr Algo kAlgos[] = {Algo::kRing, Algo::kTwoShot, Algo::kOneShot, Algo::kTree};
-  const std::set<Flow> wanted_flows[] = {
-      {Flow::kRing}, {Flow::kScatter, Flow::kGather}, {Flow::kExchange}, {Flow::kTreeUp, Flow::kTreeDown}};
+  constexpr Algo kAlgos[] = {Algo::kRing, Algo::kTwoShot, Algo::kOneShot, Algo::kTree, Algo::kDirect};
+  const std::set<Flow> wanted_flows[] = {{Flow::kRing},
+                                         {Flow::kScatter, Flow::kGather},
+                                         {Flow::kExchange},
+                                         {Flow::kTreeUp, Flow::kTreeDown},
+                                         {Flow::kDirect}};
   for (int n = 2; n <= 16; ++n) {
     Scenario scenario;
     scenario.placement = {PlacementKind::kBounce, n, 2};
@@ -325,7 +333,7 @@ CHECK_CASE(schedule_algorithms_differ) {
     const Record programs = record(scenario);
     Expressions expressions;
     std::set<std::vector<int>> sums;
-    for (size_t i = 0; i < 4; ++i) {
+    for (size_t i = 0; i < std::size(kAlgos); ++i) {
       std::set<Flow> flows;
       size_t most_peers = 0;
       for (const Program& program : programs[0][i]) {
@@ -341,14 +349,14 @@ CHECK_CASE(schedule_algorithms_differ) {
       const auto num_peers = static_cast<size_t>(n - 1);
       if (kAlgos[i] == Algo::kRing) EXPECT_EQ(most_peers, size_t{1});
       if (kAlgos[i] == Algo::kTree) EXPECT(most_peers <= std::min(num_peers, size_t{4}));
-      if (kAlgos[i] == Algo::kTwoShot || kAlgos[i] == Algo::kOneShot) EXPECT_EQ(most_peers, num_peers);
+      if (is_canonical(kAlgos[i])) EXPECT_EQ(most_peers, num_peers);
       std::vector<int> order;
       for (const Output& part : expected_of(expressions, scenario, scenario.operations[i], 0)) {
         order.push_back(part.value.expression);
       }
       sums.insert(order);
     }
-    // two_shot and one_shot: one order, so that they give the same bits. Of two ranks a sum has but two orders.
+    // two_shot, one_shot and direct: one order, so that they give the same bits. Of two ranks a sum has but two orders.
     EXPECT_EQ(sums.size(), n == 2 ? size_t{2} : size_t{3});
   }
 }

@@ -43,6 +43,26 @@ struct RankCall : CollectiveCall {
   int delay_ms = 0;        // the rank comes late
 };
 
+/// Arrays of all ranks as one more kind of windows: the ranks are threads, so each reaches all.
+class ArrayWindows final : public Windows {
+ public:
+  explicit ArrayWindows(std::vector<std::byte*> bases) { bases_ = std::move(bases); }
+};
+
+/// Lets the ranks reduce the arrays of their calls where they lie.
+inline void share_arrays(std::vector<RankCall>& calls) {
+  std::vector<std::byte*> ins, outs;
+  for (const RankCall& call : calls) {
+    ins.push_back(static_cast<std::byte*>(const_cast<void*>(call.in)));
+    outs.push_back(static_cast<std::byte*>(call.out));
+  }
+  const auto in_windows = std::make_shared<ArrayWindows>(ins), out_windows = std::make_shared<ArrayWindows>(outs);
+  for (RankCall& call : calls) {
+    call.shared_in.windows = in_windows;
+    call.shared_out.windows = out_windows;
+  }
+}
+
 /// How one rank fared.
 struct Outcome {
   dcomm::Failure failure;  // kOk where all went well
@@ -52,11 +72,12 @@ struct Outcome {
 class ThreadRanks {
  public:
   explicit ThreadRanks(const GroupConfig& config) : config_(config) {
-    const WindowLayout layout{{config.placement, config.world_size, config.depth},
-                              config.num_channels,
-                              {config.slot_bytes, config.fifo_slot_bytes, config.fifo_slot_bytes,
-                               config.fifo_slot_bytes, config.fifo_slot_bytes, 0},
-                              config.packet_bytes};
+    WindowLayout layout{{config.placement, config.world_size, config.depth},
+                        config.num_channels,
+                        {config.slot_bytes, config.fifo_slot_bytes, config.fifo_slot_bytes, config.fifo_slot_bytes,
+                         config.fifo_slot_bytes, 0},
+                        config.packet_bytes};
+    layout.direct_bytes = config.slot_bytes;
     const auto windows = make_heap_windows(config.world_size, layout.window_bytes());
     for (int rank = 0; rank < config.world_size; ++rank) {
       contexts_.push_back(std::make_unique<HostContext>(rank, windows, layout));

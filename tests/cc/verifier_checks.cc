@@ -196,6 +196,28 @@ CHECK_CASE(verifier_reports_lost_messages) {
   });
 }
 
+// An array is used only after its owner has lent it and before it takes it back, by every possible timing.
+CHECK_CASE(verifier_reports_arrays_not_lent) {
+  const Scenario direct = scenario_of(Algo::kDirect, PlacementKind::kBounce, 3, 2);
+  const auto without_wait = [](uint64_t parity) {
+    return [parity](Program& program) {
+      erase_events(program, [parity](const Event& event) {
+        return event.kind == EventKind::kArrive && event.seq % 2 == parity;
+      });
+    };
+  };
+  const std::vector<std::pair<uint64_t, const char*>> reports{{0, "which it has not lent"}, {1, "ends an operation"}};
+  for (const auto& [parity, report] : reports) {
+    Record programs = record(direct);
+    without_wait(parity)(programs[0][0][1]);
+    // The waits of later operations are out of turn then: one operation will do.
+    Scenario once = direct;
+    once.operations.resize(1);
+    for (auto& channel : programs) channel.resize(1);
+    EXPECT(verify_all_orders(once, programs).find(report) != std::string::npos);
+  }
+}
+
 CHECK_CASE(verifier_reports_single_slot) {
   for (const auto kind : {PlacementKind::kBounce, PlacementKind::kPush}) {
     const Scenario scenario = scenario_of(Algo::kTwoShot, kind, 3, 2);

@@ -160,13 +160,14 @@ inline std::string check_outputs(const Expressions& pool, const Expected& expect
 
 inline bool reads_input(EventKind kind) {
   return kind == EventKind::kEncode || kind == EventKind::kAccumulate || kind == EventKind::kFinish ||
-         kind == EventKind::kReduceCanonical || kind == EventKind::kKeep || kind == EventKind::kCombine;
+         kind == EventKind::kReduceCanonical || kind == EventKind::kReduceEverywhere || kind == EventKind::kKeep ||
+         kind == EventKind::kCombine;
 }
 
 inline bool stores_result(const Event& event) {
   return event.kind == EventKind::kDecode || event.kind == EventKind::kFinish || event.kind == EventKind::kForward ||
-         event.kind == EventKind::kReduceCanonical || event.kind == EventKind::kKeep ||
-         (event.kind == EventKind::kCombine && event.is_stored);
+         event.kind == EventKind::kReduceCanonical || event.kind == EventKind::kReduceEverywhere ||
+         event.kind == EventKind::kKeep || (event.kind == EventKind::kCombine && event.is_stored);
 }
 
 using Spans = std::map<size_t, size_t>;  // offset -> end

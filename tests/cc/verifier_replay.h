@@ -86,7 +86,8 @@ class Replay {
         ranks_(static_cast<size_t>(n_)),
         clocks_(static_cast<size_t>(n_ * n_)),
         edges_(static_cast<size_t>(n_ * n_ * kNumFlows)),
-        slots_(static_cast<size_t>(n_ * slots_before(placement, kNumSlotPools))) {
+        slots_(static_cast<size_t>(n_ * slots_before(placement, kNumSlotPools))),
+        loans_(static_cast<size_t>(n_)) {
     for (int rank = 0; rank < n_; ++rank) clock(rank)[rank] = 1;
   }
 
@@ -96,12 +97,14 @@ class Replay {
   Step step(int rank) {
     RankState& state = ranks_[static_cast<size_t>(rank)];
     while (state.operation < programs_.size() && state.next == program(rank).events.size()) {
+      take_back(rank);
       OperationTrace& trace = traces_[state.operation++];
       trace.steps = std::max(trace.steps, state.level);
       state.next = 0;
       state.level = 0;
     }
     if (state.operation == programs_.size()) return Step::kDone;
+    lend(rank);
     const Event& event = program(rank).events[state.next];
     if (!execute(rank, event)) return Step::kBlocked;
     ++state.next;
@@ -158,6 +161,13 @@ class Replay {
     int writer = -1;
     uint32_t write_clock = 0;
     std::vector<std::pair<int, uint32_t>> reads;  // since the last write: rank, its clock
+  };
+
+  /// A rank's own arrays in the operation that it is in: what it did with them before, and what others do now.
+  struct Loan {
+    size_t operation = SIZE_MAX;
+    uint32_t since = 0;                          // the owner's clock when it had last used them
+    std::vector<std::pair<int, uint32_t>> uses;  // by others: rank, its clock
   };
 
   const Program& program(int rank) const {
@@ -333,6 +343,48 @@ class Replay {
     traces_[operation].outputs[static_cast<size_t>(rank)].push_back({{event.out_offset, event.range.count}, value});
   }
 
+  // ---- Arrays that others use ----
+
+  void lend(int rank) {
+    const size_t operation = ranks_[static_cast<size_t>(rank)].operation;
+    Loan& loan = loans_[static_cast<size_t>(rank)];
+    if (loan.operation != operation) loan = {operation, clock(rank)[rank], {}};
+  }
+
+  /// When the operation ends its owner may do with the arrays what it likes.
+  void take_back(int rank) {
+    lend(rank);  // an operation without events
+    Loan& loan = loans_[static_cast<size_t>(rank)];
+    for (const auto& [user, time] : loan.uses) {
+      if (!knows(rank, user, time)) {
+        fail("race: rank " + std::to_string(rank) + " ends an operation and rank " + std::to_string(user) +
+             "'s use of its arrays");
+      }
+    }
+    loan.operation = SIZE_MAX;
+  }
+
+  void use_arrays_of(int owner, int rank) {
+    Loan& loan = loans_[static_cast<size_t>(owner)];
+    if (loan.operation != ranks_[static_cast<size_t>(rank)].operation || !knows(rank, owner, loan.since)) {
+      return fail(rank, "race: use of rank " + std::to_string(owner) + "'s arrays, which it has not lent");
+    }
+    loan.uses.emplace_back(rank, clock(rank)[rank]);
+  }
+
+  /// Every rank's result, from every rank's input.
+  void reduce_everywhere(int rank, const Event& event) {
+    std::vector<int> terms;
+    for (int peer = 0; peer < n_; ++peer) terms.push_back(expressions_.input(peer));
+    const Value sum{expressions_.tree(terms, 0, terms.size()), event.range.offset};
+    const size_t operation = ranks_[static_cast<size_t>(rank)].operation;
+    for (int peer = 0; peer < n_; ++peer) {
+      if (peer != rank) use_arrays_of(peer, rank);
+      traces_[operation].outputs[static_cast<size_t>(peer)].push_back({{event.out_offset, event.range.count}, sum});
+    }
+    traces_[operation].elements_sent[static_cast<size_t>(rank)] += event.range.count * static_cast<size_t>(n_ - 1);
+  }
+
   // ---- Events ----
 
   bool execute(int rank, const Event& event) {
@@ -386,6 +438,8 @@ class Replay {
       }
       case EventKind::kReduceCanonical:
         return reduce_canonical(rank, event);
+      case EventKind::kReduceEverywhere:
+        return reduce_everywhere(rank, event);
       case EventKind::kCombine:
         return combine(rank, event);
       default:
@@ -429,6 +483,7 @@ class Replay {
   std::vector<int> free_snapshots_;
   std::vector<EdgeState> edges_;
   std::vector<SlotState> slots_;
+  std::vector<Loan> loans_;  // by owner
   std::string report_;
 };
 

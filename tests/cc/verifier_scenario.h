@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "algo/all_gather.h"
+#include "algo/all_reduce_direct.h"
 #include "algo/all_reduce_one_shot.h"
 #include "algo/all_reduce_ring.h"
 #include "algo/all_reduce_tree.h"
@@ -40,6 +41,7 @@ struct Scenario {
   Placement placement;
   int num_channels = 1;
   SlotCounts slot_counts{16, 16, 16, 16, 16, 48};  // elements; packets: a multiple of kLineCount
+  size_t direct_count = 16;                        // elements of a turn in place
   std::vector<Operation> operations;
 
   static constexpr size_t kElementBytes = 4;
@@ -51,6 +53,7 @@ struct Scenario {
   ChunkPlan plan(const Operation& operation) const {
     WindowLayout layout{placement, num_channels, {}, slot_count(SlotPool::kPacket) / kLineCount * kLineBytes};
     for (size_t pool = 0; pool < kNumSlotPools; ++pool) layout.slot_bytes[pool] = slot_counts[pool] * kElementBytes;
+    layout.direct_bytes = direct_count * kElementBytes;
     CollectiveCall call;
     call.collective = operation.collective;
     call.algo = operation.algo;
@@ -94,6 +97,8 @@ inline bool record_all_reduce(RecordExec& exec, const Scenario& scenario, const 
       return all_reduce_ring(exec, RecordKernels{}, plan);
     case Algo::kTree:
       return all_reduce_tree(exec, RecordKernels{}, plan);
+    case Algo::kDirect:
+      return all_reduce_direct(exec, RecordKernels{}, plan);
     case Algo::kOneShot:
       if (scenario.fits_packets(operation)) return all_reduce_one_shot_packets(exec, RecordKernels{}, plan);
       return all_reduce_one_shot(exec, RecordKernels{}, plan);
@@ -126,6 +131,8 @@ inline bool record_operation(RecordExec& exec, const Scenario& scenario, const O
     case Collective::kSend:
     case Collective::kRecv:
     case Collective::kSplit:
+    case Collective::kEmpty:
+    case Collective::kRegister:
       break;
   }
   return false;

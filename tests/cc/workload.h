@@ -188,6 +188,7 @@ class Workload {
         calls[rank].out = job.out[rank]->data() + job.parts[rank].out_begin;
         calls[rank].lengths = job.parts[rank].lengths;
       }
+      if (job.call.algo == Algo::kDirect) share_arrays(calls);
       result.push_back(std::move(calls));
     }
     return result;

@@ -138,7 +138,12 @@ def test_compare_fails_on_wrong_gradients(tmp_path: Path) -> None:
     assert "+import dcomm.torch" not in done.stdout
 
 
-@pytest.mark.parametrize("hook", ["dcomm", "dcomm-fp16", pytest.param("dcomm-bf16", marks=pytest.mark.slow)])
+SLOW_HOOKS = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("dcomm-bf16", "synchronizer-fp16", "deterministic")
+]
+
+
+@pytest.mark.parametrize("hook", ["dcomm", "dcomm-fp16", "synchronizer", *SLOW_HOOKS])
 def test_gradients_do_not_travel_through_torch(hook: str, tmp_path: Path) -> None:
     arguments = ("no-all-reduce", "--hook", hook, "--steps", "4", *SMALL)
     out = succeed(*arguments, script=PATCHED, cwd=tmp_path)

@@ -1,0 +1,332 @@
+"""Measures whole training steps: DDP over gloo, DDP with dcomm's hooks, GradientSynchronizer, and no communication.
+
+    python benchmarks/ddp_step.py --json results.json --plot results.png
+    python benchmarks/ddp_step.py --workloads mlp --check-figures
+
+A step is zero_grad, forward, backward, the end of the exchange, and SGD; one thread per rank. In every round each
+variant, in rank processes of its own, makes --steps steps in turn, each round in another order, and the state of the
+cores is probed in between; only rounds in the state seen most count. A step takes as long as its slowest rank; a figure
+is the median. "exposed" is the share of a step that is not there without communication: (step - floor) / step, with
+DDP's no_sync() as the floor. All variants train from the same weights on the same data; after the last step the weights
+must be equal on all ranks, bit for bit, and close to those of DDP over gloo: 1 is the distance to training without any
+exchange.
+
+glibc returns the memory of large gradients to the kernel in every step unless told otherwise, and page faults are then
+a large part of a step without communication. --malloc keep sets MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ so
+that it keeps what it has: a lower floor for everybody.
+
+Exit status: 0; 1 wrong weights or a rank failed; 2 a figure of --check-figures was not reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from step_models import WORKLOADS
+from step_variants import FLOOR, GLOO, VARIANTS, Trainer
+
+from dcomm.bench.core_state import probe
+from dcomm.bench.machine import describe
+
+# Of the MLP: how many times as fast as DDP over gloo, and which share of the step may be communication.
+FIGURES = {"ddp + dcomm": (1.5, 0.15), "synchronizer": (1.6, 0.08)}
+CLOSE = {"fp16": 2e-2, "": 1e-3}  # distance of the weights: sums in another order, or with a half wire
+WARM_STEPS = 4  # DDP and the synchronizer settle within the first steps
+ANSWER_S = 120
+
+
+class RankError(Exception):
+    """A rank failed."""
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("-n", "--ranks", type=int, default=2, help="rank processes")
+    add("--workloads", default="mlp,gpt,resnet50", help=f"by commas, of {', '.join(WORKLOADS)}")
+    add("--variants", default=";".join(VARIANTS), help="by semicolons")
+    add("--rounds", type=int, default=7, help="at least five should count")
+    add("--steps", type=int, default=5, help="of each variant in a round, after one that does not count")
+    add("--malloc", choices=("default", "keep"), default="default", help="what glibc does with freed gradients")
+    add("--max-seconds", type=float, default=240.0, help="for one workload: start no round that would end later")
+    add("--json", type=Path, metavar="FILE", help="write everything here")
+    add("--plot", type=Path, metavar="FILE", help="draw it")
+    add("--check-figures", action="store_true", help="check the promised figures of the MLP")
+    return parser.parse_args(argv)
+
+
+class Group:
+    """One variant: rank processes of its own, which do nothing while another variant is measured.
+
+    A variant that keeps its gradients in place and one that allocates them anew in every step leave the allocator in
+    different states; in one process they would measure each other.
+    """
+
+    def __init__(self, name: str, workload: str, ranks: int, folder: str) -> None:
+        self.name = name
+        context = mp.get_context("spawn")
+        self.pipes = []
+        self.processes = []
+        for rank in range(ranks):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(rank, ranks, name, workload, folder, theirs), daemon=True)
+            process.start()
+            theirs.close()  # so that the end of a rank ends the wait for its answer
+            self.pipes.append(mine)
+            self.processes.append(process)
+
+    def ask(self, *order: Any) -> list[Any]:
+        """Give all ranks an order; their answers.
+
+        Raises:
+            RankError: A rank failed or is silent.
+        """
+        for pipe in self.pipes:
+            pipe.send(order)
+        answers = []
+        for rank, pipe in enumerate(self.pipes):
+            try:
+                answer = pipe.recv() if pipe.poll(ANSWER_S) else RankError("no answer in time")
+            except EOFError:
+                answer = RankError("it ended")
+            if isinstance(answer, Exception):
+                raise RankError(f"{self.name}: rank {rank}: {answer}")
+            answers.append(answer)
+        return answers
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.close()  # the ranks end by themselves, and are ended if they do not
+        for process in self.processes:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join(10)
+
+
+def serve(rank: int, ranks: int, name: str, workload: str, folder: str, pipe: Any) -> None:
+    """One rank of one variant: carries out orders until the parent closes the pipe."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    store = f"file://{folder}/{VARIANTS.index(name)}"
+    dist.init_process_group("gloo", store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    trainer = Trainer(name, WORKLOADS[workload])
+    with contextlib.suppress(EOFError, ConnectionResetError):
+        while True:
+            order, *arguments = pipe.recv()
+            try:
+                pipe.send({"steps": timed_steps, "weights": leave_weights}[order](trainer, *arguments))
+            except Exception as error:
+                pipe.send(RankError(f"{type(error).__name__}: {error}"))
+    trainer.close()
+    dist.destroy_process_group()
+
+
+def timed_steps(trainer: Trainer, steps: int) -> list[float]:
+    """Milliseconds of each step on this rank."""
+    trainer.step()
+    dist.barrier()
+    found = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        trainer.step()
+        found.append(1e3 * (time.perf_counter() - start))
+    return found
+
+
+def leave_weights(trainer: Trainer, path: str) -> str:
+    """The SHA-256 of all weights; rank 0 leaves them at `path`, too."""
+    weights = np.concatenate([parameter.detach().numpy().ravel() for parameter in trainer.model.parameters()])
+    if dist.get_rank() == 0:
+        np.save(path, weights)
+    return hashlib.sha256(weights.tobytes()).hexdigest()
+
+
+def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
+    names = args.variants.split(";")
+    times: dict[str, list[list[float]]] = {name: [] for name in names}
+    states: list[str] = []
+    begin = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        groups = {}
+        for name in names:
+            groups[name] = Group(name, workload, args.ranks, folder)
+            stack.callback(groups[name].close)
+            groups[name].ask("steps", WARM_STEPS)
+        while True:
+            round_begin = time.monotonic()
+            turn = len(states) % len(names)
+            seen = [probe().name]
+            for name in names[turn:] + names[:turn]:
+                by_rank = groups[name].ask("steps", args.steps)
+                times[name].append([round(max(ms), 3) for ms in zip(*by_rank, strict=True)])
+                seen.append(probe().name)
+            states.append(seen[0] if len(set(seen)) == 1 else "mixed")
+            now = time.monotonic()
+            print(f"{workload}: round {len(states)} of {args.rounds}, cores {states[-1]}", file=sys.stderr, flush=True)
+            if len(states) >= args.rounds or now - begin + (now - round_begin) > args.max_seconds:
+                break
+        weights = compare_weights(groups, folder)
+    return {"title": WORKLOADS[workload].title, "states": states, "step_ms": times, "weights": weights}
+
+
+def compare_weights(groups: dict[str, Group], folder: str) -> dict[str, Any]:
+    """For each variant: whether all ranks have the same bits, and how far they are from DDP over gloo.
+
+    The distance is in units of what training changed; all variants made the same number of steps.
+    """
+    found: dict[str, Any] = {}
+    flat = {}
+    for name, group in groups.items():
+        path = f"{folder}/weights.npy"
+        digests = group.ask("weights", path)
+        flat[name] = np.load(path)
+        if name != FLOOR:
+            found[name] = {"equal_on_all_ranks": len(set(digests)) == 1}
+    if GLOO in flat and FLOOR in flat:
+        # The floor's weights are those of rank 0 trained alone: as far away as what exchanging gradients changes.
+        scale = float(np.linalg.norm(flat[FLOOR] - flat[GLOO]))
+        for name, entry in found.items():
+            entry["distance_from_gloo"] = float(np.linalg.norm(flat[name] - flat[GLOO])) / scale
+            entry["close"] = entry["distance_from_gloo"] < CLOSE["fp16" if "fp16" in name else ""]
+    return found
+
+
+def summarise(found: dict[str, Any]) -> dict[str, Any]:
+    """Medians over the steps of the rounds in the state seen most."""
+    pure = [state for state in found["states"] if state != "mixed"]
+    state = Counter(pure or ["mixed"]).most_common(1)[0][0]
+    used = [number for number, seen in enumerate(found["states"]) if seen == state]
+    rows = {}
+    for name, rounds in found["step_ms"].items():
+        steps = [ms for number in used for ms in rounds[number]]
+        rows[name] = {"step_ms": statistics.median(steps), "least_ms": min(steps), "most_ms": max(steps)}
+    for row in rows.values():
+        if FLOOR in rows:
+            row["exposed"] = 1 - rows[FLOOR]["step_ms"] / row["step_ms"]
+        if GLOO in rows:
+            row["over_gloo"] = rows[GLOO]["step_ms"] / row["step_ms"]
+    return {**found, "state": state, "rounds_used": used, "rows": rows}
+
+
+def check_figures(workloads: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = workloads.get("mlp", {}).get("rows", {})
+    figures = []
+    for name, (ratio, share) in FIGURES.items():
+        row = rows.get(name, {})
+        for text, value, reached in (
+            (f"MLP, {name}: at least {ratio} times as fast as {GLOO}", "over_gloo", lambda found, r=ratio: found >= r),
+            (f"MLP, {name}: at most {share:.0%} of the step", "exposed", lambda found, s=share: found <= s),
+        ):
+            measured = row.get(value)
+            shown = "not measured" if measured is None else f"{measured:.3f}"
+            figures.append({"figure": text, "measured": shown, "reached": measured is not None and reached(measured)})
+    return figures
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    said = [
+        f"# {report['machine']['cpu']}, {report['machine']['cores']} CPUs, {report['date']}, {report['commit'][:12]}"
+    ]
+    said.append(f"# {report['command']}")
+    for found in report["workloads"].values():
+        said.append(
+            f"\n{found['title']}: state {found['state']}, {len(found['rounds_used'])} of {len(found['states'])} rounds"
+        )
+        said.append(f"{'':42}{'step ms':>9}{'exposed':>9}{'vs gloo':>9}{'distance':>10}")
+        for name, row in found["rows"].items():
+            weights = found["weights"].get(name, {})
+            exposed = f"{row['exposed']:.1%}" if "exposed" in row else ""
+            ratio = f"{row['over_gloo']:.2f}x" if "over_gloo" in row else ""
+            distance = f"{weights['distance_from_gloo']:.1e}" if "distance_from_gloo" in weights else ""
+            said.append(f"{name:42}{row['step_ms']:9.1f}{exposed:>9}{ratio:>9}{distance:>10}")
+    for figure in report.get("figures", []):
+        said.append(f"{'reached' if figure['reached'] else 'NOT REACHED'}: {figure['figure']}: {figure['measured']}")
+    return said
+
+
+def is_wrong(report: dict[str, Any]) -> list[str]:
+    return [
+        f"{workload}: {name}: {entry}"
+        for workload, found in report["workloads"].items()
+        for name, entry in found["weights"].items()
+        if not entry["equal_on_all_ranks"] or not entry.get("close", True)
+    ]
+
+
+def write_plot(report: dict[str, Any], path: Path) -> None:
+    """Bars of step times by variant, the floor as a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found = report["workloads"]
+    figure = Figure(figsize=(6 * len(found), 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, one in zip(figure.subplots(1, len(found), squeeze=False)[0], found.values(), strict=True):
+        names = list(one["rows"])
+        axis.barh(names[::-1], [one["rows"][name]["step_ms"] for name in names[::-1]])
+        if FLOOR in names:
+            axis.axvline(one["rows"][FLOOR]["step_ms"], color="black", linestyle="--", linewidth=1)
+        axis.set(xlabel="step, ms (median)", title=one["title"])
+    machine = report["machine"]
+    figure.suptitle(f"{report['ranks']} ranks, {machine['cpu']}, {machine['cores']} CPUs, {report['date']}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    if args.malloc == "keep":
+        os.environ.update(MALLOC_TRIM_THRESHOLD_=str(8 << 30), MALLOC_MMAP_THRESHOLD_=str(1 << 30))
+    found = {}
+    try:
+        for workload in args.workloads.split(","):
+            with tempfile.TemporaryDirectory(prefix="ddp-step-") as folder:
+                found[workload] = measure(workload, args, folder)
+    except RankError as error:
+        print(error, file=sys.stderr)
+        return 1
+    command = shlex.join(["python", "benchmarks/ddp_step.py", *(sys.argv[1:] if argv is None else argv)])
+    report = describe(command, {"torch": torch.__version__}, "")
+    report |= {
+        "ranks": args.ranks,
+        "malloc": args.malloc,
+        "workloads": {name: summarise(one) for name, one in found.items()},
+    }
+    if args.check_figures:
+        report["figures"] = check_figures(report["workloads"])
+    print("\n".join(lines(report)))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if args.plot:
+        write_plot(report, args.plot)
+    wrong = is_wrong(report)
+    for line in wrong:
+        print(f"wrong weights: {line}", file=sys.stderr)
+    if wrong:
+        return 1
+    return 2 if any(not figure["reached"] for figure in report.get("figures", [])) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

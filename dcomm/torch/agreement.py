@@ -1,0 +1,93 @@
+"""What ranks must have in common before they train together: the same model, the same settings, the same start.
+
+Each rank writes one line of text for every parameter and buffer. Ranks compare a hash of these lines; only where the
+hashes differ do the texts travel, so that every rank raises the same error with both sides in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from itertools import zip_longest
+
+import numpy
+import torch
+
+from dcomm.communicator import Communicator
+from dcomm.errors import CudaError, MismatchError
+
+_COMPILED = "_orig_mod."  # what torch.compile puts into the names
+
+
+def describe_tensor(kind: str, name: str, tensor: torch.Tensor) -> str:
+    """One line with everything about a parameter or buffer in which ranks may not differ."""
+    shape = "of no shape yet" if torch.nn.parameter.is_lazy(tensor) else str(tuple(tensor.shape))
+    text = f"{kind} {name.replace(_COMPILED, '')!r} {shape} {str(tensor.dtype).removeprefix('torch.')}"
+    if kind == "parameter" and not tensor.requires_grad:
+        text += " frozen"
+    if shape[0] == "(" and tensor.layout is torch.strided and not tensor.is_contiguous():
+        text += f" strides {tensor.stride()}"
+    return f"{text} on {tensor.device.type}"
+
+
+def describe_model(model: torch.nn.Module) -> list[str]:
+    """A line for each parameter and buffer, in registration order."""
+    lines = [describe_tensor("parameter", name, parameter) for name, parameter in model.named_parameters()]
+    return lines + [describe_tensor("buffer", name, buffer) for name, buffer in model.named_buffers()]
+
+
+def check_equal(comm: Communicator, lines: list[str]) -> None:
+    """Collective. Raise on every rank when the ranks' lines differ; the communicator stays usable.
+
+    Raises:
+        MismatchError: They differ; the text names the first line that does, on rank 0 and on the first other rank.
+    """
+    text = "\n".join(lines).encode()
+    header = numpy.frombuffer(len(text).to_bytes(8, "little") + hashlib.sha256(text).digest(), numpy.uint8)
+    headers = comm.all_gather(header).reshape(comm.world_size, header.size)
+    differing = [rank for rank in range(comm.world_size) if (headers[rank] != headers[0]).any()]
+    if not differing:
+        return
+    texts = []
+    for rank in (0, differing[0]):
+        received = numpy.zeros(int.from_bytes(headers[rank][:8].tobytes(), "little"), numpy.uint8)
+        if comm.rank == rank:
+            received[:] = numpy.frombuffer(text, numpy.uint8)
+        texts.append(comm.broadcast(received, src=rank).tobytes().decode().split("\n"))
+    for mine, theirs in zip_longest(*texts, fillvalue="nothing more"):
+        if mine != theirs:
+            raise MismatchError(
+                f"GradientSynchronizer: the ranks do not agree: rank 0 has {mine}; rank {differing[0]} has {theirs}; "
+                "build the same model with the same settings on every rank"
+            )
+
+
+def check_devices(model: torch.nn.Module) -> None:
+    """Refuse what has no memory yet, or not on the CPU.
+
+    Raises:
+        ValueError: On the meta device, or a lazy parameter.
+        CudaError: On a GPU.
+        TypeError: On another device.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ValueError(f"{name!r} is a lazy parameter without a shape: run one forward pass first")
+        if tensor.device.type == "meta":
+            raise ValueError(f"{name!r} is on the meta device, without memory: call model.to_empty(device='cpu') first")
+        if tensor.device.type == "cuda":
+            raise CudaError(f"{name!r} is on {tensor.device}: GradientSynchronizer serves CPU models only so far")
+        if tensor.device.type != "cpu":
+            raise TypeError(f"{name!r} is on {tensor.device}: expected the cpu; move the model with .cpu()")
+
+
+def broadcast_tensors(comm: Communicator, tensors: Iterable[torch.Tensor]) -> None:
+    """Collective. Every rank gets rank 0's values, whatever the dtype: bytes travel."""
+    for tensor in tensors:
+        plain = tensor.detach()
+        if plain.numel() == 0:
+            continue
+        flat = plain.contiguous().reshape(-1)
+        comm.broadcast(flat.view(torch.uint8), src=0)
+        if comm.rank != 0 and flat.data_ptr() != plain.data_ptr():
+            plain.copy_(flat.view(plain.shape))

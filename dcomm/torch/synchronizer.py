@@ -1,0 +1,360 @@
+"""Averages the gradients of a model over all ranks, in any training loop: no wrapper around the model, no copies.
+
+    forward, backward                hooks: gradient into its view -> bucket complete -> all_reduce
+    finish()                         what is left; wait
+    optimizer.step(), zero_grad()
+
+Floor: torch, on the communicator. The two ways to reduce are reducer.py (as early as possible) and canonical.py (the
+same bits on any number of ranks).
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy
+import torch
+
+from dcomm import arrays
+from dcomm.communicator import Communicator
+from dcomm.errors import DcommError
+from dcomm.torch import agreement
+from dcomm.torch.buckets import GradientBuckets, Plan, dtype_code, make_plan
+from dcomm.torch.canonical import CanonicalReducer
+from dcomm.torch.reducer import Reducer
+from dcomm.torch.timeline import Event, Timeline
+
+# 2 ranks on 2 cores, 24 M parameters in 48 tensors and 9 M in 300: 1 MiB was the best of 256 KiB, 1, 4 and 25 MiB where
+# backward reduces, and none of them clearly better beside it. Gradients of 1 MiB are still in a core's cache.
+AUTO_BUCKET_BYTES = 1 << 20
+
+_HALVES = ("float16", "bfloat16")
+
+
+class GradientSynchronizer:
+    """Averages gradients over the ranks of a communicator while backward still runs.
+
+    >>> sync = dcomm.torch.GradientSynchronizer(model, comm)    # doctest: +SKIP
+    >>> for x, y in batches:                                    # doctest: +SKIP
+    ...     loss_of(model(x), y).backward()
+    ...     sync.finish()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+
+    Gradients live in memory that all ranks reach: p.grad is a view of it, and a bucket of neighbouring gradients is
+    reduced where it lies. All ranks make the same synchronizer and call finish() equally often; their backward passes
+    may differ. Until finish() returns, use `comm` for nothing else (``comm.split(0)`` gives another one).
+
+    Several backward passes before one finish() add up; inside :meth:`no_sync` nothing is sent meanwhile, which is
+    cheaper. A parameter that a rank did not use counts as zero there, and keeps grad None if no rank used it.
+    Parameters that are frozen when the synchronizer is made are not touched.
+
+    Not thread-safe. As PyTorch's DistributedDataParallel (Li et al. 2020), without its copies.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        comm: Communicator,
+        *,
+        wire_dtype: Any = None,
+        bucket_bytes: int | str = "auto",
+        average: bool | str = True,
+        deterministic: bool = False,
+        broadcast: bool = True,
+        inline: bool | None = None,
+        record_events: bool = False,
+    ) -> None:
+        """Compare the models, give every rank rank 0's parameters and buffers, and watch the gradients. Collective.
+
+        Args:
+            model: On the CPU, equal on all ranks but for its values; float32, float16, bfloat16, float64 or complex
+                parameters, mixed as you like.
+            comm: Ranks are processes or threads. It stays yours: close it after the synchronizer.
+            wire_dtype: "float16" / "bfloat16": float32 gradients travel in that type and are summed in float32.
+            bucket_bytes: Gradients are collected up to so many bytes before they travel.
+            average: True: mean over ranks. False: sum. "microbatches" (deterministic only): sum over all backward
+                passes of all ranks, divided once by their number.
+            deterministic: True: the gradients' bits depend on the global batch alone, not on the number of ranks,
+                bucket sizes or timing. Each backward pass is a microbatch; docs/bucketing_synchronizer.md says which
+                numbers of ranks and microbatches agree. Half-precision gradients are summed in float32.
+            broadcast: False: every rank keeps its own initial parameters and buffers.
+            inline: True: reduce in the thread that runs backward, while the gradients are in its cache. False: beside
+                it, on the communicator's progress thread. None: beside it where there are two CPUs for each rank.
+            record_events: Keep a :meth:`timeline`.
+
+        Raises:
+            ValueError: A bad setting, no parameter to train, a lazy parameter or one on the meta device.
+            TypeError: Not a model or communicator, or a dtype that dcomm does not move.
+            CudaError: A parameter on a GPU.
+            MismatchError: The ranks' models or settings differ; on every rank. `comm` stays usable.
+            DcommError: See :mod:`dcomm.errors`.
+        """
+        self._hooks: list[Any] = []
+        _check_settings(model, comm, wire_dtype, bucket_bytes, average, deterministic)
+        wire_name = None if wire_dtype is None else arrays.DTYPE_NAMES[arrays.wire_code(wire_dtype)]
+        shared = (
+            f"wire_dtype={wire_name}, bucket_bytes={bucket_bytes}, average={average}, deterministic={deterministic}"
+        )
+        agreement.check_equal(comm, [f"{shared}, broadcast={broadcast}", *agreement.describe_model(model)])
+        agreement.check_devices(model)
+
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not trained:
+            raise ValueError("the model has no parameter that requires a gradient: nothing to synchronize")
+        self._names = [name for name, _ in trained]
+        self._parameters = [parameter for _, parameter in trained]
+        self._comm = comm
+        self._deterministic = deterministic
+        self._inline = _shares_cpus(comm) if inline is None else inline  # of this rank alone: the messages are the same
+        self._bucket_bytes = AUTO_BUCKET_BYTES if isinstance(bucket_bytes, str) else bucket_bytes
+        self._timeline = Timeline() if record_events else None
+        self._dtypes = [dtype_code(name, self._sum_dtype(p)) for name, p in trained]
+        if broadcast:
+            agreement.broadcast_tensors(comm, [*model.parameters(), *model.buffers()])
+
+        # Gradients become ready from the last layer to the first; after one step rank 0 knows exactly.
+        plan = self._plan(list(reversed(range(len(trained)))))
+        self._buckets = GradientBuckets(comm, self._parameters, plan)
+        self._reducer: Reducer | CanonicalReducer
+        if deterministic:
+            self._reducer = CanonicalReducer(
+                comm, self._parameters, self._buckets, average=average, timeline=self._timeline
+            )
+        else:
+            self._reducer = Reducer(
+                comm,
+                self._names,
+                self._parameters,
+                self._buckets,
+                average=average is True,
+                wire_dtype=wire_name,
+                inline=self._inline,
+                timeline=self._timeline,
+            )
+        self._settings = {
+            "wire_dtype": wire_name,
+            "bucket_bytes": bucket_bytes,
+            "average": average,
+            "deterministic": deterministic,
+        }
+        self._order_known = deterministic  # there the order changes nothing
+        self._pass: int | None = None  # the backward pass that is running, as torch numbers them
+        self._syncing = True
+        owner = weakref.ref(self)  # a model must not keep its synchronizer, and with it a communicator, alive
+        for index, parameter in enumerate(self._parameters):
+            register: Callable[[Any], Any] = parameter.register_post_accumulate_grad_hook
+            self._hooks.append(register(_hook(owner, index)))
+
+    # ---- The caller's side -------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Complete the step: when it returns, every p.grad is the average over all ranks, the same bits everywhere.
+
+        Collective: all ranks call it, also one that ran no backward. Then clip, unscale, and step the optimizer.
+
+        Raises:
+            RuntimeError: The synchronizer is closed.
+            DcommError: A rank is lost, late, or did something else; see :mod:`dcomm.errors`.
+        """
+        self._check_open()
+        self._mark("finish")
+        self._pass = None
+        self._reducer.finish()
+        if not self._order_known:
+            self._order_known = True
+            self._learn_order()
+        self._mark("finished")
+        if self._timeline is not None:
+            self._timeline.end_step()
+
+    @contextmanager
+    def step(self) -> Iterator[GradientSynchronizer]:
+        """``with sync.step(): loss.backward()`` calls finish() at the end, unless the block raises."""
+        yield self
+        self.finish()
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backward passes in this block only accumulate; the next one outside it, or finish(), sends the sums."""
+        before, self._syncing = self._syncing, False
+        try:
+            yield
+        finally:
+            self._syncing = before
+
+    def close(self) -> None:
+        """Stop watching the model; what is in flight is waited for. Idempotent. Gradients stay where they are."""
+        if self._remove_hooks():
+            with suppress(DcommError):  # whoever needed the result has met it
+                self._reducer.wait()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make an equal synchronizer: ``GradientSynchronizer(model, comm, **settings)``."""
+        return dict(self._settings)
+
+    @property
+    def num_buckets(self) -> int:
+        """Messages in a step, when no gradient comes late."""
+        return len(self._buckets.buckets)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Window memory of the gradients on this rank."""
+        return self._buckets.nbytes
+
+    @property
+    def accumulation_bytes(self) -> int:
+        """With deterministic=True: most bytes of partial sums at one moment of the last step, the window's included.
+
+        After k microbatches at most ceil(log2(k)) + 1 times the gradients. 0 otherwise: sums are made in the window.
+        """
+        return self._reducer.accumulation_bytes if isinstance(self._reducer, CanonicalReducer) else 0
+
+    def timeline(self) -> list[Event]:
+        """The events of the last complete step; needs record_events=True.
+
+        Raises:
+            RuntimeError: Events are not recorded.
+        """
+        return self._recorder().last
+
+    def mark(self, kind: str, label: str = "") -> None:
+        """Add an event of your own to the timeline, "forward" for example."""
+        self._recorder().mark(kind, label)
+
+    def __enter__(self) -> GradientSynchronizer:
+        """The synchronizer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse: a communicator and hooks cannot be copied or moved to another process."""
+        raise TypeError(
+            "a GradientSynchronizer cannot be pickled or copied: keep its .settings and make a new one; the model can"
+        )
+
+    def __del__(self) -> None:
+        self._remove_hooks()
+
+    def _remove_hooks(self) -> bool:
+        hooks, self._hooks = self._hooks, []
+        for hook in hooks:
+            hook.remove()
+        return bool(hooks)
+
+    # ---- The hooks' side ---------------------------------------------------------------------------------------
+
+    def _on_gradient(self, index: int) -> None:
+        number = torch._C._current_graph_task_id()
+        if number != self._pass:
+            self._begin_pass(number)
+        gradient = self._parameters[index].grad
+        if gradient is None:  # another hook took it
+            return
+        if gradient.layout is not torch.strided:
+            raise TypeError(
+                f"parameter {self._names[index]!r} has a {gradient.layout} gradient: GradientSynchronizer reduces "
+                "dense ones; make the layer with sparse=False"
+            )
+        if self._timeline is not None:
+            self._timeline.mark("ready", self._names[index])
+        self._reducer.take(index, self._syncing)
+
+    def _begin_pass(self, number: int) -> None:
+        self._reducer.begin_pass()
+        self._pass = number
+        torch.autograd.Variable._execution_engine.queue_callback(self._on_backward_end)
+
+    def _on_backward_end(self) -> None:
+        self._mark("backward_end")
+        self._pass = None
+        self._reducer.end_pass()
+
+    # ---- The plan ----------------------------------------------------------------------------------------------
+
+    def _sum_dtype(self, parameter: torch.Tensor) -> torch.dtype:
+        is_half = str(parameter.dtype).removeprefix("torch.") in _HALVES
+        return torch.float32 if self._deterministic and is_half else parameter.dtype
+
+    def _plan(self, order: list[int]) -> Plan:
+        return make_plan(self._parameters, self._dtypes, order, self._bucket_bytes)
+
+    def _learn_order(self) -> None:
+        """Lay the buckets out anew in the order in which rank 0's gradients came, once. Collective."""
+        assert isinstance(self._reducer, Reducer)
+        seen = self._reducer.order_seen
+        order = numpy.array(seen + sorted(set(range(len(self._parameters))) - set(seen), reverse=True))
+        self._comm.broadcast(order, src=0)
+        plan = self._plan(order.tolist())
+        if plan == self._buckets.plan:
+            return
+        before, self._buckets = self._buckets, GradientBuckets(self._comm, self._parameters, plan)
+        for parameter, old, new in zip(self._parameters, before.views, self._buckets.views, strict=True):
+            if parameter.grad is old:
+                new.copy_(old)
+                parameter.grad = new
+        self._reducer.use(self._buckets)
+
+    def _recorder(self) -> Timeline:
+        if self._timeline is None:
+            raise RuntimeError("no events are recorded: make the synchronizer with record_events=True")
+        return self._timeline
+
+    def _mark(self, kind: str) -> None:
+        if self._timeline is not None:
+            self._timeline.mark(kind)
+
+    def _check_open(self) -> None:
+        if not self._hooks:
+            raise RuntimeError("the GradientSynchronizer is closed: make a new one")
+
+
+def _hook(owner: weakref.ref[GradientSynchronizer], index: int) -> Callable[[torch.Tensor], None]:
+    def on_gradient(parameter: torch.Tensor) -> None:
+        synchronizer = owner()
+        if synchronizer is not None:
+            synchronizer._on_gradient(index)
+
+    return on_gradient
+
+
+def _shares_cpus(comm: Communicator) -> bool:
+    """True: a progress thread would take a CPU from a rank that computes."""
+    return len(os.sched_getaffinity(0)) < 2 * comm.world_size
+
+
+def _check_settings(
+    model: Any, comm: Any, wire_dtype: Any, bucket_bytes: Any, average: Any, deterministic: Any
+) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
+    if not isinstance(comm, Communicator):
+        raise TypeError(f"comm is a {type(comm).__name__}: expected a dcomm.Communicator, from dcomm.init()")
+    if wire_dtype is not None and arrays.DTYPE_NAMES[arrays.wire_code(wire_dtype)] not in _HALVES:
+        raise ValueError(f"wire_dtype={wire_dtype!r}: expected None, 'float16' or 'bfloat16'")
+    is_count = isinstance(bucket_bytes, int) and not isinstance(bucket_bytes, bool) and bucket_bytes > 0
+    if not is_count and bucket_bytes != "auto":
+        raise ValueError(f"bucket_bytes={bucket_bytes!r}: expected a positive number of bytes, or 'auto'")
+    if not isinstance(deterministic, bool):
+        raise TypeError(f"deterministic={deterministic!r}: expected True or False")
+    if not isinstance(average, bool) and average != "microbatches":
+        raise ValueError(f"average={average!r}: expected True, False or 'microbatches'")
+    if average == "microbatches" and not deterministic:
+        raise ValueError("average='microbatches' needs deterministic=True; else divide each loss by their number")
+    if deterministic and wire_dtype is not None:
+        raise ValueError(
+            f"wire_dtype={wire_dtype!r} with deterministic=True: rounding each rank's part would make the "
+            "result depend on the number of ranks; leave one of them out"
+        )
