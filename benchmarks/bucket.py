@@ -153,12 +153,16 @@ def measure(ranks: Ranks, args: argparse.Namespace, with_gloo: bool) -> dict[str
             ranks.send({"do": "lists", "variant": variant, "wire": wire, "threads": threads, "calls": args.calls})
             answers = ranks.receive()
             calls = [max(us) for us in zip(*(answer["us"] for answer in answers), strict=True)]
-            times[f"{wire} {variant}" + (f" {threads}" if threads else "")] = statistics.median(calls) / 1e3
+            times[f"{wire} {variant}" + (f" {threads}" if threads else "")] = round(statistics.median(calls) / 1e3, 4)
             num_wrong += sum(answer["num_wrong"] for answer in answers)
         after, eight_after = fingerprint(ranks)
         name = state.name if state.name == after.name else "mixed"
         rounds.append(
-            {"state": name, "flag_ns": [state.flag_ns, after.flag_ns], "eight_byte_us": [eight, eight_after]}
+            {
+                "state": name,
+                "flag_ns": [state.flag_ns, after.flag_ns],
+                "eight_byte_us": [round(eight, 3), round(eight_after, 3)],
+            }
             | {"ms": times, "num_wrong": num_wrong}
         )
         state, eight = after, eight_after

@@ -92,7 +92,7 @@ CHECKS = {
     "cuda_list_checks": [
         "cuda_lists_convert_as_the_host",
         "cuda_lists_copy_every_dtype",
-        "cuda_lists_are_cut_into_chunks",
+        "cuda_lists_are_cut_into_runs",
     ],
     "cuda_packet_checks": [
         "cuda_packet_flags",

@@ -2,10 +2,13 @@
 
     python tools/gpu_check.py correct [--small] [--json FILE]
     python tools/gpu_check.py timing [--json FILE]
+    python tools/gpu_check.py lists [--json FILE]
 
 correct: every result is compared bit for bit with the host executor's, for all ranks. timing: medians from CUDA
-events, beside the floor 2 N S / (bandwidth of a device copy) and beside what torch does in one process. One GPU says
-nothing of NVLink. The steps around this script are in gpu_check.sh.
+events, beside the floor 2 N S / (bandwidth of a device copy) and beside what torch does in one process. lists: packing
+200 ResNet-50-shaped tensors into one and back, beside a device copy of as many bytes (the figure is 85% of its
+bandwidth) and beside torch._foreach_copy_ (1.0 times as fast). One GPU says nothing of NVLink. The steps around this
+script are in gpu_check.sh.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import queue
 import statistics
@@ -28,6 +32,9 @@ from typing import Any
 import torch
 
 import dcomm
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from shapes import resnet50_like
 
 PAIRS = [
     ("float32", None),
@@ -340,6 +347,51 @@ def check_timing() -> dict[str, Any]:
     return {"copy_bytes_per_second": bandwidth, "rows": rows, "sweep": sweep}
 
 
+# ---- Lists of arrays ----
+
+
+def time_lists(dtype: str, whole_dtype: str, bandwidth: float) -> list[dict[str, Any]]:
+    """Pack and unpack with gaps of whole cache lines, as a bucket plan leaves them."""
+    tensors = [torch.randn(shape, device="cuda").to(getattr(torch, dtype)) for shape in resnet50_like()]
+    counts = [tensor.numel() for tensor in tensors]
+    padded = [-(-count // 32) * 32 for count in counts]
+    ends = list(itertools.accumulate(padded))
+    offsets = [end - length for end, length in zip(ends, padded, strict=True)]
+    whole = torch.zeros(ends[-1], dtype=getattr(torch, whole_dtype), device="cuda")
+    views = [whole[offset : offset + n].view_as(t) for offset, n, t in zip(offsets, counts, tensors, strict=True)]
+    device = tensors[0].device.index
+    codes = {"float32": 0, "float16": 1, "bfloat16": 2}
+    runs = dcomm._core.CudaArrayList(device, [t.data_ptr() for t in tensors], counts, offsets, codes[dtype])
+    whole_code, stream = codes[whole_dtype], torch.cuda.current_stream().cuda_stream
+    nbytes = sum(counts) * (tensors[0].element_size() + whole.element_size())
+    ways: dict[str, Callable[[], Any]] = {
+        "pack": lambda: runs.pack(whole.data_ptr(), whole_code, 1.0, stream),
+        "pack, torch._foreach_copy_": lambda: torch._foreach_copy_(views, tensors),
+        "unpack": lambda: runs.unpack(whole.data_ptr(), whole_code, 1.0, stream),
+        "unpack, torch._foreach_copy_": lambda: torch._foreach_copy_(tensors, views),
+    }
+    medians = {name: statistics.median(event_times_us(enqueue, 30)) for name, enqueue in ways.items()}
+    rows = []
+    for name in ("pack", "unpack"):
+        found = {"what": name, "dtype": dtype, "whole": whole_dtype, "us": round(medians[name], 2)}
+        found["foreach_us"] = round(medians[f"{name}, torch._foreach_copy_"], 2)
+        found["percent_of_copy"] = round(100 * nbytes / (medians[name] * 1e-6) / bandwidth, 1)
+        found["over_foreach"] = round(medians[f"{name}, torch._foreach_copy_"] / medians[name], 2)
+        reached = found["percent_of_copy"] >= 85 and found["over_foreach"] >= 1.0
+        print(
+            "  ".join(f"{key}={value}" for key, value in found.items()), "reached" if reached else "MISSED", flush=True
+        )
+        rows.append(found)
+    return rows
+
+
+def check_lists() -> dict[str, Any]:
+    bandwidth = copy_bandwidth(4 * sum(math.prod(shape) for shape in resnet50_like()))
+    print(f"device copy of as many bytes: {bandwidth / 1e12:.3f} TB/s read + written")
+    pairs = [("float32", "float32"), ("float32", "float16"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")]
+    return {"copy_bytes_per_second": bandwidth, "rows": [row for pair in pairs for row in time_lists(*pair, bandwidth)]}
+
+
 # ---- Frame ----
 
 
@@ -368,7 +420,7 @@ def circumstances() -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("what", choices=["correct", "timing"])
+    parser.add_argument("what", choices=["correct", "timing", "lists"])
     parser.add_argument("--small", action="store_true", help="few sizes: under compute-sanitizer")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
@@ -377,7 +429,10 @@ def main() -> int:
         return 2
     about = circumstances()
     print(json.dumps(about, indent=1))
-    results = check_correct(options.small) if options.what == "correct" else check_timing()
+    if options.what == "correct":
+        results = check_correct(options.small)
+    else:
+        results = check_timing() if options.what == "timing" else check_lists()
     if options.json is not None:
         options.json.write_text(json.dumps({**about, **results}, indent=1) + "\n")
     return 1 if results.get("num_differing") else 0

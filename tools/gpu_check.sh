@@ -5,10 +5,10 @@
 #   PARTS="build correct" bash tools/gpu_check.sh
 #
 # Needs python with torch (CUDA), NumPy, pybind11, setuptools, cmake, ninja; nvcc; no network. Parts: build correct
-# sanitize tests timing. A failed part does not stop the later ones; the exit status is that of the whole.
+# sanitize tests timing lists. A failed part does not stop the later ones; the exit status is that of the whole.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-PARTS=${PARTS:-build correct sanitize tests timing}
+PARTS=${PARTS:-build correct sanitize tests timing lists}
 PYTHON=${PYTHON:-python}
 OUT=${OUT:-benchmarks/results}
 mkdir -p "$OUT"
@@ -65,4 +65,5 @@ part correct check correct --json "$OUT/gpu_correct.json"
 part sanitize sanitize
 part tests "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu
 part timing check timing --json "$OUT/gpu_timing.json"
+part lists check lists --json "$OUT/gpu_lists.json"
 exit "$failed"

@@ -41,17 +41,17 @@ bool ChunkTable::is_same_memory(const ChunkTable& other) const {
   return this == &other || (dtype_ == other.dtype_ && pointers_ == other.pointers_ && starts_ == other.starts_);
 }
 
-std::vector<ArrayChunk> cut_arrays(const std::vector<ChunkTable::Array>& arrays, const std::vector<uint64_t>& offsets,
-                                   DType dtype, size_t most) {
-  std::vector<ArrayChunk> chunks;
+std::vector<ArrayRun> cut_arrays(const std::vector<ChunkTable::Array>& arrays, const std::vector<uint64_t>& offsets,
+                                 DType dtype, size_t most) {
+  std::vector<ArrayRun> runs;
   for (size_t i = 0; i < arrays.size(); ++i) {
     auto* const data = static_cast<std::byte*>(arrays[i].data);
     for (size_t done = 0; done < arrays[i].count; done += most) {
       const size_t left = arrays[i].count - done;
-      chunks.push_back({data + done * dtype_bytes(dtype), offsets[i] + done, left < most ? left : most});
+      runs.push_back({data + done * dtype_bytes(dtype), offsets[i] + done, left < most ? left : most});
     }
   }
-  return chunks;
+  return runs;
 }
 
 }  // namespace dcomm

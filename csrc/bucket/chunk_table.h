@@ -1,7 +1,7 @@
 // The chunk table of a message that lies in many arrays: from an element's number to its address. Floor: bucket.
 //
-// Made once for a list of arrays and used again and again; it borrows them. A GPU takes it cut into pieces, copied into
-// its own memory (launch/cuda_kernels_lists.cu).
+// Made once for a list of arrays and used again and again; it borrows them. A GPU takes it cut into short runs, copied
+// into its own memory (launch/cuda_kernels_lists.cu).
 #pragma once
 
 #include <cstddef>
@@ -51,9 +51,9 @@ class ChunkTable {
   Spans spans_;
 };
 
-/// The arrays in pieces of at most `most` elements, in order; array i lies at offsets[i] in the whole, which may have
-/// gaps (bucket/plan.h pads). For devices, whose blocks take pieces of about equal size.
-std::vector<ArrayChunk> cut_arrays(const std::vector<ChunkTable::Array>& arrays, const std::vector<uint64_t>& offsets,
-                                   DType dtype, size_t most);
+/// The arrays in runs of at most `most` elements, in order; array i lies at offsets[i] in the whole, which may have
+/// gaps (bucket/plan.h pads). For devices, whose blocks take runs of about equal length.
+std::vector<ArrayRun> cut_arrays(const std::vector<ChunkTable::Array>& arrays, const std::vector<uint64_t>& offsets,
+                                 DType dtype, size_t most);
 
 }  // namespace dcomm

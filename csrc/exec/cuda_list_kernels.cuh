@@ -1,7 +1,7 @@
 // Many arrays into one and back on the device, with scale and cast in the same pass. Floor: exec.
 //
-// A block takes one chunk after the other; the chunks lie in device memory, so that one launch serves any number of
-// arrays and a captured graph reads nothing of the host's. Within a chunk both sides are contiguous, so that no pack
+// A block takes one run after the other; the runs lie in device memory, so that one launch serves any number of
+// arrays and a captured graph reads nothing of the host's. Within a run both sides are contiguous, so that no pack
 // needs a search. Conversions and NaNs as on the host (launch/host_pack.h).
 #pragma once
 
@@ -13,8 +13,8 @@ namespace dcomm {
 
 /// The arguments of a launch: any number of blocks.
 struct CudaListJob {
-  const ArrayChunk* chunks;  // device memory
-  uint32_t num_chunks;
+  const ArrayRun* runs;  // device memory
+  uint32_t num_runs;
   uint32_t element_bytes;  // where elements are copied as they are
   bool packs;              // out of the arrays into the whole; else the other way
   std::byte* whole;        // device memory
@@ -67,13 +67,13 @@ struct CudaListBytes {
 
 template <class Conversion>
 DCOMM_DEVICE void copy_list(const CudaLanes& lanes, const CudaListJob& job, uint32_t block, uint32_t num_blocks) {
-  for (uint32_t i = block; i < job.num_chunks; i += num_blocks) {
-    const ArrayChunk chunk = job.chunks[i];
-    const auto count = static_cast<uint32_t>(chunk.count);
+  for (uint32_t i = block; i < job.num_runs; i += num_blocks) {
+    const ArrayRun run = job.runs[i];
+    const auto count = static_cast<uint32_t>(run.count);
     if (job.packs) {
-      Conversion::move(lanes, job, job.whole + chunk.offset * Conversion::to_bytes(job), chunk.data, count);
+      Conversion::move(lanes, job, job.whole + run.offset * Conversion::to_bytes(job), run.data, count);
     } else {
-      Conversion::move(lanes, job, chunk.data, job.whole + chunk.offset * Conversion::from_bytes(job), count);
+      Conversion::move(lanes, job, run.data, job.whole + run.offset * Conversion::from_bytes(job), count);
     }
   }
 }

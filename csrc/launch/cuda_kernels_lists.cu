@@ -1,7 +1,7 @@
 // Kernels that pack many arrays into one and back, and the lists that they read. Floor: launch.
 //
 // Blocks are not cooperative: nobody waits for anybody. Enough of them for every multiprocessor to have its loads in
-// flight, and each takes several chunks, so that a long list costs no more launches than a short one.
+// flight, and each takes several runs, so that a long list costs no more launches than a short one.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -17,10 +17,10 @@
 struct DcommCudaList {
   int device = 0;
   dcomm::DType dtype = dcomm::DType::kF32;
-  dcomm::ArrayChunk* chunks = nullptr;  // device memory
-  uint32_t num_chunks = 0;
+  dcomm::ArrayRun* runs = nullptr;  // device memory
+  uint32_t num_runs = 0;
   int max_blocks = 1;
-  ~DcommCudaList() { cudaFree(chunks); }
+  ~DcommCudaList() { cudaFree(runs); }
 };
 
 namespace dcomm {
@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(gpu::kBlockThreads, kBlocksPerMultiprocessor)
 
 namespace {
 
-/// Of a chunk: 32 KiB of float32, 16 packs of each thread of a block.
-constexpr size_t kChunkElements = 8192;
+/// Of a run: 32 KiB of float32, 4 packs of each thread of a block.
+constexpr size_t kRunElements = 8192;
 
 template <class Conversion>
 const void* function_of() {
@@ -63,9 +63,9 @@ cudaError_t fill(DcommCudaList& list, const DcommCudaListOptions& options) {
   std::vector<ChunkTable::Array> arrays;
   for (uint64_t i = 0; i < options.num_arrays; ++i) arrays.push_back({options.arrays[i], options.counts[i]});
   const std::vector<uint64_t> offsets(options.offsets, options.offsets + options.num_arrays);
-  const std::vector<ArrayChunk> chunks = cut_arrays(arrays, offsets, list.dtype, kChunkElements);
-  if (chunks.size() > std::numeric_limits<uint32_t>::max()) return cudaErrorInvalidValue;
-  list.num_chunks = static_cast<uint32_t>(chunks.size());
+  const std::vector<ArrayRun> runs = cut_arrays(arrays, offsets, list.dtype, kRunElements);
+  if (runs.size() > std::numeric_limits<uint32_t>::max()) return cudaErrorInvalidValue;
+  list.num_runs = static_cast<uint32_t>(runs.size());
   int num_multiprocessors = 0;
   cudaError_t error = cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, options.device);
   list.max_blocks = kBlocksPerMultiprocessor * std::max(1, num_multiprocessors);
@@ -74,10 +74,10 @@ cudaError_t fill(DcommCudaList& list, const DcommCudaListOptions& options) {
     cudaFuncAttributes attributes{};
     error = cudaFuncGetAttributes(&attributes, kernels.first[i].function);
   }
-  if (chunks.empty() || error != cudaSuccess) return error;
-  const size_t nbytes = chunks.size() * sizeof(ArrayChunk);
-  error = cudaMalloc(&list.chunks, nbytes);
-  if (error == cudaSuccess) error = cudaMemcpy(list.chunks, chunks.data(), nbytes, cudaMemcpyHostToDevice);
+  if (runs.empty() || error != cudaSuccess) return error;
+  const size_t nbytes = runs.size() * sizeof(ArrayRun);
+  error = cudaMalloc(&list.runs, nbytes);
+  if (error == cudaSuccess) error = cudaMemcpy(list.runs, runs.data(), nbytes, cudaMemcpyHostToDevice);
   return error;
 }
 
@@ -130,18 +130,18 @@ DcommCudaStatus copy_cuda_list(const DcommCudaList& list, const DcommCudaListCop
                        "and bfloat16, of which one is float32 or both are equal; convert one of them first",
                        dtype_name(from), dtype_name(to), copy.scale);
   }
-  if (list.num_chunks == 0) return kDcommCudaOk;
+  if (list.num_runs == 0) return kDcommCudaOk;
   const ScopedDevice scope(list.device);
   if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());
   CudaListJob job{};
-  job.chunks = list.chunks;
-  job.num_chunks = list.num_chunks;
+  job.runs = list.runs;
+  job.num_runs = list.num_runs;
   job.element_bytes = static_cast<uint32_t>(dtype_bytes(list.dtype));
   job.packs = packs;
   job.whole = static_cast<std::byte*>(copy.whole);
   job.scale = static_cast<float>(copy.scale);
   void* arguments[] = {&job};
-  const dim3 grid(std::min(list.num_chunks, static_cast<uint32_t>(list.max_blocks)));
+  const dim3 grid(std::min(list.num_runs, static_cast<uint32_t>(list.max_blocks)));
   const cudaError_t error = cudaLaunchKernel(kernel->function, grid, dim3(gpu::kBlockThreads), arguments, 0,
                                              static_cast<cudaStream_t>(copy.stream));
   return error == cudaSuccess ? kDcommCudaOk : message.failed("list_copy", error);

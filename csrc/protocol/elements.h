@@ -33,8 +33,8 @@ struct Spans {
   }
 };
 
-/// A piece of one of many arrays, in a list made for the threads of a device (csrc/bucket/chunk_table.h cuts it).
-struct ArrayChunk {
+/// A run, or a part of one, in a list made for the blocks of a device (csrc/bucket/chunk_table.h cuts it).
+struct ArrayRun {
   std::byte* data = nullptr;
   uint64_t offset = 0;  // elements from the start of the whole
   uint64_t count = 0;   // elements; fewer than 2^32

@@ -25,7 +25,8 @@
 // A wait ends by arrival, by deadline or by abort; then it returns nullptr / false, uniformly over the lanes,
 // and the algorithm returns false at once. Counters are not stored on failure: the communicator is broken.
 //
-// Kernels move data between the user's arrays and slots:
+// Kernels move data between the user's arrays and slots. in and out are a Loader and a Storer (protocol/elements.h):
+// one array each, or, in an all_reduce on the host, many; no algorithm can tell.
 //   encode(exec, slot, range)                 slot <- wire(in[range])
 //   decode(exec, range, slot)                 out[range] <- slot
 //   accumulate(exec, to, from, range)         to <- wire(from + in[range])                        (to may be from)

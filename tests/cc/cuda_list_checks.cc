@@ -54,13 +54,10 @@ struct List {
 /// A grid of the kernel; blocks need not run at the same time.
 template <class Conversion>
 void run_list(const List& list, bool packs, double scale, size_t most, int num_blocks) {
-  const std::vector<ArrayChunk> chunks = cut_arrays(list.table, list.offsets, list.dtype, most);
-  const CudaListJob job{chunks.data(),
-                        static_cast<uint32_t>(chunks.size()),
-                        static_cast<uint32_t>(dtype_bytes(list.dtype)),
-                        packs,
-                        list.whole->memory,
-                        static_cast<float>(scale)};
+  const std::vector<ArrayRun> runs = cut_arrays(list.table, list.offsets, list.dtype, most);
+  const CudaListJob job{
+      runs.data(),        static_cast<uint32_t>(runs.size()), static_cast<uint32_t>(dtype_bytes(list.dtype)), packs,
+      list.whole->memory, static_cast<float>(scale)};
   std::vector<std::thread> threads;
   for (int block = 0; block < num_blocks; ++block) {
     for (int lane = 0; lane < gpu::kBlockThreads; ++lane) {
@@ -136,7 +133,7 @@ CHECK_CASE(cuda_lists_copy_every_dtype) {
   }
 }
 
-CHECK_CASE(cuda_lists_are_cut_into_chunks) {
+CHECK_CASE(cuda_lists_are_cut_into_runs) {
   float memory[100];
   for (size_t most = 1; most <= 40; most += 3) {
     const std::vector<ChunkTable::Array> arrays = {
@@ -144,13 +141,13 @@ CHECK_CASE(cuda_lists_are_cut_into_chunks) {
     const std::vector<uint64_t> offsets = {0, 48, 64, 128};
     size_t array = 0;
     size_t done = 0;
-    for (const ArrayChunk& chunk : cut_arrays(arrays, offsets, DType::kF32, most)) {
+    for (const ArrayRun& run : cut_arrays(arrays, offsets, DType::kF32, most)) {
       while (done == arrays[array].count) ++array, done = 0;
-      EXPECT(chunk.count >= 1 && chunk.count <= most);
-      EXPECT_EQ(chunk.offset, offsets[array] + done);
-      EXPECT(chunk.data == static_cast<std::byte*>(arrays[array].data) + done * sizeof(float));
-      done += chunk.count;
-      EXPECT(done == arrays[array].count || chunk.count == most);
+      EXPECT(run.count >= 1 && run.count <= most);
+      EXPECT_EQ(run.offset, offsets[array] + done);
+      EXPECT(run.data == static_cast<std::byte*>(arrays[array].data) + done * sizeof(float));
+      done += run.count;
+      EXPECT(done == arrays[array].count || run.count == most);
     }
     EXPECT(array == 3 && done == 1);
   }
