@@ -109,6 +109,7 @@ class Reducer:
 
     def finish(self) -> None:
         """Reduce what is left and agree on which parameters have gradients. Collective."""
+        num_in_backward = self._num_launched
         while self._num_launched < len(self._buckets.buckets):
             self._fill_in(self._num_launched)
             self._launch(self._num_launched)
@@ -118,7 +119,8 @@ class Reducer:
         mine = numpy.array(self._changed + has_gradient, numpy.uint8)
         anyone = self._comm.all_gather(mine).reshape(self._comm.world_size, mine.size).any(axis=0)
         for number in numpy.flatnonzero(anyone[: len(self._changed)]).tolist():
-            self._fill_in(number)
+            if number < num_in_backward:  # the others hold the average by now, also of parameters without gradient here
+                self._fill_in(number)
             self._launch(number)
         self.wait()
         for index in numpy.flatnonzero(anyone[len(self._changed) :]).tolist():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import random
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -266,6 +268,47 @@ def test_a_rank_without_backward_takes_part() -> None:
         return float(model.weight.grad[0, 0])
 
     assert run_threads(2, body) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_that_do_what_they_like(world_size: int) -> None:
+    """Every rank draws its own passes, branches, no_sync() and zero_grad(); only finish() is common."""
+    num_steps = 40
+    draw = random.Random(world_size)
+    branches = [(), (0,), (1,), (0, 1)]
+    program = [
+        [
+            [(draw.choice(branches), draw.random() < 0.6) for _ in range(draw.choice([0, 1, 1, 1, 2, 3]))]
+            for _ in range(world_size)
+        ]
+        for _ in range(num_steps)
+    ]
+    to_none = [[draw.random() < 0.7 for _ in range(world_size)] for _ in range(num_steps)]
+
+    def body(comm: dcomm.Communicator) -> list[Any]:
+        model = seeded(Branches)
+        with GradientSynchronizer(model, comm, inline=comm.rank == 1, **SMALL) as sync:
+            found = []
+            for step in range(num_steps):
+                for number, (used, syncing) in enumerate(program[step][comm.rank]):
+                    with nullcontext() if syncing else sync.no_sync():
+                        loss_of(model, step, 10 * comm.rank + number, used).backward()
+                sync.finish()
+                found.append(gradients(model))
+                model.zero_grad(set_to_none=to_none[step][comm.rank])
+        return found
+
+    results = run_threads(world_size, body)
+    for step in range(num_steps):
+        reference = seeded(Branches)
+        for rank in range(world_size):
+            for number, (used, _) in enumerate(program[step][rank]):
+                (loss_of(reference, step, 10 * rank + number, used) / world_size).backward()
+        for *ours, theirs in zip(*(result[step] for result in results), gradients(reference), strict=True):
+            zeros = next((g for g in (*ours, theirs) if g is not None), torch.zeros(1)).mul(0)
+            dense = [zeros if g is None else g for g in ours]
+            assert same_bits([[g] for g in dense])
+            torch.testing.assert_close(dense[0], zeros if theirs is None else theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_shared_and_mixed_dtypes() -> None:
