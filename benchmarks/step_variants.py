@@ -18,6 +18,8 @@ import dcomm.torch
 
 FLOOR = "no_sync"
 GLOO = "ddp + gloo"
+# With gradient_as_bucket_view=True: gradients are parts of DDP's buckets, and nothing is copied out of them.
+VIEWS_GLOO = "ddp views + gloo"
 
 
 class Trainer:
@@ -50,10 +52,10 @@ class Trainer:
             state.close()
 
 
-def _ddp(trainer: Trainer, hook: Any = None, *, views: bool = False) -> DistributedDataParallel:
+def _ddp(trainer: Trainer, hook: Any = None, *, views: bool = False, **settings: Any) -> DistributedDataParallel:
     ddp = DistributedDataParallel(trainer.model, gradient_as_bucket_view=views)
     if hook is not None:
-        state = dcomm.torch.HookState()
+        state = dcomm.torch.HookState(**settings)
         trainer.states.append(state)
         ddp.register_comm_hook(state, hook)
     trainer.wrapped = ddp
@@ -86,10 +88,14 @@ def _synchronizer(trainer: Trainer, **settings: Any) -> None:
 _KINDS: dict[str, Callable[[Trainer], Any]] = {
     FLOOR: _no_sync,
     GLOO: _ddp,
+    VIEWS_GLOO: lambda trainer: _ddp(trainer, views=True),
     "ddp + gloo + fp16_compress_hook": _gloo_fp16,
     "ddp + dcomm": lambda trainer: _ddp(trainer, dcomm.torch.all_reduce_hook),
-    "ddp (gradient_as_bucket_view) + dcomm": lambda trainer: _ddp(trainer, dcomm.torch.all_reduce_hook, views=True),
-    "ddp + dcomm fp16": lambda trainer: _ddp(trainer, dcomm.torch.fp16_hook),
+    "ddp views + dcomm": lambda trainer: _ddp(trainer, dcomm.torch.all_reduce_hook, views=True),
+    "ddp views + dcomm, overlap=False": lambda trainer: _ddp(
+        trainer, dcomm.torch.all_reduce_hook, views=True, overlap=False
+    ),
+    "ddp views + dcomm fp16": lambda trainer: _ddp(trainer, dcomm.torch.fp16_hook, views=True),
     "synchronizer": _synchronizer,
     "synchronizer fp16": lambda trainer: _synchronizer(trainer, wire_dtype="float16"),
     "synchronizer deterministic": lambda trainer: _synchronizer(trainer, deterministic=True),

@@ -3,7 +3,7 @@
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. NAME is the stem of a JSON file that
 benchmarks/all_reduce.py or `dcomm bench all_reduce --json` wrote (its times by size, called from Python), or STEM.mpi
 (called from C, beside each MPI), STEM.rounds (the states of the cores) or STEM.figures (what was promised and what was
-reached).
+reached); STEM.steps is of benchmarks/ddp_step.py, STEM.fused of benchmarks/bucket.py.
 
     python tools/make_tables.py            # rewrite the tables
     python tools/make_tables.py --check    # change nothing; exit 1 if a table is not what the measurements say
@@ -58,15 +58,23 @@ def variant_name(row: dict[str, Any]) -> str:
     return f"dcomm{algo}{wire}"
 
 
-def provenance(report: dict[str, Any]) -> str:
+def origin(report: dict[str, Any]) -> str:
+    """Where, when and how it was measured."""
     machine, versions = report["machine"], report["versions"]
-    num_rounds = len(report["rounds_used"])
+    isa = f", {machine['isa']} kernels" if machine["isa"] else ""
     return (
-        f"{report['ranks']} ranks, {report['rows'][0]['dtype']}, sum, in place; {machine['cpu']}, {machine['cores']} "
-        f"cores ({report['state']}, {num_rounds} of {len(report['rounds'])} rounds), Linux {machine['kernel']}, "
-        f"{machine['isa']} kernels; {', '.join(f'{name} {version}' for name, version in versions.items())}; "
+        f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}{isa}; "
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}; "
         f"{report['date']}, commit {report['commit'][:12]}{'+changes' * report['commit'].endswith('+changes')}; "
         f"`{report['command']}`"
+    )
+
+
+def provenance(report: dict[str, Any]) -> str:
+    num_rounds = len(report["rounds_used"])
+    return (
+        f"{report['ranks']} ranks, {report['rows'][0]['dtype']}, sum, in place ({report['state']}, {num_rounds} of "
+        f"{len(report['rounds'])} rounds); {origin(report)}"
     )
 
 
@@ -141,16 +149,65 @@ def figures_table(report: dict[str, Any]) -> Iterator[str]:
     yield from markdown(["figure", "measured", "reached"], lines)
 
 
-KINDS = {"": sizes_table, "mpi": mpi_table, "rounds": rounds_table, "figures": figures_table}
+def steps_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per workload and variant of benchmarks/ddp_step.py."""
+    lines = []
+    for one in report["workloads"].values():
+        for name, row in one["rows"].items():
+            weights = one["weights"].get(name, {})
+            cells = [one["title"] if not lines or lines[-1][-1] != one["title"] else "", name]
+            cells += [f"{row['step_ms']:.1f}", f"{row['exposed']:.1%}", f"{row['over_gloo']:.2f}x"]
+            cells.append(f"{weights['distance_from_gloo']:.0e}" if "distance_from_gloo" in weights else "")
+            lines.append([*cells, one["title"]])
+    heads = ["workload", "variant", "step ms", "exposed", "vs ddp + gloo", "distance"]
+    yield from markdown(heads, [line[:-1] for line in lines])
+    yield ""
+    counted = [f"{len(one['rounds_used'])} of {len(one['states'])} rounds" for one in report["workloads"].values()]
+    yield (
+        f"{report['ranks']} ranks, 1 thread each, state {report['workloads']['mlp']['state']} ({', '.join(counted)}); "
+        + origin(report)
+    )
+
+
+def fused_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per wire of benchmarks/bucket.py, in milliseconds."""
+    lines = [
+        [
+            "float32" if row["wire"] == "none" else row["wire"],
+            f"{row['fused']:.1f}",
+            f"{row['whole']:.1f}",
+            f"{min(row['packed'], row.get('packed-half', row['packed'])):.1f}",
+            f"{row['gloo']:.0f}",
+            ratio_text(row["over_packed"]),
+            ratio_text(row["over_gloo"]),
+        ]
+        for row in report["rows"]
+    ]
+    heads = ["wire", "fused, ms", "one array of that size", "packed", "gloo", "packed / fused", "gloo / fused"]
+    yield from markdown(heads, lines)
+    yield ""
+    counted = f"{report['state']}, {report['rounds_counted']} of {len(report['rounds'])} rounds"
+    size = f"{report['num_tensors']} tensors, {report['count']} elements"
+    yield f"{size}, {report['ranks']} ranks ({counted}); {origin(report)}"
+
+
+KINDS = {
+    "": sizes_table,
+    "mpi": mpi_table,
+    "rounds": rounds_table,
+    "figures": figures_table,
+    "steps": steps_table,
+    "fused": fused_table,
+}
 
 
 def table(name: str, results: Path) -> str:
     stem, _, kind = name.partition(".")
     if kind not in KINDS:
-        raise TableError(f"table:{name}: expected STEM, STEM.mpi, STEM.rounds or STEM.figures")
+        raise TableError(f"table:{name}: expected STEM or STEM.KIND, KIND one of {', '.join(filter(None, KINDS))}")
     path = results / f"{stem}.json"
     if not path.exists():
-        raise TableError(f"table:{name}: {path} is missing; benchmarks/all_reduce.py --json writes it")
+        raise TableError(f"table:{name}: {path} is missing; a script in benchmarks/ writes it with --json")
     report = json.loads(path.read_text(encoding="utf-8"))
     return "\n".join(KINDS[kind](report)) + "\n"
 

@@ -81,7 +81,7 @@ class GradientSynchronizer:
             average: True: mean over ranks. False: sum. "microbatches" (deterministic only): sum over all backward
                 passes of all ranks, divided once by their number.
             deterministic: True: the gradients' bits depend on the global batch alone, not on the number of ranks,
-                bucket sizes or timing. Each backward pass is a microbatch; docs/bucketing_synchronizer.md says which
+                bucket sizes or timing. Each backward pass is a microbatch; docs/bucketing.md says which
                 numbers of ranks and microbatches agree. Half-precision gradients are summed in float32.
             broadcast: False: every rank keeps its own initial parameters and buffers.
             inline: True: reduce in the thread that runs backward, while the gradients are in its cache. False: beside

@@ -1,0 +1,75 @@
+"""benchmarks/ddp_step.py as it is run, and what it makes of what it measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def ddp_step() -> ModuleType:
+    sys.path.append(str(BENCHMARKS))
+    return importlib.import_module("ddp_step")
+
+
+def test_every_kind_of_variant_ends_with_the_same_weights(tmp_path: Path) -> None:
+    variants = ["no_sync", "ddp + gloo", "ddp views + dcomm", "synchronizer deterministic"]
+    command = ["--workloads", "tiny", "--rounds", "1", "--steps", "1", "--variants", ";".join(variants)]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "ddp_step.py"), *command, "--json", str(tmp_path / "found.json")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())["workloads"]["tiny"]
+    assert list(found["rows"]) == variants
+    assert all(row["step_ms"] > 0 for row in found["rows"].values())
+    assert [entry["equal_on_all_ranks"] for entry in found["weights"].values()] == [True] * 3
+    assert found["weights"]["ddp views + dcomm"]["distance_from_gloo"] < 1e-5
+
+
+def measured(**changes: Any) -> dict[str, Any]:
+    steps = {
+        "no_sync": [90.0] * 3,
+        "ddp + gloo": [200.0] * 3,
+        "ddp views + dcomm": [100.0] * 3,
+        "synchronizer": [95.0] * 3,
+    }
+    weights = {name: {"equal_on_all_ranks": True, "close": True} for name in steps if name != "no_sync"}
+    # The second round was measured in another state and must not count.
+    found = {"title": "MLP", "states": ["near", "far", "near"], "weights": weights}
+    found["step_ms"] = {name: [ms, [1e6], ms] for name, ms in (steps | changes).items()}
+    return found
+
+
+def test_figures_are_those_of_the_state_seen_most(ddp_step: ModuleType) -> None:
+    report = {"workloads": {"mlp": ddp_step.summarise(measured())}}
+    row = report["workloads"]["mlp"]["rows"]["ddp views + dcomm"]
+    assert (row["step_ms"], row["exposed"], row["over_gloo"]) == (100.0, pytest.approx(0.1), 2.0)
+    assert [figure["reached"] for figure in ddp_step.check_figures(report["workloads"])] == [True] * 4
+    slow = {"workloads": {"mlp": ddp_step.summarise(measured(synchronizer=[126.0], **{"ddp views + dcomm": [120.0]}))}}
+    assert [figure["reached"] for figure in ddp_step.check_figures(slow["workloads"])] == [True, False, False, False]
+    assert [figure["reached"] for figure in ddp_step.check_figures({})] == [False, False]
+
+
+@pytest.mark.parametrize("key", ["equal_on_all_ranks", "close"])
+def test_wrong_weights_are_an_error(ddp_step: ModuleType, key: str) -> None:
+    found = measured()
+    assert ddp_step.is_wrong({"workloads": {"mlp": found}}) == []
+    found["weights"]["synchronizer"][key] = False
+    assert len(ddp_step.is_wrong({"workloads": {"mlp": found}})) == 1
