@@ -312,6 +312,10 @@ def test_processes_drop_on_one_rank() -> None:
     assert process_values(3, SCRIPT, "drop_on_one_rank") == [3.0, 3.0, 3.0]
 
 
+def test_processes_drop_while_an_operation_runs() -> None:
+    assert process_values(2, SCRIPT, "drop_while_running") == [{"kept": 2, "left": 0}] * 2
+
+
 def test_processes_memory_runs_out() -> None:
     for value in process_values(2, SCRIPT, "no_memory"):
         assert value["error"] == "SharedMemoryError", value

@@ -131,6 +131,6 @@ class Pool:
         if memory is None or memory.size < case.buffers * line:
             self._memory.pop(key, None)
             size = case.buffers * line
-            memory = self._empty(size, storage) if key[2] else aligned_array(size, case.dtype)
-            self._memory[key] = memory
+            shared = self._empty(size * storage.itemsize, np.uint8).view(storage) if key[2] else None
+            memory = self._memory[key] = aligned_array(size, case.dtype) if shared is None else shared
         return [memory[number * line : number * line + count] for number in range(case.buffers)]

@@ -346,9 +346,11 @@ class Replay {
   // ---- Arrays that others use ----
 
   void lend(int rank) {
-    const size_t operation = ranks_[static_cast<size_t>(rank)].operation;
+    RankState& state = ranks_[static_cast<size_t>(rank)];
     Loan& loan = loans_[static_cast<size_t>(rank)];
-    if (loan.operation != operation) loan = {operation, clock(rank)[rank], {}};
+    if (loan.operation == state.operation) return;
+    drop_shared_snapshot(state);  // the owner has used them since it published last
+    loan = {state.operation, clock(rank)[rank], {}};
   }
 
   /// When the operation ends its owner may do with the arrays what it likes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -286,3 +287,23 @@ def die_registered(rank: int, world_size: int) -> dict[str, Any]:
     x[:] = 2
     registration.close()
     return {**result, "readable": float(x.sum()) == 2 * x.size}
+
+
+def drop_while_running(rank: int, world_size: int) -> dict[str, Any]:
+    """The core alone keeps the memory of an operation: no Python object does here."""
+    with dcomm.init(rank=rank, world_size=world_size) as comm:
+        before = usage()[1]
+        x = comm.empty(100_000)
+        x[:] = 1
+        comm._core._inject_delay(0.1)
+        address = x.ctypes.data
+        work = comm._core.collective_async(1, address, address, x.size, 0, -1, 0, 6, 0, 1.0, None, None, 0)
+        del x
+        kept = usage()[1] - before
+        assert work.wait_for(20)
+        work.raise_if_failed()
+        del work
+        deadline = time.monotonic() + 5  # the progress thread lets go of it a moment later
+        while usage()[1] != before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return {"kept": kept, "left": usage()[1] - before}
