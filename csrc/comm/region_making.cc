@@ -1,0 +1,192 @@
+// How the ranks of a communicator make a region together, and what an all-reduce makes of one. Floor: comm.
+#include <algorithm>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "comm/agreement.h"
+#include "comm/region.h"
+#include "protocol/fingerprint.h"
+
+namespace dcomm {
+
+namespace {
+
+constexpr uint64_t kRegionSalt = 0x726567696f6eull;  // the id of a split's child ends in another word
+/// Of an array that is not reached as a whole: a second operation for the rest costs as much as is gained here.
+constexpr size_t kMinReachBytes = 32 * 1024;
+constexpr WindowPurpose kArrays{"array of comm.empty", "make smaller arrays, or drop some", true};
+
+}  // namespace
+
+/// One region as one rank takes part in making it.
+class Communicator::RegionMaking {
+ public:
+  RegionMaking(Communicator& parent, Collective call, int64_t timeout_ns, InterruptCheck interrupted)
+      : parent_(parent),
+        call_(call),
+        agreement_(parent, {call, "array"}, timeout_ns, interrupted),
+        region_(std::make_shared<Region>()),
+        all_(static_cast<size_t>(parent.world_size())) {
+    region_->number = ++parent.num_regions_;
+    id_ = hash_mix(hash_mix(parent.id_, region_->number), kRegionSalt);
+    std::iota(all_.begin(), all_.end(), 0);
+  }
+
+  std::shared_ptr<Region> allocate(size_t nbytes) {
+    gather({nbytes});
+    const size_t window_bytes = std::max<size_t>(nbytes, 1);
+    std::shared_ptr<const Windows> windows;
+    if (is_among_processes()) {
+      agreement_.exchange_windows(id_, all_, [&](const DescriptorExchange& exchange) {
+        windows = make_memfd_windows(parent_.rank(), parent_.world_size(), window_bytes, exchange, parent_.force_shm_,
+                                     kArrays);
+      });
+    } else {
+      agreement_.share_parts(
+          id_, parent_.rank() == 0,
+          [&] { return ThreadParts{make_heap_windows(parent_.world_size(), window_bytes, kArrays), nullptr, nullptr}; },
+          [&](const ThreadParts& parts, const auto&) { windows = parts.windows; });
+    }
+    return finish(windows->at(parent_.rank()), nbytes, {0, nbytes}, windows);
+  }
+
+  std::shared_ptr<Region> adopt(std::byte* array, size_t nbytes) {
+    Wish own{nbytes};
+    std::optional<Error> own_error;
+    try {
+      if (is_among_processes()) {
+        const Span pages = whole_pages_of(array, nbytes);
+        check_adoptable(array, pages);
+        own.begin = pages.begin;
+        own.end = pages.end;
+      }
+    } catch (const Error& error) {
+      own_error = error;
+      own.code = static_cast<int64_t>(error.code());
+    }
+    const std::vector<Wish> wishes = gather(own, own_error);
+    Span reach{0, nbytes};
+    std::vector<Span> pages;
+    for (const Wish& wish : wishes) {
+      pages.push_back({wish.begin, wish.end});
+      reach = {std::max<size_t>(reach.begin, wish.begin), std::min<size_t>(reach.end, wish.end)};
+    }
+    if (reach.empty()) return finish(array, nbytes, {}, nullptr);
+    agreement_.exchange_windows(id_, all_, [&](const DescriptorExchange& exchange) {
+      region_->adopted = make_adopted_windows(parent_.rank(), array, pages, exchange, parent_.force_shm_);
+    });
+    return finish(array, nbytes, reach, region_->adopted);
+  }
+
+ private:
+  /// What a rank asks for, and the part of its array that can be mapped by others.
+  struct Wish {
+    uint64_t nbytes = 0;
+    uint64_t begin = 0;
+    uint64_t end = 0;
+    int64_t code = 0;
+  };
+
+  /// Ranks that are threads reach all memory, but an array of the caller's may be gone while a rank that has failed
+  /// later than its owner is still at it; shared pages stay as long as somebody has them mapped.
+  bool is_among_processes() const { return parent_.mesh_ != nullptr && parent_.world_size() > 1; }
+
+  std::vector<Wish> gather(const Wish& own, const std::optional<Error>& own_error = {}) {
+    const std::vector<Wish> wishes = agreement_.gather(own);
+    if (own_error) throw Error(*own_error);
+    for (size_t rank = 0; rank < wishes.size(); ++rank) {
+      DCOMM_CHECK(wishes[rank].code == 0, static_cast<ErrorCode>(wishes[rank].code), collective_name(call_), ": rank ",
+                  rank, " refused its array; its own error says why. This communicator is still usable");
+      DCOMM_CHECK(wishes[rank].nbytes == wishes[0].nbytes, ErrorCode::kMismatch, collective_name(call_),
+                  ": rank 0 has an array of ", wishes[0].nbytes, " bytes, rank ", rank, " one of ", wishes[rank].nbytes,
+                  ": expected the same shape and dtype on every rank. This communicator is still usable");
+    }
+    return wishes;
+  }
+
+  std::shared_ptr<Region> finish(std::byte* data, size_t nbytes, Span reach, std::shared_ptr<const Windows> windows) {
+    region_->data = data;
+    region_->nbytes = nbytes;
+    region_->reach = reach;
+    region_->windows = std::move(windows);
+    if (region_->windows != nullptr) parent_.regions_.add(region_);
+    return region_;
+  }
+
+  Communicator& parent_;
+  const Collective call_;
+  Agreement agreement_;
+  std::shared_ptr<Region> region_;
+  std::vector<int> all_;
+  uint64_t id_ = 0;
+};
+
+std::shared_ptr<Region> Communicator::make_region(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted) {
+  return RegionMaking(*this, Collective::kEmpty, timeout_ns, interrupted).allocate(nbytes);
+}
+
+std::shared_ptr<Region> Communicator::adopt_array(void* array, size_t nbytes, int64_t timeout_ns,
+                                                  InterruptCheck interrupted) {
+  return RegionMaking(*this, Collective::kRegister, timeout_ns, interrupted)
+      .adopt(static_cast<std::byte*>(array), nbytes);
+}
+
+/// Finds out whether all ranks reach the call's arrays, and what it does with them could be done where they lie.
+void Communicator::look_for_regions(CollectiveCall& call) {
+  const bool may_be_direct = call.algo == Algo::kAuto || call.algo == Algo::kDirect;
+  if (!may_be_direct || call.wire != call.dtype || call.op == ReduceOp::kPremulSum) return;
+  const size_t nbytes = call.count * dtype_bytes(call.dtype);
+  call.shared_in = regions_.find(call.in, nbytes);
+  if (call.shared_in.windows == nullptr) return;
+  call.shared_out = call.out == call.in ? call.shared_in : regions_.find(call.out, nbytes);
+}
+
+/// The elements of a direct all-reduce that all ranks reach in both arrays.
+Range Communicator::reach_of(const CollectiveCall& call) {
+  const size_t width = dtype_bytes(call.dtype);
+  const size_t begin = ceil_div(std::max(call.shared_in.reach.begin, call.shared_out.reach.begin), width);
+  const size_t end = std::min(call.shared_in.reach.end, call.shared_out.reach.end) / width;
+  return {begin, end > begin ? end - begin : 0};
+}
+
+/// Whether enough of both arrays is reached by all.
+bool Communicator::can_go_direct(const CollectiveCall& call) {
+  if (call.shared_in.windows == nullptr || call.shared_out.windows == nullptr) return false;
+  const Range reach = reach_of(call);
+  const size_t least_bytes = call.algo == Algo::kDirect ? 1 : kMinReachBytes;
+  return reach.count == call.count || reach.count * dtype_bytes(call.dtype) >= least_bytes;
+}
+
+/// The elements beside whole pages are copied together and take the ordinary way.
+void Communicator::execute_with_rim(const CollectiveCall& call, Range reach, int64_t timeout_ns,
+                                    InterruptCheck interrupted, bool background) {
+  const size_t width = dtype_bytes(call.dtype);
+  const size_t head_bytes = reach.offset * width;
+  const size_t tail_offset = head_bytes + reach.count * width;
+  const size_t tail_bytes = call.count * width - tail_offset;
+  std::vector<std::byte> rim(head_bytes + tail_bytes);
+  const auto* const in = static_cast<const std::byte*>(call.in);
+  auto* const out = static_cast<std::byte*>(call.out);
+  std::copy_n(in, head_bytes, rim.data());
+  std::copy_n(in + tail_offset, tail_bytes, rim.data() + head_bytes);
+
+  CollectiveCall ordinary = call;
+  ordinary.in = ordinary.out = rim.data();
+  ordinary.count = call.count - reach.count;
+  ordinary.shared_in = ordinary.shared_out = {};
+  ordinary.algo = select_algo(settings_, Algo::kAuto, rim.size());
+  execute_one(ordinary, timeout_ns, interrupted, background);
+  std::copy_n(rim.data(), head_bytes, out);
+  std::copy_n(rim.data() + head_bytes, tail_bytes, out + tail_offset);
+
+  CollectiveCall direct = call;
+  direct.in = in + head_bytes;
+  direct.out = out + head_bytes;
+  direct.count = reach.count;
+  direct.shared_in.offset += head_bytes;
+  direct.shared_out.offset += head_bytes;
+  execute_one(direct, timeout_ns, interrupted, background);
+}
+
+}  // namespace dcomm
