@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dcomm.communicator import Communicator
+from dcomm.errors import SharedMemoryError
 
 logger = logging.getLogger("dcomm")
 
@@ -56,13 +57,24 @@ class BucketMemory:
             known = self._known[index] = _Known(tensor.numel(), tensor.dtype)
         known.calls += 1
         if known.calls == _SETTLED:
-            known.registration, known.tensor = self._comm.register(tensor), tensor
+            self._register(known, tensor)
         if known.tensor is None or known.tensor.data_ptr() == tensor.data_ptr():
             return tensor
+        self._warn_once("DDP moved a registered bucket; it is copied in every step from now on")
+        return known.tensor
+
+    def _register(self, known: _Known, tensor: torch.Tensor) -> None:
+        try:
+            known.registration = self._comm.register(tensor)
+        except (ValueError, SharedMemoryError) as error:  # raised by all ranks, which go on through the window
+            self._warn_once(f"buckets are copied through the window: {error}")
+        else:
+            known.tensor = tensor
+
+    def _warn_once(self, text: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            logger.warning("dcomm: DDP moved a registered bucket; it is copied in every step from now on")
-        return known.tensor
+            logger.warning("dcomm: %s", text)
 
     def close(self) -> None:
         """Give the buckets pages of their own again, with their contents."""

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from rank_processes import process_values, run_processes  # noqa: E402
 
 import dcomm.torch  # noqa: E402
+from dcomm.torch.bucket_memory import BucketMemory  # noqa: E402
 
 SCRIPT = Path(__file__).with_name("bucket_memory_ranks.py")
 ENV = {"GLOO_SOCKET_IFNAME": "lo"}
@@ -51,6 +52,41 @@ def test_a_bucket_that_moves_or_grows(tmp_path: Path) -> None:
         assert result.value == {"wrong": 0, "was_shared": True, "first": False, "longer": True}
     notice = "DDP moved a registered bucket"
     assert [result.err.count(notice) for result in results] == [1, 0]
+
+
+class Refusing:
+    """A communicator whose ranks all refuse to register, as they do when one of them cannot."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.calls = 0
+
+    def register(self, tensor: Any) -> Any:
+        self.calls += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("x is pinned"), dcomm.SharedMemoryError("no memory")])
+def test_buckets_that_cannot_be_registered_are_reduced_all_the_same(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    comm = Refusing(error)
+    memory = BucketMemory(comm)  # type: ignore[arg-type]
+    bucket = torch.zeros(10)
+    assert all(memory.place_of(index, bucket) is bucket for _ in range(6) for index in range(2))
+    assert comm.calls == 2  # once for each bucket
+    assert [record.getMessage() for record in caplog.records] == [
+        f"dcomm: buckets are copied through the window: {error}"
+    ]
+    memory.close()
+
+
+def test_a_lost_peer_is_not_taken_for_a_refusal() -> None:
+    memory = BucketMemory(Refusing(dcomm.PeerLostError("rank 1 died")))  # type: ignore[arg-type]
+    bucket = torch.zeros(10)
+    assert memory.place_of(0, bucket) is memory.place_of(0, bucket)
+    with pytest.raises(dcomm.PeerLostError):
+        memory.place_of(0, bucket)
 
 
 @pytest.mark.parametrize("name", ["overlap", "register_buckets"])
