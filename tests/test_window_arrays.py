@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +125,16 @@ def test_bad_arguments() -> None:
         for dtype in ("float128", "datetime64[s]", object, ">f4", None.__class__):
             with pytest.raises(TypeError, match="expected one of float32, float16, bfloat16"):
                 comm.empty(3, dtype)
-        with pytest.raises(TypeError, match=r"pass torch\.bfloat16"):
-            comm.empty(3, "bfloat16")
         with pytest.raises(ValueError, match="timeout=-1"):
             comm.empty(3, timeout=-1)
+
+
+def test_bfloat16_by_name_needs_a_library_that_has_it() -> None:
+    """In a process of its own: ml_dtypes, where it is imported, teaches NumPy the name."""
+    script = "import dcomm; dcomm.init_threads(1)[0].empty(3, 'bfloat16')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "NumPy has no bfloat16: pass torch.bfloat16" in done.stderr
 
 
 def test_auto_takes_direct_where_it_pays_and_only_there() -> None:
