@@ -12,8 +12,8 @@ gloo    what torch offers: flatten, all-reduce through gloo, unflatten, copy bac
 
 All variants in turn in each round, float32 tensors, sum, in place; before each call the tensors are refilled, outside
 the clock, with integers whose sums are exact on any wire, and after it every element is compared. A time is that of the
-slowest rank, a round's is the median of its calls. Rounds are stamped with the state of the cores; those in the state
-seen most count (docs/benchmarks.md).
+slowest rank, a round's is the median of its calls. The state of the cores is probed in between; of each variant only
+those rounds count in which it had the state seen most (docs/benchmarks.md).
 
 Exit status: 0; 1 wrong data, or a rank failed; 2 a figure of --check-figures was not reached.
 """
@@ -39,12 +39,13 @@ import dcomm
 from dcomm.bench import worker
 from dcomm.bench.machine import describe
 from dcomm.bench.ranks import RankError, Ranks
-from dcomm.bench.rounds import fingerprint
+from dcomm.bench.rounds import Turns, counted_rounds, fingerprint
 
 WIRES = ("none", "float16")
 VARIANTS = {"none": ("fused", "packed", "whole"), "float16": ("fused", "packed", "packed-half", "whole")}
 GLOO_THREADS = (1, 2)
 OVER_PACKED, OVER_GLOO = 1.3, 5.0
+ENOUGH = 5  # rounds that count
 NUM_SALTS = 8
 
 
@@ -144,49 +145,44 @@ def measure(ranks: Ranks, args: argparse.Namespace, with_gloo: bool) -> dict[str
     cases = [(wire, variant, 0) for wire in WIRES for variant in VARIANTS[wire]]
     if with_gloo:
         cases += [(wire, "gloo", threads) for wire in WIRES for threads in GLOO_THREADS]
-    rounds: list[dict[str, Any]] = []
+    keys = [f"{wire} {variant}" + (f" {threads}" if threads else "") for wire, variant, threads in cases]
+    ms: dict[str, list[float]] = {key: [] for key in keys}
+    eights = [fingerprint(ranks)[1]]
+    num_wrong = 0
     begin = time.monotonic()
-    state, eight = fingerprint(ranks)
-    for number in range(args.rounds):
-        start, times, num_wrong = time.monotonic(), {}, 0
-        for wire, variant, threads in cases:
-            ranks.send({"do": "lists", "variant": variant, "wire": wire, "threads": threads, "calls": args.calls})
-            answers = ranks.receive()
+    turns = Turns(keys)
+    while True:
+        start = time.monotonic()
+        for key, (wire, variant, threads) in zip(keys, cases, strict=True):
+            with turns.turn(key):
+                ranks.send({"do": "lists", "variant": variant, "wire": wire, "threads": threads, "calls": args.calls})
+                answers = ranks.receive()
             calls = [max(us) for us in zip(*(answer["us"] for answer in answers), strict=True)]
-            times[f"{wire} {variant}" + (f" {threads}" if threads else "")] = round(statistics.median(calls) / 1e3, 4)
+            ms[key].append(round(statistics.median(calls) / 1e3, 4))
             num_wrong += sum(answer["num_wrong"] for answer in answers)
-        after, eight_after = fingerprint(ranks)
-        name = state.name if state.name == after.name else "mixed"
-        rounds.append(
-            {
-                "state": name,
-                "flag_ns": [state.flag_ns, after.flag_ns],
-                "eight_byte_us": [round(eight, 3), round(eight_after, 3)],
-            }
-            | {"ms": times, "num_wrong": num_wrong}
-        )
-        state, eight = after, eight_after
+        eights.append(fingerprint(ranks)[1])
         now = time.monotonic()
-        print(f"round {number + 1}: {name}, {now - start:.0f} s", file=sys.stderr, flush=True)
-        if now - begin + (now - start) > args.max_seconds:
+        seen = dict(Counter(states[-1] for states in turns.states.values()))
+        print(f"round {len(eights) - 1}: {seen}, {turns.num_counted} count", file=sys.stderr, flush=True)
+        if turns.num_counted >= args.rounds or now - begin + (now - start) > args.max_seconds:
             break
-    return {"rounds": rounds}
+    eight_byte_us = [round(eight, 3) for eight in eights]
+    return {"states": turns.states, "ms": ms, "eight_byte_us": eight_byte_us, "num_wrong": num_wrong}
 
 
 def summarise(found: dict[str, Any]) -> None:
     """Medians over the rounds in the state seen most, and the ratios to the fused call."""
-    names = [one["state"] for one in found["rounds"] if one["state"] != "mixed"] or ["mixed"]
-    state = Counter(names).most_common(1)[0][0]
-    counted = [one for one in found["rounds"] if one["state"] == state]
-    found |= {"state": state, "rounds_counted": len(counted), "rows": []}
-    found["num_wrong"] = sum(one["num_wrong"] for one in found["rounds"])
+    state, used = counted_rounds(list(found["states"].values()))
+    counted = dict(zip(found["states"], used, strict=True))
+    found |= {"state": state, "rounds_counted": min(map(len, used)), "rows": []}
     for wire in WIRES:
         row: dict[str, Any] = {"wire": wire}
         for variant in VARIANTS[wire]:
-            row[variant] = statistics.median(one["ms"][f"{wire} {variant}"] for one in counted)
+            ms = found["ms"][f"{wire} {variant}"]
+            row[variant] = statistics.median(ms[number] for number in counted[f"{wire} {variant}"] or range(len(ms)))
         packed = min(row[variant] for variant in VARIANTS[wire] if variant.startswith("packed"))
         row["over_packed"] = packed / row["fused"]
-        gloo = [one["ms"][key] for one in found["rounds"] for key in one["ms"] if key.startswith(f"{wire} gloo")]
+        gloo = [ms for key, by_round in found["ms"].items() if key.startswith(f"{wire} gloo") for ms in by_round]
         if gloo:  # its best round of either number of threads
             row |= {"gloo": min(gloo), "over_gloo": min(gloo) / row["fused"]}
         found["rows"].append(
@@ -197,10 +193,11 @@ def summarise(found: dict[str, Any]) -> None:
 def text(found: dict[str, Any]) -> list[str]:
     """What is printed."""
     machine = found["machine"]
+    num_rounds = len(found["eight_byte_us"]) - 1
     lines = [
         f"# {found['num_tensors']} tensors, {found['count']} float32 elements, {found['ranks']} ranks; times in ms",
         f"# {machine['cpu']}, {machine['cores']} CPUs, {machine['isa']} kernels; {found['date']}",
-        f"# cores {found['state']} in {found['rounds_counted']} of {len(found['rounds'])} rounds; {found['command']}",
+        f"# cores {found['state']} in {found['rounds_counted']} of {num_rounds} rounds; {found['command']}",
         f"{'wire':>8} {'fused':>8} {'whole':>8} {'packed':>8} {'p-half':>8} {'gloo':>8} {'/packed':>8} {'/gloo':>8}",
     ]
     keys = ("fused", "whole", "packed", "packed-half", "gloo", "over_packed", "over_gloo")
@@ -213,6 +210,11 @@ def text(found: dict[str, Any]) -> list[str]:
 def figures(found: dict[str, Any]) -> list[dict[str, Any]]:
     """What is promised of the full wire, and measured of the half wire, too."""
     wanted = (("over_packed", OVER_PACKED, "packing"), ("over_gloo", OVER_GLOO, "flattening and gloo"))
+    enough = {
+        "figure": f"at least {ENOUGH} rounds of every variant in one state",
+        "measured": str(found["rounds_counted"]),
+        "reached": found["rounds_counted"] >= ENOUGH,
+    }
     return [
         {
             "figure": f"{row['wire'].replace('none', 'float32')} wire: at least {least} times as fast as {what}",
@@ -221,7 +223,7 @@ def figures(found: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for row in found["rows"]
         for key, least, what in wanted
-    ]
+    ] + [enough]
 
 
 def main() -> int:
@@ -233,7 +235,7 @@ def main() -> int:
     )
     parser.add_argument("-n", "--ranks", type=int, default=2, help="rank processes")
     parser.add_argument("--tensors", type=int, default=200, help="how many; the first 161 are those of a ResNet-50")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, all variants in turn in each")
+    parser.add_argument("--rounds", type=int, default=ENOUGH, help="go on until so many count for every variant")
     parser.add_argument("--calls", type=int, default=5, help="timed calls of a variant in a round")
     parser.add_argument("--max-seconds", type=float, default=150.0, help="start no round that would end later")
     parser.add_argument("--compare", choices=("gloo", "none"), default="gloo", help="the peer in the same rounds")

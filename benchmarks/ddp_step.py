@@ -5,11 +5,11 @@
 
 A step is zero_grad, forward, backward, the end of the exchange, and SGD; one thread per rank. In every round each
 variant, in rank processes of its own, makes --steps steps in turn, each round in another order, and the state of the
-cores is probed in between; only rounds in the state seen most count. A step takes as long as its slowest rank; a figure
-is the median. "exposed" is the share of a step that is not there without communication: (step - floor) / step, with
-DDP's no_sync() as the floor. All variants train from the same weights on the same data; after the last step the weights
-must be equal on all ranks, bit for bit, and close to those of DDP over gloo: 1 is the distance to training without any
-exchange.
+cores is probed in between; of each variant only those rounds count in which it had the state seen most. A step takes as
+long as its slowest rank; a figure is the median. "exposed" is the share of a step that is not there without
+communication: (step - floor) / step, with DDP's no_sync() as the floor. All variants train from the same weights on the
+same data; after the last step the weights must be equal on all ranks, bit for bit, and close to those of DDP over gloo:
+1 is the distance to training without any exchange.
 
 glibc returns the memory of large gradients to the kernel in every step unless told otherwise, and page faults are then
 a large part of a step without communication. --malloc keep sets MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ so
@@ -42,13 +42,14 @@ import torch.multiprocessing as mp
 from step_models import WORKLOADS
 from step_variants import FLOOR, GLOO, VARIANTS, VIEWS_GLOO, Trainer
 
-from dcomm.bench.core_state import probe
 from dcomm.bench.machine import describe
+from dcomm.bench.rounds import Turns, counted_rounds
 
 # Of the MLP: how many times as fast as DDP over gloo, and which share of the step may be communication.
 FIGURES = {"ddp views + dcomm": (1.5, 0.15), "synchronizer": (1.6, 0.08)}
 CLOSE = {"fp16": 2e-2, "": 1e-3}  # distance of the weights: sums in another order, or with a half wire
 WARM_STEPS = 4  # DDP and the synchronizer settle within the first steps
+ENOUGH = 5  # rounds that count
 ANSWER_S = 120
 
 
@@ -64,7 +65,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("-n", "--ranks", type=int, default=2, help="rank processes")
     add("--workloads", default="mlp,gpt,resnet50", help=f"by commas, of {', '.join(WORKLOADS)}")
     add("--variants", default=";".join(VARIANTS), help="by semicolons")
-    add("--rounds", type=int, default=7, help="at least five should count")
+    add("--rounds", type=int, default=ENOUGH, help="go on until so many count for every variant")
     add("--steps", type=int, default=5, help="of each variant in a round, after one that does not count")
     add("--malloc", choices=("default", "keep"), default="default", help="what glibc does with freed gradients")
     add("--max-seconds", type=float, default=240.0, help="for one workload: start no round that would end later")
@@ -164,7 +165,6 @@ def leave_weights(trainer: Trainer, path: str) -> str:
 def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
     names = args.variants.split(";")
     times: dict[str, list[list[float]]] = {name: [] for name in names}
-    states: list[str] = []
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
         groups = {}
@@ -172,21 +172,23 @@ def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, A
             groups[name] = Group(name, workload, args.ranks, folder)
             stack.callback(groups[name].close)
             groups[name].ask("steps", WARM_STEPS)
+        turns = Turns(names)
+        number = 0
         while True:
             round_begin = time.monotonic()
-            turn = len(states) % len(names)
-            seen = [probe().name]
-            for name in names[turn:] + names[:turn]:
-                by_rank = groups[name].ask("steps", args.steps)
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                with turns.turn(name):
+                    by_rank = groups[name].ask("steps", args.steps)
                 times[name].append([round(max(ms), 3) for ms in zip(*by_rank, strict=True)])
-                seen.append(probe().name)
-            states.append(seen[0] if len(set(seen)) == 1 else "mixed")
+            number += 1
             now = time.monotonic()
-            print(f"{workload}: round {len(states)} of {args.rounds}, cores {states[-1]}", file=sys.stderr, flush=True)
-            if len(states) >= args.rounds or now - begin + (now - round_begin) > args.max_seconds:
+            seen = Counter(states[-1] for states in turns.states.values())
+            print(f"{workload}: round {number}, {dict(seen)}, {turns.num_counted} count", file=sys.stderr, flush=True)
+            if turns.num_counted >= args.rounds or now - begin + (now - round_begin) > args.max_seconds:
                 break
         weights = compare_weights(groups, folder)
-    return {"title": WORKLOADS[workload].title, "states": states, "step_ms": times, "weights": weights}
+    return {"title": WORKLOADS[workload].title, "states": turns.states, "step_ms": times, "weights": weights}
 
 
 def compare_weights(groups: dict[str, Group], folder: str) -> dict[str, Any]:
@@ -213,19 +215,25 @@ def compare_weights(groups: dict[str, Group], folder: str) -> dict[str, Any]:
 
 def summarise(found: dict[str, Any]) -> dict[str, Any]:
     """Medians over the steps of the rounds in the state seen most."""
-    pure = [state for state in found["states"] if state != "mixed"]
-    state = Counter(pure or ["mixed"]).most_common(1)[0][0]
-    used = [number for number, seen in enumerate(found["states"]) if seen == state]
+    state, used = counted_rounds(list(found["states"].values()))
     rows = {}
-    for name, rounds in found["step_ms"].items():
-        steps = [ms for number in used for ms in rounds[number]]
-        rows[name] = {"step_ms": statistics.median(steps), "least_ms": min(steps), "most_ms": max(steps)}
+    for (name, rounds), counted in zip(found["step_ms"].items(), used, strict=True):
+        # One that never had that state is shown with all of its rounds, of which none is counted.
+        steps = [ms for number in counted or range(len(rounds)) for ms in rounds[number]]
+        rows[name] = {
+            "rounds_counted": len(counted),
+            "step_ms": statistics.median(steps),
+            "least_ms": min(steps),
+            "most_ms": max(steps),
+        }
     for row in rows.values():
         if FLOOR in rows:
             row["exposed"] = 1 - rows[FLOOR]["step_ms"] / row["step_ms"]
         if GLOO in rows:
             row["over_gloo"] = rows[GLOO]["step_ms"] / row["step_ms"]
-    return {**found, "state": state, "rounds_used": used, "rows": rows}
+    least, most = min(map(len, used)), max(map(len, used))
+    text = f"{least if least == most else f'{least} to {most}'} of {max(map(len, found['states'].values()))} rounds"
+    return {**found, "state": state, "rounds_counted": text, "rows": rows}
 
 
 def check_figures(workloads: dict[str, Any]) -> list[dict[str, Any]]:
@@ -245,6 +253,8 @@ def check_figures(workloads: dict[str, Any]) -> list[dict[str, Any]]:
             text += f" ({rows[VIEWS_GLOO]['step_ms'] / row['step_ms']:.2f}x {VIEWS_GLOO})"
         add(f"{name}: at least {ratio} times as fast as {GLOO}", text, row["over_gloo"] >= ratio)
         add(f"{name}: at most {share:.0%} of the step exposed", f"{row['exposed']:.1%}", row["exposed"] <= share)
+    fewest = min((row["rounds_counted"] for row in rows.values()), default=0)
+    add(f"at least {ENOUGH} rounds of every variant in one state", str(fewest), fewest >= ENOUGH)
     return figures
 
 
@@ -254,9 +264,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     ]
     said.append(f"# {report['command']}")
     for found in report["workloads"].values():
-        said.append(
-            f"\n{found['title']}: state {found['state']}, {len(found['rounds_used'])} of {len(found['states'])} rounds"
-        )
+        said.append(f"\n{found['title']}: state {found['state']}, {found['rounds_counted']}")
         said.append(f"{'':42}{'step ms':>9}{'exposed':>9}{'vs gloo':>9}{'distance':>10}")
         for name, row in found["rows"].items():
             weights = found["weights"].get(name, {})

@@ -231,7 +231,7 @@ def test_plan() -> None:
 
 def run_benchmark(tmp_path: Path, *arguments: str, corrupt: str = "0") -> tuple[int, dict[str, Any]]:
     target = tmp_path / "bucket.json"
-    few = ["--tensors", "12", "--rounds", "1", "--calls", "1", "--compare", "none", "--json", str(target)]
+    few = ["--tensors", "12", "--max-seconds", "1", "--calls", "1", "--compare", "none", "--json", str(target)]
     command = [sys.executable, str(ROOT / "benchmarks" / "bucket.py"), *few, *arguments]
     environment = {**os.environ, "DCOMM_BENCH_CORRUPT": corrupt}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)

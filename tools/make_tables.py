@@ -162,11 +162,8 @@ def steps_table(report: dict[str, Any]) -> Iterator[str]:
     heads = ["workload", "variant", "step ms", "exposed", "vs ddp + gloo", "distance"]
     yield from markdown(heads, [line[:-1] for line in lines])
     yield ""
-    counted = [f"{len(one['rounds_used'])} of {len(one['states'])} rounds" for one in report["workloads"].values()]
-    yield (
-        f"{report['ranks']} ranks, 1 thread each, state {report['workloads']['mlp']['state']} ({', '.join(counted)}); "
-        + origin(report)
-    )
+    counted = [f"{name}: {one['state']}, {one['rounds_counted']}" for name, one in report["workloads"].items()]
+    yield f"{report['ranks']} ranks, 1 thread each ({'; '.join(counted)}); {origin(report)}"
 
 
 def fused_table(report: dict[str, Any]) -> Iterator[str]:
@@ -186,7 +183,7 @@ def fused_table(report: dict[str, Any]) -> Iterator[str]:
     heads = ["wire", "fused, ms", "one array of that size", "packed", "gloo", "packed / fused", "gloo / fused"]
     yield from markdown(heads, lines)
     yield ""
-    counted = f"{report['state']}, {report['rounds_counted']} of {len(report['rounds'])} rounds"
+    counted = f"{report['state']}, {report['rounds_counted']} of {len(report['eight_byte_us']) - 1} rounds"
     size = f"{report['num_tensors']} tensors, {report['count']} elements"
     yield f"{size}, {report['ranks']} ranks ({counted}); {origin(report)}"
 

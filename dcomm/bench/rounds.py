@@ -7,11 +7,12 @@ one for each MPI, with a probe at each border: what was measured between two pro
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +127,32 @@ def chosen_rounds(stamps: list[dict[str, Any]]) -> tuple[str, list[list[int]]]:
 
     Mixed ones count only if there are no others.
     """
-    pure = [name for stamp in stamps for name in stamp["segments"] if name != "mixed"]
+    return counted_rounds(list(zip(*(stamp["segments"] for stamp in stamps), strict=True)))
+
+
+def counted_rounds(states: Sequence[Sequence[str]]) -> tuple[str, list[list[int]]]:
+    """As :func:`chosen_rounds`, of the states of each thing by round."""
+    pure = [name for names in states for name in names if name != "mixed"]
     chosen = Counter(pure or ["mixed"]).most_common(1)[0][0]
-    by_segment = zip(*(stamp["segments"] for stamp in stamps), strict=True)
-    return chosen, [[number for number, name in enumerate(names) if name == chosen] for names in by_segment]
+    return chosen, [[number for number, name in enumerate(names) if name == chosen] for names in states]
+
+
+class Turns:
+    """The states of the cores while several things are measured in turn, round after round."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.states: dict[str, list[str]] = {name: [] for name in names}
+        self._before = probe()
+
+    @contextlib.contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """What is measured inside has the state of the probes before and after it, or is mixed."""
+        yield
+        after = probe()
+        self.states[name].append(_common([self._before, after]))
+        self._before = after
+
+    @property
+    def num_counted(self) -> int:
+        """Of the thing that was measured least often in the state seen most."""
+        return min(len(rounds) for rounds in counted_rounds(list(self.states.values()))[1])

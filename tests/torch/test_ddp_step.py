@@ -26,7 +26,7 @@ def ddp_step() -> ModuleType:
 
 def test_every_kind_of_variant_ends_with_the_same_weights(tmp_path: Path) -> None:
     variants = ["no_sync", "ddp + gloo", "ddp views + dcomm", "synchronizer deterministic"]
-    command = ["--workloads", "tiny", "--rounds", "1", "--steps", "1", "--variants", ";".join(variants)]
+    command = ["--workloads", "tiny", "--max-seconds", "1", "--steps", "1", "--variants", ";".join(variants)]
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "ddp_step.py"), *command, "--json", str(tmp_path / "found.json")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -51,9 +51,12 @@ def measured(**changes: Any) -> dict[str, Any]:
         "synchronizer": [95.0] * 3,
     }
     weights = {name: {"equal_on_all_ranks": True, "close": True} for name in steps if name != "no_sync"}
-    # The second round was measured in another state and must not count.
-    found = {"title": "MLP", "states": ["near", "far", "near"], "weights": weights}
-    found["step_ms"] = {name: [ms, [1e6], ms] for name, ms in (steps | changes).items()}
+    # In one round each was measured in another state, which must not count.
+    near = ["near"] * 5
+    states = {name: [*near[place:], "far", *near[:place]] for place, name in enumerate(steps)}
+    found = {"title": "MLP", "states": states, "weights": weights, "step_ms": {}}
+    for name, ms in (steps | changes).items():
+        found["step_ms"][name] = [ms if state == "near" else [1e6] for state in states[name]]
     return found
 
 
@@ -61,10 +64,24 @@ def test_figures_are_those_of_the_state_seen_most(ddp_step: ModuleType) -> None:
     report = {"workloads": {"mlp": ddp_step.summarise(measured())}}
     row = report["workloads"]["mlp"]["rows"]["ddp views + dcomm"]
     assert (row["step_ms"], row["exposed"], row["over_gloo"]) == (100.0, pytest.approx(0.1), 2.0)
-    assert [figure["reached"] for figure in ddp_step.check_figures(report["workloads"])] == [True] * 4
+    assert [figure["reached"] for figure in ddp_step.check_figures(report["workloads"])] == [True] * 5
     slow = {"workloads": {"mlp": ddp_step.summarise(measured(synchronizer=[126.0], **{"ddp views + dcomm": [120.0]}))}}
-    assert [figure["reached"] for figure in ddp_step.check_figures(slow["workloads"])] == [True, False, False, False]
-    assert [figure["reached"] for figure in ddp_step.check_figures({})] == [False, False]
+    assert [figure["reached"] for figure in ddp_step.check_figures(slow["workloads"])] == [
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert [figure["reached"] for figure in ddp_step.check_figures({})] == [False] * 3
+
+
+def test_too_few_rounds_reach_nothing(ddp_step: ModuleType) -> None:
+    found = measured()
+    found["states"]["synchronizer"][1] = "mixed"
+    summary = ddp_step.summarise(found)
+    assert (summary["rows"]["synchronizer"]["rounds_counted"], summary["rounds_counted"]) == (4, "4 to 5 of 6 rounds")
+    assert [figure["reached"] for figure in ddp_step.check_figures({"mlp": summary})] == [True] * 4 + [False]
 
 
 @pytest.mark.parametrize("key", ["equal_on_all_ranks", "close"])
