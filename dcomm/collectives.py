@@ -102,14 +102,8 @@ class SymmetricCollectives(Endpoint):
             PeerLostError, CollectiveTimeoutError, MismatchError, AbortedError, ForkedProcessError,
             ConcurrentUseError: See :mod:`dcomm.errors`.
         """
-        if (
-            out is None
-            and async_op is False
-            and timeout is None
-            and stream is None
-            and self._fast(x, op, algo, wire_dtype)
-        ):
-            return x
+        if async_op is False and timeout is None and stream is None and self._fast(x, out, op, algo, wire_dtype):
+            return x if out is None else out
         if isinstance(x, Bucket) or isinstance(out, Bucket):
             return self._all_reduce_lists(x, out, op, wire_dtype, algo, async_op, timeout, stream)
         source = target = Operand(x, arrays.view(x))

@@ -47,6 +47,12 @@ CHECKS = {
         "collective_uneven_lanes",
         "collective_alone",
     ],
+    "cpu_sharing_checks": [
+        "cpu_sharing_the_highest_rank_of_a_full_cpu_leaves",
+        "cpu_sharing_moves_are_rare",
+        "cpu_sharing_a_pinned_rank_stays",
+        "cpu_sharing_the_higher_of_two_ranks_leaves",
+    ],
     "cuda_block_checks": [
         "cuda_two_shot_matches_host_unrolled",
         "cuda_two_shot_matches_host_any",

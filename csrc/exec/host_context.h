@@ -87,6 +87,7 @@ struct HostContext {
   std::vector<std::atomic<int64_t>> waited_ns;  // by peer: in waits that outlasted a first look of about 1 us
   std::shared_ptr<PeerExits> exits;
   SpinHistory spin_history;
+  std::atomic<int64_t> next_spread_ns{0};  // for spread_over_cpus
 
   HostContext(int rank_, std::shared_ptr<Windows> windows_, const WindowLayout& layout_)
       : rank(rank_),

@@ -188,32 +188,9 @@ bool HostExec::sleep_on(const Awaited& awaited, int64_t max_ns) {
   return arrived;
 }
 
-bool HostExec::shares_cpu_with(int peer) const {
-  const uint32_t peer_cpu =
-      std::atomic_ref<uint32_t>(context_.control(peer).header.cpu).load(std::memory_order_relaxed);
-  return peer_cpu == static_cast<uint32_t>(sched_getcpu());
-}
-
-/// Two ranks that wake each other in turn on one CPU are never runnable at the same time, so the kernel sees no load to
-/// balance and leaves them there, at two context switches a message, beside an idle CPU. One leaves, the higher rank
-/// first: its affinity excludes this CPU for a moment, and is then what it was.
-void HostExec::move_away_from(int peer) const {
-  const int cpu = sched_getcpu();
-  Header& header = context_.control(peer).header;
-  const uint32_t peer_cpu = std::atomic_ref<uint32_t>(header.cpu).load(std::memory_order_relaxed);
-  if (cpu < 0 || peer_cpu != static_cast<uint32_t>(cpu)) return;
-  if (rank() < peer && !context_.spin_history.failing_for_long()) return;
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
-  cpu_set_t others = allowed;
-  CPU_CLR(cpu, &others);
-  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof(others), &others) != 0) return;
-  sched_setaffinity(0, sizeof(allowed), &allowed);
-}
-
 bool HostExec::wait_slow(const Awaited& awaited) {
   std::atomic_ref<uint64_t> value(*awaited.value);
-  const bool may_poll = !op_.policy.shared || !shares_cpu_with(awaited.peer);
+  const bool may_poll = !op_.policy.shared || !shares_cpu_with(context_, awaited.peer);
   for (int poll = 0; may_poll && poll < kPollsPerClock; ++poll) {
     if (value.load(arrive_order()) >= awaited.target) return true;
     cpu_relax();
@@ -272,14 +249,15 @@ bool HostExec::wait_longer(const Awaited& awaited) {
     } else if (waited < spin_ns + op_.policy.yield_ns) {
       if (arrived()) return true;
       sched_yield();
-      for (int poll = 0; op_.policy.shared && poll < kPollsPerClock && !shares_cpu_with(peer); ++poll) {
+      if (op_.policy.shared) spread_over_cpus(context_, start + waited);
+      for (int poll = 0; op_.policy.shared && poll < kPollsPerClock && !shares_cpu_with(context_, peer); ++poll) {
         if (arrived()) return true;
         cpu_relax();
       }
     } else {
       if (slept++ == 0) {
         context_.spin_history.note(false);
-        if (op_.policy.may_move) move_away_from(peer);
+        if (op_.policy.may_move) leave_cpu_of(context_, peer);
       }
       int64_t slice = kMaxSleepNs;
       if (op_.timeout_ns - waited < slice) slice = op_.timeout_ns - waited;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/mutation.h"
+#include "exec/cpu_sharing.h"
 #include "exec/host_context.h"
 #include "protocol/exec.h"
 #include "schedule/partition.h"
@@ -224,7 +225,7 @@ class HostExec {
 
   /// Where ranks share CPUs, such a peer is waited for first: it cannot come before this rank gives up the core, and
   /// the others come in the meantime.
-  bool waits_first_for(int peer) const { return op_.policy.shared && shares_cpu_with(peer); }
+  bool waits_first_for(int peer) const { return op_.policy.shared && shares_cpu_with(context_, peer); }
 
   /// world_size pointers each; scratch for Kernels.
   const void** input_pointers() { return const_cast<const void**>(scratch_.pointers.data()); }
@@ -360,8 +361,6 @@ class HostExec {
   };
   bool wait_slow(const Awaited& awaited);
   bool wait_longer(const Awaited& awaited);
-  bool shares_cpu_with(int peer) const;
-  void move_away_from(int peer) const;
   static bool sleep_on(const Awaited& awaited, int64_t max_ns);
   bool must_stop(int64_t waited_ns);
   bool headers_differ(int64_t waited_ns);

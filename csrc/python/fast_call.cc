@@ -13,18 +13,49 @@ struct FastState {
   FastTables tables;
 };
 
+/// Whether both have a shape, and the same; no error is set.
+bool have_one_shape(PyObject* a, PyObject* b) {
+  static PyObject* const name = PyUnicode_InternFromString("shape");
+  PyObject* const shapes[2] = {PyObject_GetAttr(a, name), PyObject_GetAttr(b, name)};
+  const bool same =
+      shapes[0] != nullptr && shapes[1] != nullptr && PyObject_RichCompareBool(shapes[0], shapes[1], Py_EQ) == 1;
+  Py_XDECREF(shapes[0]);
+  Py_XDECREF(shapes[1]);
+  PyErr_Clear();
+  return same;
+}
+
+/// Where the result of `array` may go: False, with no error, for what the long way refuses or copies.
+bool read_out(const ArrayTypes& types, PyObject* x, const PlainArray& array, PyObject* out, void** data) {
+  PlainArray target;
+  if (!read_plain_array(types, out, &target) || target.is_tensor != array.is_tensor || target.dtype != array.dtype ||
+      target.count != array.count || !have_one_shape(x, out)) {
+    return false;
+  }
+  const auto from = reinterpret_cast<uintptr_t>(array.data);
+  const auto to = reinterpret_cast<uintptr_t>(target.data);
+  const size_t nbytes = array.count * dtype_bytes(array.dtype);
+  *data = target.data;
+  return from == to || from + nbytes <= to || to + nbytes <= from;
+}
+
 /// False: take the long way; no error is set.
 bool read_call(const FastTables& tables, PyObject* const* args, CollectiveCall& call) {
+  PyObject* const x = args[0];
+  PyObject* const out = args[1];
   long op = 0;
   long algo = 0;
   long wire = -1;
-  if (!look_up(tables.op_codes, args[1], &op) || !look_up(tables.algo_codes, args[2], &algo) ||
-      (args[3] != Py_None && !look_up(tables.wire_codes, args[3], &wire))) {
+  if (!look_up(tables.op_codes, args[2], &op) || !look_up(tables.algo_codes, args[3], &algo) ||
+      (args[4] != Py_None && !look_up(tables.wire_codes, args[4], &wire))) {
     return false;
   }
   PlainArray array;
-  if (!read_plain_array(tables.types, args[0], &array)) return false;
-  call.in = call.out = array.data;
+  if (!read_plain_array(tables.types, x, &array)) return false;
+  call.in = array.data;
+  void* target = array.data;
+  if (out != Py_None && !read_out(tables.types, x, array, out, &target)) return false;
+  call.out = target;
   call.count = array.count;
   call.dtype = array.dtype;
   call.op = static_cast<ReduceOp>(op);
@@ -36,8 +67,8 @@ bool read_call(const FastTables& tables, PyObject* const* args, CollectiveCall& 
 PyObject* fast_all_reduce(PyObject* self, PyObject* const* args, Py_ssize_t num_args) {
   auto* state = static_cast<FastState*>(PyCapsule_GetPointer(self, kCapsuleName));
   if (state == nullptr) return nullptr;
-  if (num_args != 4) {
-    PyErr_SetString(PyExc_TypeError, "expected (array, op, algo, wire_dtype)");
+  if (num_args != 5) {
+    PyErr_SetString(PyExc_TypeError, "expected (array, out, op, algo, wire_dtype)");
     return nullptr;
   }
   CollectiveCall call;
@@ -54,7 +85,7 @@ PyObject* fast_all_reduce(PyObject* self, PyObject* const* args, Py_ssize_t num_
 
 PyMethodDef fast_method = {"fast_all_reduce",
                            reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fast_all_reduce)), METH_FASTCALL,
-                           "All-reduce in place: (array, op, algo, wire_dtype)."};
+                           "All-reduce: (array, out or None, op, algo, wire_dtype)."};
 
 }  // namespace
 

@@ -21,9 +21,9 @@ struct FastTables {
   ArrayTypes types;
 };
 
-/// A callable for synchronous in-place all-reduces with the communicator's timeout: call(array, op, algo, wire_dtype).
-/// Returns True when done, False when the arguments need the long way, which also explains what is wrong with them.
-/// Throws as Communicator::run.
+/// A callable for synchronous all-reduces with the communicator's timeout: call(array, out or None, op, algo,
+/// wire_dtype). Returns True when done, False when the arguments need the long way, which also explains what is wrong
+/// with them. Throws as Communicator::run.
 pybind11::object make_fast_all_reduce(std::shared_ptr<Communicator> comm, const FastTables& tables);
 
 /// Raises the Python exception for `code` (defined in module.cc, which knows the classes).

@@ -1,0 +1,24 @@
+// Which CPU each rank runs on, where ranks share them, and how a rank leaves one. Floor: exec.
+//
+// Ranks tell each other their CPU in their headers (begin_operation). What is read here may be a moment old: it decides
+// how a rank waits and where it runs, never what it computes.
+#pragma once
+
+#include "exec/host_context.h"
+
+namespace dcomm {
+
+/// Whether `peer` was last seen on the CPU that runs this thread.
+bool shares_cpu_with(const HostContext& context, int peer);
+
+/// Leaves the CPU that this thread shares with `peer`. Two ranks that wake each other in turn on one CPU are never
+/// runnable at the same time, so the kernel sees no load to balance and leaves them there, at two context switches a
+/// message, beside an idle CPU. One leaves, the higher rank first.
+void leave_cpu_of(const HostContext& context, int peer);
+
+/// Where there are more ranks than CPUs: moves this rank, the highest of its CPU, to one that has at least two ranks
+/// fewer. The kernel evens that out as well, but takes longer than thousands of operations, which the fullest CPU holds
+/// up: 4 ranks as 3 and 1 take twice the time of 2 and 2. Looks at most once in a millisecond; now_ns: any clock.
+void spread_over_cpus(HostContext& context, int64_t now_ns);
+
+}  // namespace dcomm
