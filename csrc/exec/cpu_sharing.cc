@@ -9,8 +9,8 @@ namespace dcomm {
 
 namespace {
 
-constexpr int64_t kLookEveryNs = 1'000'000;   // a look takes about 1 us
-constexpr int64_t kMoveEveryNs = 20'000'000;  // a move some 10 us, and the kernel may undo it
+constexpr int64_t kLookEveryNs = 100'000;    // a look takes less than 1 us
+constexpr int64_t kMoveEveryNs = 2'000'000;  // a move some 10 us, and the kernel may undo it
 
 int cpu_of(const HostContext& context, int rank) {
   const Header& header = context.control(rank).header;
@@ -44,8 +44,7 @@ void spread_over_cpus(HostContext& context, int64_t now_ns) {
   if (now_ns < context.next_spread_ns.load(std::memory_order_relaxed)) return;
   context.next_spread_ns.store(now_ns + kLookEveryNs, std::memory_order_relaxed);
   const int own = sched_getcpu();
-  cpu_set_t allowed;
-  if (own < 0 || own >= CPU_SETSIZE || sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  if (own < 0 || own >= CPU_SETSIZE) return;
   std::array<int, CPU_SETSIZE> num_ranks{};
   for (int rank = 0; rank < context.world_size; ++rank) {
     const int cpu = rank == context.rank ? own : cpu_of(context, rank);
@@ -53,6 +52,8 @@ void spread_over_cpus(HostContext& context, int64_t now_ns) {
     if (cpu == own && rank > context.rank) return;  // its turn
     ++num_ranks[static_cast<size_t>(cpu)];
   }
+  cpu_set_t allowed;
+  if (num_ranks[static_cast<size_t>(own)] < 2 || sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
   int emptiest = own;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (CPU_ISSET(cpu, &allowed) && num_ranks[static_cast<size_t>(cpu)] < num_ranks[static_cast<size_t>(emptiest)]) {
