@@ -25,7 +25,7 @@ from dcomm.bench.figures import check_figures
 from dcomm.bench.options import Options
 from dcomm.bench.plan import counts, mpi_cases, nbytes_of, plan, sizes
 from dcomm.bench.ranks import Ranks
-from dcomm.bench.rounds import chosen_rounds
+from dcomm.bench.rounds import Plan, chosen_rounds
 from dcomm.bench.summary import summarise
 
 Array = npt.NDArray[Any]
@@ -294,6 +294,14 @@ def test_rows_have_their_peers_beside_them() -> None:
     assert (rows[0]["best_mpi"], rows[0]["mpi_ratio"]) == ("Open MPI 4.1.4", 0.5)
     assert "mpi" not in rows[1]
     assert "ratio" not in rows[1]
+
+
+def test_a_round_has_a_segment_for_each_size_and_each_mpi() -> None:
+    sizes = [Case(2, 16, 3), Case(2, 16, 3, level="c"), Case(64, 16, 3), Case(128, 16, 3), Case(128, 16, 3, lib="gloo")]
+    mpi: Any = [(None, [Case(2, 16, 3), Case(64, 16, 3)])] * 2
+    ranks: Any = None
+    plan = Plan(ranks, sizes, mpi, "max")
+    assert plan.segments == [0, 0, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_only_what_was_measured_in_one_state_counts() -> None:

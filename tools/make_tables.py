@@ -71,10 +71,10 @@ def origin(report: dict[str, Any]) -> str:
 
 
 def provenance(report: dict[str, Any]) -> str:
-    num_rounds = len(report["rounds_used"])
+    counted = [row["rounds_counted"] for row in report["rows"]]
     return (
-        f"{report['ranks']} ranks, {report['rows'][0]['dtype']}, sum, in place ({report['state']}, {num_rounds} of "
-        f"{len(report['rounds'])} rounds); {origin(report)}"
+        f"{report['ranks']} ranks, {report['rows'][0]['dtype']}, sum, in place ({report['state']}, {min(counted)} to "
+        f"{max(counted)} of {len(report['rounds'])} rounds); {origin(report)}"
     )
 
 
@@ -131,13 +131,13 @@ def mpi_table(report: dict[str, Any]) -> Iterator[str]:
 
 
 def rounds_table(report: dict[str, Any]) -> Iterator[str]:
-    """One line per round: the state of the cores before and after it."""
+    """One line per round: the states of the cores in it."""
     lines = []
-    for number, stamp in enumerate(report["rounds"]):
-        pairs = [" / ".join(f"{value:g}" for value in stamp[key]) for key in ("flag_ns", "read_gbps", "eight_byte_us")]
-        used = "yes" if number in report["rounds_used"] else "no"
-        lines.append([str(number + 1), stamp["state"], *pairs, used])
-    yield from markdown(["round", "state", "flag round trip ns", "dirty lines GB/s", "8 B us", "counted"], lines)
+    for number, stamp in enumerate(report["rounds"], 1):
+        ranges = [f"{min(stamp[key]):g} to {max(stamp[key]):g}" for key in ("flag_ns", "read_gbps", "eight_byte_us")]
+        counted = stamp["segments"].count(report["state"])
+        lines.append([str(number), stamp["state"], *ranges, f"{counted} of {len(stamp['segments'])}"])
+    yield from markdown(["round", "state", "flag round trip ns", "dirty lines GB/s", "8 B us", "parts counted"], lines)
 
 
 def figures_table(report: dict[str, Any]) -> Iterator[str]:

@@ -1,8 +1,5 @@
 #include "comm/communicator.h"
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -76,7 +73,11 @@ Communicator::Communicator(int rank, std::shared_ptr<Windows> windows, const Set
       context_(rank, windows, settings.layout(windows->world_size())),
       scratch_(context_),
       kernel_table_(kernel_table_from_environment()),
-      messages_(context_, scratch_) {
+      messages_(context_, scratch_),
+      queue_([this](const Work& work) {
+        check_usable();
+        execute(work.call(), work.timeout_ns(), nullptr, true);
+      }) {
   install_fork_guard();
   fork_generation_ = fork_generation();
 }
@@ -223,22 +224,19 @@ std::shared_ptr<Region> Communicator::adopt(void* array, size_t nbytes, int64_t 
 void Communicator::release(Region& region) {
   if (in_child()) return;
   const Entry entry(entered_);
-  {
-    std::unique_lock lock(queue_mutex_);
-    queue_changed_.wait(lock, [&] { return queue_.empty(); });  // every operation has a deadline
-  }
+  queue_.wait_until_empty();
   regions_.remove(region);
   if (region.adopted != nullptr) region.adopted->give_back();
 }
 
 /// At once where nothing is queued, else behind what is.
 void Communicator::run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted) {
-  if (num_queued_.load(std::memory_order_acquire) == 0) {
+  if (queue_.is_empty()) {
     execute(call, timeout_ns, interrupted, false);
     return;
   }
   const auto work = std::make_shared<Work>(call, timeout_ns);
-  push(work);
+  queue_.push(work);
   while (!work->wait_for(std::chrono::milliseconds(50))) {
     if (interrupted != nullptr && interrupted(nullptr)) {
       abort();
@@ -255,7 +253,7 @@ std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout
   check_usable();
   complete_call(call);
   auto work = std::make_shared<Work>(call, timeout_ns);
-  push(work);
+  queue_.push(work);
   return work;
 }
 
@@ -284,73 +282,14 @@ void Communicator::synchronize_cuda(int64_t timeout_ns) {
   cuda_group().synchronize_check(rank(), timeout_ns > 0 ? timeout_ns : settings_.timeout_ns);
 }
 
-void Communicator::push(const std::shared_ptr<Work>& work) {
-  std::lock_guard lock(queue_mutex_);
-  if (progress_ == nullptr) progress_ = std::make_unique<std::thread>([this] { progress_loop(); });
-  queue_.push_back(work);
-  num_queued_.fetch_add(1, std::memory_order_release);
-  queue_changed_.notify_all();
-}
-
-void Communicator::progress_loop() {
-  sigset_t all;
-  sigfillset(&all);
-  pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals belong to the threads of the program
-  pthread_setname_np(pthread_self(), "dcomm-progress");
-  for (;;) {
-    std::shared_ptr<Work> work;
-    {
-      std::unique_lock lock(queue_mutex_);
-      queue_changed_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
-      if (queue_.empty()) return;
-      work = queue_.front();
-    }
-    run_work(work);
-  }
-}
-
-/// Runs a queued operation in the progress thread and takes it off the queue.
-void Communicator::run_work(const std::shared_ptr<Work>& work) {
-  ErrorCode code = ErrorCode::kOk;
-  std::string message;
-  try {
-    check_usable();
-    execute(work->call(), work->timeout_ns(), nullptr, true);
-  } catch (const Error& error) {
-    code = error.code();
-    message = error.what();
-  } catch (const std::exception& error) {
-    code = ErrorCode::kInternal;
-    message = error.what();
-  }
-  {
-    std::lock_guard lock(queue_mutex_);
-    queue_.erase(std::find(queue_.begin(), queue_.end(), work));
-    num_queued_.fetch_sub(1, std::memory_order_release);
-    queue_changed_.notify_all();
-  }
-  work->finish(code, message);
-}
-
-/// The first send behind the recv that is running, with no collective in between: collectives keep their order.
-std::shared_ptr<Work> Communicator::next_queued_send() {
-  std::lock_guard lock(queue_mutex_);
-  for (size_t i = 1; i < queue_.size() && is_message(queue_[i]->call().collective); ++i) {
-    if (queue_[i]->call().collective == Collective::kSend) return queue_[i];
-  }
-  return nullptr;
-}
-
 /// What the thread does while a send or recv waits.
 void Communicator::pass_time(void* argument) {
   auto* self = static_cast<Communicator*>(argument);
   self->messages_.drain();
   if (self->current_.collective != Collective::kRecv) return;
   const OpRecord outer = self->current_;
-  while (const std::shared_ptr<Work> work = self->next_queued_send()) {
-    self->run_work(work);  // the peer may be waiting for it before it sends what we wait for
-    self->current_ = outer;
-  }
+  self->queue_.run_sends_behind();
+  self->current_ = outer;
 }
 
 void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,
@@ -539,28 +478,20 @@ void Communicator::abort() {
 void Communicator::close() { leave(true); }
 
 void Communicator::leave(bool finish_queue) {
-  if (finish_queue && !in_child()) {
-    std::unique_lock lock(queue_mutex_);
-    queue_changed_.wait(lock, [&] { return queue_.empty(); });  // every operation has a deadline
-  }
+  if (finish_queue && !in_child()) queue_.wait_until_empty();
   if (closed_.exchange(true, std::memory_order_acq_rel)) return;
   if (in_child()) {
-    static_cast<void>(progress_.release());  // the thread exists in the parent only: neither to be joined nor detached
+    queue_.abandon();
     return;
   }
-  if (!finish_queue && num_queued_.load(std::memory_order_acquire) != 0) {
+  if (!finish_queue && !queue_.is_empty()) {
     AbortReason reason;
     reason.code = ErrorCode::kAborted;
     reason.reporter = static_cast<uint16_t>(rank());
     reason.culprit = static_cast<uint16_t>(rank());
     broadcast_abort(context_, reason);
   }
-  {
-    std::lock_guard lock(queue_mutex_);
-    stopping_ = true;
-    queue_changed_.notify_all();
-  }
-  if (progress_ != nullptr && progress_->joinable()) progress_->join();
+  queue_.stop();
   if (mesh_ != nullptr) return mesh_->leave(id_);  // says goodbye
   if (cuda_group_ != nullptr) cuda_group_->leave(rank());
   context_.exits->set(rank(), AbortDetail::kLeft);

@@ -6,13 +6,10 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "comm/mesh.h"
@@ -21,7 +18,7 @@
 #include "comm/settings.h"
 #include "comm/shared_mesh.h"
 #include "comm/split.h"
-#include "comm/work.h"
+#include "comm/work_queue.h"
 #include "exec/host_exec.h"
 #include "launch/cuda_group.h"
 #include "launch/host_launch.h"
@@ -121,13 +118,9 @@ class Communicator {
   void check_lengths(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void execute_message(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void prepare(HostOp& op, int64_t timeout_ns, InterruptCheck interrupted, bool background);
-  void push(const std::shared_ptr<Work>& work);
-  void run_work(const std::shared_ptr<Work>& work);
-  std::shared_ptr<Work> next_queued_send();
   void set_broken(ErrorCode code, const std::string& message);
   [[noreturn]] void break_down(const OpRecord& record, Failure failure);
   [[noreturn]] void fail_with(const OpRecord& record, const Failure& failure, const std::string& text);
-  void progress_loop();
   void leave(bool finish_queue);
   static void warn_stalled(void* argument, int peer, int64_t waited_ns);
   static void pass_time(void* argument);
@@ -164,12 +157,7 @@ class Communicator {
   ErrorCode broken_code_ = ErrorCode::kOk;  // written before broken_
   std::string broken_message_;
 
-  std::mutex queue_mutex_;
-  std::condition_variable queue_changed_;
-  std::deque<std::shared_ptr<Work>> queue_;  // front: running
-  std::atomic<size_t> num_queued_{0};
-  bool stopping_ = false;
-  std::unique_ptr<std::thread> progress_;
+  WorkQueue queue_;
 };
 
 }  // namespace dcomm

@@ -31,10 +31,14 @@ def header(report: dict[str, Any]) -> Iterator[Line]:
     yield Line(f"# date     {report['date']}, commit {report['commit'][:20]}")
     yield Line(f"# command  {report['command']}")
     for number, stamp in enumerate(report["rounds"], 1):
-        flag, eight = (" -> ".join(f"{value:g}" for value in stamp[key]) for key in ("flag_ns", "eight_byte_us"))
+        flag = f"{min(stamp['flag_ns']):g} to {max(stamp['flag_ns']):g}"
+        eight = " -> ".join(f"{value:g}" for value in stamp["eight_byte_us"])
         yield Line(f"# round {number}  cores {stamp['state']}, flag round trip {flag} ns, all_reduce of 8 B {eight} us")
-    used = ", ".join(str(number + 1) for number in report["rounds_used"])
-    yield Line(f"# counted  rounds {used} (state {report['state']}); time: median over them of the mean batch")
+    counted = [row["rounds_counted"] for row in report["rows"]]
+    yield Line(
+        f"# counted  what was measured with cores {report['state']}: {min(counted)} to {max(counted)} rounds of a row; "
+        "time: median over them of the mean batch"
+    )
     yield Line(f"# buffers  {_buffers_text(report['rows'])}; average over ranks: {report['average']}")
 
 

@@ -1,8 +1,9 @@
 """Measuring in turn: every round has every case once, and is stamped with the state of the cores.
 
 A hypervisor moves virtual CPUs within seconds, and every figure changes with it; so what is compared must be measured
-side by side, and only what was measured in one state counts together. A round has one segment for dcomm and gloo and
-one for each MPI, with a probe at each border: what was measured between two probes that agree has their state.
+side by side, and only what was measured in one state counts together. A round has one segment for each size of dcomm
+and gloo and one for each MPI, with a probe at each border: what was measured between two probes that agree has their
+state.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ class Plan:
 
     @property
     def segments(self) -> list[int]:
-        """For each case the segment of the round in which it is measured."""
-        return [0] * len(self.cases) + [number for number, (_, cases) in enumerate(self.mpi, 1) for _ in cases]
+        """For each case the segment of the round in which it is measured, numbered in that order."""
+        pairs = itertools.pairwise(self.cases)
+        own = list(itertools.accumulate((int(case.count != last.count) for last, case in pairs), initial=0))
+        return own + [number for number, (_, cases) in enumerate(self.mpi, own[-1] + 1) for _ in cases]
 
 
 def fingerprint(ranks: Ranks) -> tuple[CoreState, float]:
@@ -63,7 +66,9 @@ def run_round(plan: Plan, tell: Callable[[int, str], None]) -> tuple[list[Measur
     """Every case once, and the states of the cores in between; `tell` hears how many cases are done."""
     found: list[Measured] = []
     states: list[CoreState] = []
-    for case in plan.cases:
+    for case, last in zip(plan.cases, [plan.cases[0], *plan.cases], strict=False):
+        if case.count != last.count:
+            states.append(probe())
         tell(len(found), f"{case.lib} {case.collective}, {case.count} x {case.dtype}")
         found.append(plan.ranks.measure(case, plan.average))
     for variant, cases in plan.mpi:
