@@ -1,6 +1,6 @@
 """Records what happens when in one training step with GradientSynchronizer; tools/draw_step.py draws it.
 
-python benchmarks/record_step.py --json benchmarks/results/bucketing_step.json
+python benchmarks/record_step.py --overlap --json benchmarks/results/bucketing_step.json
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def run_rank(rank: int, args: argparse.Namespace, folder: str) -> None:
     workload = WORKLOADS[args.workload]
     torch.manual_seed(0)
     model = workload.model()
-    sync = dcomm.torch.GradientSynchronizer(model, comm, record_events=True, bucket_bytes=args.bucket_bytes)
+    sync = dcomm.torch.GradientSynchronizer(
+        model, comm, overlap=args.overlap, record_events=True, bucket_bytes=args.bucket_bytes
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=workload.lr)
     batch = workload.batch(rank)
     for _ in range(args.steps):
@@ -57,6 +59,7 @@ def main() -> int:
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
+    add("--overlap", action="store_true", help="reduce beside backward, whatever CPUs there are")
     add("-n", "--ranks", type=int, default=2, help="rank processes")
     add("--workload", choices=WORKLOADS, default="mlp")
     add("--bucket-bytes", type=int, default=4 << 20)

@@ -25,7 +25,7 @@ from dcomm.work import Work
 
 _LATE = (
     "gradient of {name!r} came while its bucket was being reduced: a backward pass ran inside another one. "
-    "Use checkpoint(..., use_reentrant=False), or inline=True"
+    "Use checkpoint(..., use_reentrant=False), or overlap=False"
 )
 _FORGOTTEN = (
     "GradientSynchronizer: gradients of a new step begin to come, but finish() was not called in the step before, "
@@ -49,7 +49,7 @@ class Reducer:
         *,
         average: bool,
         wire_dtype: str | None,
-        inline: bool,
+        overlap: bool,
         timeline: Timeline | None,
     ) -> None:
         self._comm = comm
@@ -57,7 +57,7 @@ class Reducer:
         self._parameters = parameters
         self._op = "avg" if average else "sum"
         self._wire_dtype = wire_dtype
-        self._inline = inline
+        self._overlap = overlap
         self._timeline = timeline
         self.order_seen: list[int] = []  # parameters in the order of their first gradients
         self._has_warned = False
@@ -71,7 +71,8 @@ class Reducer:
         self._bucket_of = buckets.bucket_of
         self._num_missing_at_start = [len(bucket.indices) for bucket in buckets.buckets]
         self._num_missing = list(self._num_missing_at_start)
-        self._num_launched = 0  # in order, so these are the first buckets
+        self._num_complete = 0  # in order, so these are the first buckets
+        self._num_launched = 0  # as many, or, without overlap, none before finish()
         self._changed = [False] * len(buckets.buckets)  # launched, and added to since
         self._works: list[tuple[int, Work]] = []
 
@@ -86,7 +87,7 @@ class Reducer:
         gradient = parameter.grad
         is_fresh = gradient is not view
         number = self._bucket_of[index]
-        if number < self._num_launched:
+        if number < self._num_complete:
             self._check_late(index, number, is_fresh)
         if is_fresh:
             assert gradient is not None
@@ -99,9 +100,11 @@ class Reducer:
             self._changed[number] = True
         elif syncing:
             self._num_missing[number] -= 1
-            while self._num_launched < len(self._num_missing) and self._num_missing[self._num_launched] == 0:
-                self._launch(self._num_launched)
-                self._num_launched += 1
+            while self._num_complete < len(self._num_missing) and self._num_missing[self._num_complete] == 0:
+                self._num_complete += 1
+                if self._overlap:
+                    self._launch(self._num_launched)
+                    self._num_launched += 1
 
     def end_pass(self) -> None:
         """Nothing may be in flight while a later backward accumulates."""
@@ -126,7 +129,7 @@ class Reducer:
         for index in numpy.flatnonzero(anyone[len(self._changed) :]).tolist():
             if self._parameters[index].grad is None:
                 self._parameters[index].grad = self._views[index]
-        self._num_launched = 0
+        self._num_complete = self._num_launched = 0
         self._num_missing = list(self._num_missing_at_start)
         self._changed = [False] * len(self._changed)
 
@@ -138,7 +141,7 @@ class Reducer:
             self._mark("reduced", number)
 
     def _check_late(self, index: int, number: int, is_fresh: bool) -> None:
-        """A gradient of a bucket that was launched in this step: right only where averages may be averaged again."""
+        """A gradient of a bucket that was complete in this step: right only where averages may be averaged again."""
         if any(number == running for running, _ in self._works):
             raise RuntimeError(_LATE.format(name=self._names[index]))
         if is_fresh and not self._has_warned:  # zero_grad() came between
@@ -161,12 +164,12 @@ class Reducer:
         buffer = self._buckets.buckets[number].buffer
         wire_dtype = self._wire_dtype if buffer.dtype is torch.float32 else None
         self._mark("launched", number)
-        if self._inline:
-            self._comm.all_reduce(buffer, self._op, wire_dtype=wire_dtype)
-            self._mark("reduced", number)
-        else:
+        if self._overlap:
             work = self._comm.all_reduce(buffer, self._op, wire_dtype=wire_dtype, async_op=True)
             self._works.append((number, work))
+        else:
+            self._comm.all_reduce(buffer, self._op, wire_dtype=wire_dtype)
+            self._mark("reduced", number)
 
     def _mark(self, kind: str, number: int) -> None:
         if self._timeline is not None:

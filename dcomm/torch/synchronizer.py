@@ -1,6 +1,6 @@
 """Averages the gradients of a model over all ranks, in any training loop: no wrapper around the model, no copies.
 
-    forward, backward                hooks: gradient into its view -> bucket complete -> all_reduce
+    forward, backward                hooks: gradient into its view -> bucket complete -> all_reduce (overlap)
     finish()                         what is left; wait
     optimizer.step(), zero_grad()
 
@@ -29,8 +29,8 @@ from dcomm.torch.canonical import CanonicalReducer
 from dcomm.torch.reducer import Reducer
 from dcomm.torch.timeline import Event, Timeline
 
-# 2 ranks on 2 cores, 24 M parameters in 48 tensors and 9 M in 300: 1 MiB was the best of 256 KiB, 1, 4 and 25 MiB where
-# backward reduces, and none of them clearly better beside it. Gradients of 1 MiB are still in a core's cache.
+# Without staging an operation costs microseconds: of 1 and 25 MiB neither is clearly faster in finish(), and beside
+# backward small buckets start early.
 AUTO_BUCKET_BYTES = 1 << 20
 
 _HALVES = ("float16", "bfloat16")
@@ -67,7 +67,7 @@ class GradientSynchronizer:
         average: bool | str = True,
         deterministic: bool = False,
         broadcast: bool = True,
-        inline: bool | None = None,
+        overlap: bool | None = None,
         record_events: bool = False,
     ) -> None:
         """Compare the models, give every rank rank 0's parameters and buffers, and watch the gradients. Collective.
@@ -84,8 +84,9 @@ class GradientSynchronizer:
                 bucket sizes or timing. Each backward pass is a microbatch; docs/bucketing.md says which
                 numbers of ranks and microbatches agree. Half-precision gradients are summed in float32.
             broadcast: False: every rank keeps its own initial parameters and buffers.
-            inline: True: reduce in the thread that runs backward, while the gradients are in its cache. False: beside
-                it, on the communicator's progress thread. None: beside it where there are two CPUs for each rank.
+            overlap: True: a bucket is reduced on the communicator's progress thread as soon as it is complete, while
+                backward goes on. False: all buckets in finish(), for where ranks have one CPU each nothing could run
+                beside backward. None: True where there are two CPUs for each rank. Local: ranks may differ.
             record_events: Keep a :meth:`timeline`.
 
         Raises:
@@ -111,7 +112,8 @@ class GradientSynchronizer:
         self._parameters = [parameter for _, parameter in trained]
         self._comm = comm
         self._deterministic = deterministic
-        self._inline = _shares_cpus(comm) if inline is None else inline  # of this rank alone: the messages are the same
+        # Of this rank alone: the messages are the same.
+        self._overlap = not _shares_cpus(comm) if overlap is None else overlap
         self._bucket_bytes = AUTO_BUCKET_BYTES if isinstance(bucket_bytes, str) else bucket_bytes
         self._timeline = Timeline() if record_events else None
         self._dtypes = [dtype_code(name, self._sum_dtype(p)) for name, p in trained]
@@ -134,7 +136,7 @@ class GradientSynchronizer:
                 self._buckets,
                 average=average is True,
                 wire_dtype=wire_name,
-                inline=self._inline,
+                overlap=self._overlap,
                 timeline=self._timeline,
             )
         self._settings = {

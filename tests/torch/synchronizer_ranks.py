@@ -74,7 +74,7 @@ def beside_ddp(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     ours = copy.deepcopy(plain)
     ddp = DistributedDataParallel(plain, bucket_cap_mb=0.01)
     comm = dcomm.init(rank=rank, world_size=world_size)
-    sync = GradientSynchronizer(ours, comm, bucket_bytes=10_000, inline=rank == 0)  # a local matter
+    sync = GradientSynchronizer(ours, comm, bucket_bytes=10_000, overlap=rank != 0)  # a local matter
     generator = torch.Generator().manual_seed(rank)
     equal = True
     for _ in range(5):

@@ -31,9 +31,9 @@ from dcomm.torch import GradientSynchronizer  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_trains_like_one_process_on_the_whole_batch(world_size: int, inline: bool) -> None:
+def test_trains_like_one_process_on_the_whole_batch(world_size: int, overlap: bool) -> None:
     reference = seeded(Branches)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
     for step in range(5):
@@ -46,7 +46,7 @@ def test_trains_like_one_process_on_the_whole_batch(world_size: int, inline: boo
         if comm.rank == 0:
             model.load_state_dict(seeded(Branches).state_dict())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        with GradientSynchronizer(model, comm, inline=inline, **SMALL) as sync:
+        with GradientSynchronizer(model, comm, overlap=overlap, **SMALL) as sync:
             for step in range(5):
                 loss_of(model, step, comm.rank).backward()
                 sync.finish()
@@ -163,10 +163,11 @@ def test_half_precision_wires(wire: str, unit: float) -> None:
     assert 0.05 < worst <= 1.01
 
 
-def test_sum_instead_of_average() -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_sum_instead_of_average(overlap: bool) -> None:
     def body(comm: dcomm.Communicator) -> list[Any]:
         model = seeded(Branches)
-        sync = GradientSynchronizer(model, comm, average=False, **SMALL)
+        sync = GradientSynchronizer(model, comm, average=False, overlap=overlap, **SMALL)
         found = []
         for step in range(2):
             with sync.no_sync():
@@ -200,7 +201,7 @@ def test_order_of_the_first_step_becomes_the_plan() -> None:
 
     def body(comm: dcomm.Communicator) -> list[list[int]]:
         model = seeded(lambda: Backwards(comm.rank))
-        sync = GradientSynchronizer(model, comm, bucket_bytes=400, record_events=True)
+        sync = GradientSynchronizer(model, comm, bucket_bytes=400, overlap=True, record_events=True)
         plans = []
         for step in range(3):
             plans.append([bucket.indices[0] for bucket in sync._buckets.buckets])
@@ -278,7 +279,7 @@ def test_checkpointed_layers() -> None:
         found = []
         for reentrant in (False, True):
             model = seeded(lambda reentrant=reentrant: Checkpointed(reentrant))
-            sync = GradientSynchronizer(model, comm, inline=True, **SMALL)
+            sync = GradientSynchronizer(model, comm, overlap=False, **SMALL)
             loss_of(model, 0, comm.rank).backward()
             sync.finish()
             found.append(gradients(model))
@@ -300,11 +301,11 @@ def test_checkpointed_layers() -> None:
             assert_close(ours, expected(seeded(lambda: Checkpointed(False)), 2, 0))
 
 
-@pytest.mark.parametrize("inline", [True, False])
-def test_timeline(inline: bool) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_timeline(overlap: bool) -> None:
     def body(comm: dcomm.Communicator) -> list[Any]:
         model = seeded(Branches)
-        sync = GradientSynchronizer(model, comm, inline=inline, record_events=True, **SMALL)
+        sync = GradientSynchronizer(model, comm, overlap=overlap, record_events=True, **SMALL)
         for step in range(2):
             sync.mark("forward")
             loss_of(model, step, comm.rank).backward()
@@ -319,14 +320,14 @@ def test_timeline(inline: bool) -> None:
         for kind in ("launched", "reduced"):
             assert [e.label for e in events if e.kind == kind] == [str(i) for i in range(sync.num_buckets)]
         last = max(i for i, kind in enumerate(kinds) if kind == "ready")
-        assert kinds.index("launched") < last  # before the last gradient was there
+        assert (kinds.index("launched") < last) is overlap  # before the last gradient was there
         return events
 
     run_threads(2, body)
 
 
-def test_inline_is_chosen_by_the_cpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    for num_cpus, world_size, inline in [(2, 2, True), (4, 2, False), (3, 2, True), (1, 1, True), (2, 1, False)]:
+def test_overlap_is_chosen_by_the_cpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for num_cpus, world_size, overlap in [(2, 2, False), (4, 2, True), (3, 2, False), (1, 1, False), (2, 1, True)]:
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, num_cpus=num_cpus: set(range(num_cpus)))
 
         def body(comm: dcomm.Communicator) -> bool:
@@ -334,6 +335,6 @@ def test_inline_is_chosen_by_the_cpus_there_are(monkeypatch: pytest.MonkeyPatch)
             sync = GradientSynchronizer(model, comm)
             F.relu(model(torch.ones(1, 2))).sum().backward()
             sync.finish()
-            return sync._inline
+            return sync._overlap
 
-        assert run_threads(world_size, body) == [inline] * world_size
+        assert run_threads(world_size, body) == [overlap] * world_size

@@ -146,9 +146,9 @@ def test_parameters_and_buffers_come_from_rank_0() -> None:
 
 
 def test_a_failed_collective_raises_its_own_error() -> None:
-    def body(comm: dcomm.Communicator, inline: bool, where: str) -> Any:
+    def body(comm: dcomm.Communicator, overlap: bool, where: str) -> Any:
         model = seeded(Branches)
-        sync = GradientSynchronizer(model, comm, inline=inline, **SMALL)
+        sync = GradientSynchronizer(model, comm, overlap=overlap, **SMALL)
         loss_of(model, 0, comm.rank).backward()
         sync.finish()
         model.zero_grad()
@@ -167,7 +167,6 @@ def test_a_failed_collective_raises_its_own_error() -> None:
         sync.close()
         return "raised"
 
-    for inline in (True, False):
-        for where in ("backward", "finish"):
-            outcomes = thread_outcomes(2, lambda comm, inline=inline, where=where: body(comm, inline, where))
-            assert outcomes == ["raised", None]
+    for overlap, where in ((True, "backward"), (True, "finish"), (False, "finish")):
+        outcomes = thread_outcomes(2, lambda comm, overlap=overlap, where=where: body(comm, overlap, where))
+        assert outcomes == ["raised", None]

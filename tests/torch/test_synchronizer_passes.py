@@ -21,14 +21,14 @@ from dcomm.torch import GradientSynchronizer  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_accumulation_with_and_without_no_sync(set_to_none: bool, inline: bool) -> None:
+def test_accumulation_with_and_without_no_sync(set_to_none: bool, overlap: bool) -> None:
     def body(comm: dcomm.Communicator) -> dict[str, Any]:
         found = {}
         for how in ("no_sync", "plain", "late"):
             model = seeded(Branches)
-            sync = GradientSynchronizer(model, comm, inline=inline, **SMALL)
+            sync = GradientSynchronizer(model, comm, overlap=overlap, **SMALL)
             for step in range(3):
                 model.zero_grad(set_to_none=set_to_none)
                 operations = comm.stats()["num_operations"]
@@ -58,10 +58,11 @@ def test_accumulation_with_and_without_no_sync(set_to_none: bool, inline: bool) 
             assert_close(results[0][how, step], gradients(reference))
 
 
-def test_only_the_last_backward_outside_no_sync_is_reduced_once() -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_bucket_that_changes_after_its_reduction_is_reduced_again(overlap: bool) -> None:
     def body(comm: dcomm.Communicator) -> tuple[int, int]:
         model = seeded(Branches)
-        sync = GradientSynchronizer(model, comm, **SMALL)
+        sync = GradientSynchronizer(model, comm, overlap=overlap, **SMALL)
         loss_of(model, 0, 0).backward()
         sync.finish()
         counts = []
@@ -71,19 +72,20 @@ def test_only_the_last_backward_outside_no_sync_is_reduced_once() -> None:
                 loss_of(model, 0, 0).backward()
             sync.finish()
             counts.append(comm.stats()["num_operations"] - before)
-        return counts[0] - sync.num_buckets, counts[1] - 2 * sync.num_buckets
+        # One message is there to agree. Without overlap nothing is reduced before finish(), and so nothing again.
+        return counts[0] - sync.num_buckets, counts[1] - (2 if overlap else 1) * sync.num_buckets
 
-    assert run_threads(2, body) == [(1, 1)] * 2  # and one message to agree
+    assert run_threads(2, body) == [(1, 1)] * 2
 
 
-@pytest.mark.parametrize("inline", [True, False])
-def test_unused_parameters(inline: bool) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_unused_parameters(overlap: bool) -> None:
     """Rank r uses branch uses[step][r]; what nobody uses keeps None, what somebody uses is averaged with zeros."""
     uses = [[(0,), (0,), (0,)], [(0,), (1,), (0, 1)], [(1,), (1,), ()], [(), (), ()], [(0, 1), (0, 1), (0, 1)]]
 
     def body(comm: dcomm.Communicator) -> list[Any]:
         model = seeded(Branches)
-        sync = GradientSynchronizer(model, comm, inline=inline, **SMALL)
+        sync = GradientSynchronizer(model, comm, overlap=overlap, **SMALL)
         found = []
         for step, use in enumerate(uses):
             with sync.step():
@@ -152,7 +154,7 @@ def test_ranks_that_do_what_they_like(world_size: int) -> None:
 
     def body(comm: dcomm.Communicator) -> list[Any]:
         model = seeded(Branches)
-        with GradientSynchronizer(model, comm, inline=comm.rank == 1, **SMALL) as sync:
+        with GradientSynchronizer(model, comm, overlap=comm.rank != 1, **SMALL) as sync:
             found = []
             for step in range(num_steps):
                 for number, (used, syncing) in enumerate(program[step][comm.rank]):
@@ -188,7 +190,7 @@ def test_a_failed_backward_can_be_followed_by_another() -> None:
 
     def body(comm: dcomm.Communicator, deterministic: bool) -> list[Any]:
         model = seeded(Branches)
-        sync = GradientSynchronizer(model, comm, deterministic=deterministic, inline=False, **SMALL)
+        sync = GradientSynchronizer(model, comm, deterministic=deterministic, overlap=True, **SMALL)
         hidden = torch.relu(model.first(batch(0, 0)))
         with pytest.raises(ValueError, match="on purpose"):
             model.last(model.branches[0](Fails.apply(hidden))).sum().backward()
