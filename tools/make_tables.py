@@ -3,7 +3,8 @@
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. NAME is the stem of a JSON file that
 benchmarks/all_reduce.py or `dcomm bench all_reduce --json` wrote (its times by size, called from Python), or STEM.mpi
 (called from C, beside each MPI), STEM.rounds (the states of the cores) or STEM.figures (what was promised and what was
-reached); STEM.steps is of benchmarks/ddp_step.py, STEM.fused of benchmarks/bucket.py.
+reached); STEM.steps is of benchmarks/ddp_step.py, STEM.fused of benchmarks/bucket.py,
+STEM.direct of benchmarks/direct.py.
 
     python tools/make_tables.py            # rewrite the tables
     python tools/make_tables.py --check    # change nothing; exit 1 if a table is not what the measurements say
@@ -188,6 +189,21 @@ def fused_table(report: dict[str, Any]) -> Iterator[str]:
     yield f"{size}, {report['ranks']} ranks ({counted}); {origin(report)}"
 
 
+def direct_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per bucket size, hot and cold, of benchmarks/direct.py, in milliseconds; a column per way and state."""
+    states = [state for state in ("near", "far") if any(row["state"] == state for row in report["rows"])]
+    columns = [(algo, state) for state in states for algo in ("direct", "staged")]
+    found = {(row["when"], row["bucket_bytes"], row["algo"], row["state"]): row for row in report["rows"]}
+    lines = []
+    for when, bucket_bytes in dict.fromkeys((row["when"], row["bucket_bytes"]) for row in report["rows"]):
+        rows = [found.get((when, bucket_bytes, *column)) for column in columns]
+        cells = [f"{row['ms']:.1f} ({row['rounds']})" if row else "-" for row in rows]
+        lines.append([f"{when}, {size_text(bucket_bytes)}", *cells])
+    yield from markdown(["buckets", *(f"{algo}, {state}, ms (rounds)" for algo, state in columns)], lines)
+    yield ""
+    yield f"{report['ranks']} ranks, {4 * report['count'] >> 20} MiB of float32; {origin(report)}"
+
+
 KINDS = {
     "": sizes_table,
     "mpi": mpi_table,
@@ -195,6 +211,7 @@ KINDS = {
     "figures": figures_table,
     "steps": steps_table,
     "fused": fused_table,
+    "direct": direct_table,
 }
 
 
