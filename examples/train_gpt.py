@@ -85,10 +85,16 @@ class RankZeroParser(argparse.ArgumentParser):
 
 
 def leave(status: int) -> NoReturn:
-    """Exits; where all ranks fail alike, the others let rank 0 speak before torchrun ends the job."""
+    """Exits; where all ranks fail alike, the others let rank 0 speak before torchrun ends the job.
+
+    Threads of torch's gloo outlive their group, and one that still frees a tensor while the interpreter ends aborts the
+    process: so the interpreter is not ended in order.
+    """
     if status and int(os.environ.get("RANK", "0")) > 0:
         time.sleep(3)
-    sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def at_least(smallest: int) -> Any:
@@ -483,9 +489,7 @@ def execute(args: argparse.Namespace, job: Job) -> int:
         save_loss_curve(runs, bigram, args.out)
         if agrees and args.hook != "default":
             print_diff(args.hook)
-    # DDP keeps the group's gloo threads alive past its end, and one that still frees a tensor of Python's while the
-    # interpreter ends aborts the process. The barrier lets earlier operations finish and holds no such tensor.
-    dist.barrier()
+    dist.barrier()  # no rank leaves while another one still needs it
     dist.destroy_process_group()
     return 0 if agrees else 1
 
@@ -500,8 +504,8 @@ def main() -> NoReturn:
     except UserError as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        leave(2)
-    sys.exit(status)
+        status = 2
+    leave(status)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -48,6 +49,8 @@ def store_value(value: Any) -> None:
 
 
 def main() -> None:
+    # A shell's background jobs ignore it, and so would what they start; the tests interrupt ranks.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.modules["rank_main"] = sys.modules["__main__"]  # for the worker's `from rank_main import mark`
     _task.update(json.loads(sys.argv[1]))
     spec = importlib.util.spec_from_file_location("rank_worker", _task["script"])
