@@ -6,6 +6,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "comm/entry.h"
 #include "comm/failure_text.h"
 #include "comm/fork_guard.h"
 #include "exec/float_environment.h"
@@ -52,19 +53,6 @@ Settings agree(Mesh& mesh, const Settings& own) {
 Algo forced_cuda_algo(const Settings& settings) {
   return settings.forced_algo == Algo::kDirect ? Algo::kAuto : settings.forced_algo;
 }
-
-/// One thread at a time inside a communicator.
-class Entry {
- public:
-  explicit Entry(std::atomic<bool>& entered) : entered_(entered) {
-    DCOMM_CHECK(!entered.exchange(true, std::memory_order_acquire), ErrorCode::kConcurrentUse,
-                "another thread is using this communicator; give each thread its own, or take turns");
-  }
-  ~Entry() { entered_.store(false, std::memory_order_release); }
-
- private:
-  std::atomic<bool>& entered_;
-};
 
 }  // namespace
 
@@ -182,7 +170,7 @@ void Communicator::complete_call(CollectiveCall& call) {
               "wire_dtype=", dtype_name(call.wire), " with a ", dtype_name(call.dtype),
               " array: only float32 arrays can travel as float16 or bfloat16; pass wire_dtype=None");
   if (call.collective != Collective::kAllReduce) return;
-  if (DCOMM_UNLIKELY(!regions_.empty())) look_for_regions(call);
+  if (DCOMM_UNLIKELY(!regions_.empty())) regions_.look_up(call);
   const bool is_shared = can_go_direct(call);
   DCOMM_CHECK(call.algo != Algo::kDirect || is_shared || call.count == 0, ErrorCode::kInvalidArgument,
               "algo='direct' with ",
@@ -199,26 +187,6 @@ void Communicator::run(CollectiveCall call, int64_t timeout_ns, InterruptCheck i
   check_usable();
   complete_call(call);
   run_in_order(call, timeout_ns, interrupted);
-}
-
-std::shared_ptr<Communicator> Communicator::split(std::optional<int64_t> color, int64_t key, int64_t timeout_ns,
-                                                  InterruptCheck interrupted) {
-  const Entry entry(entered_);
-  check_usable();
-  return run_split({color ? 1 : 0, color.value_or(0), key}, timeout_ns, interrupted);
-}
-
-std::shared_ptr<Region> Communicator::allocate(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted) {
-  const Entry entry(entered_);
-  check_usable();
-  return make_region(nbytes, timeout_ns, interrupted);
-}
-
-std::shared_ptr<Region> Communicator::adopt(void* array, size_t nbytes, int64_t timeout_ns,
-                                            InterruptCheck interrupted) {
-  const Entry entry(entered_);
-  check_usable();
-  return adopt_array(array, nbytes, timeout_ns, interrupted);
 }
 
 void Communicator::release(Region& region) {
@@ -306,9 +274,19 @@ void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, Inter
   if (call.lengths != nullptr) check_lengths(call, timeout_ns, interrupted, background);
   if (call.algo == Algo::kDirect) {
     const Range reach = reach_of(call);
-    if (reach.count != call.count) return execute_with_rim(call, reach, timeout_ns, interrupted, background);
+    if (reach.count != call.count) return execute_in_parts(call, reach, timeout_ns, interrupted, background);
   }
   execute_one(call, timeout_ns, interrupted, background);
+}
+
+/// An all-reduce of arrays that are reached in part.
+void Communicator::execute_in_parts(const CollectiveCall& call, Range reach, int64_t timeout_ns,
+                                    InterruptCheck interrupted, bool background) {
+  ReachedInPart parts(call, reach);
+  parts.ordinary.algo = select_algo(settings_, Algo::kAuto, parts.ordinary.count * dtype_bytes(call.dtype));
+  execute_one(parts.ordinary, timeout_ns, interrupted, background);
+  parts.copy_out();
+  execute_one(parts.direct, timeout_ns, interrupted, background);
 }
 
 void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,

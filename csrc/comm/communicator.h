@@ -94,22 +94,16 @@ class Communicator {
  private:
   Communicator(int rank, std::shared_ptr<Windows> windows, const Settings& settings);
 
-  std::shared_ptr<Region> make_region(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
-  std::shared_ptr<Region> adopt_array(void* array, size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
   class Agreement;
   class RegionMaking;
   class Splitting;
-  std::shared_ptr<Communicator> run_split(const SplitVote& vote, int64_t timeout_ns, InterruptCheck interrupted);
   void join_mesh(std::shared_ptr<SharedMesh> mesh, uint64_t id, std::vector<int> mesh_ranks);
   void join_threads(const ThreadParts& parts, std::shared_ptr<ThreadFamily> family, uint64_t id);
 
   bool in_child() const;  // this process was forked from the communicator's
   void check_usable() const;
   void complete_call(CollectiveCall& call);
-  void look_for_regions(CollectiveCall& call);
-  static Range reach_of(const CollectiveCall& call);
-  static bool can_go_direct(const CollectiveCall& call);
-  void execute_with_rim(const CollectiveCall& call, Range reach, int64_t timeout_ns, InterruptCheck interrupted,
+  void execute_in_parts(const CollectiveCall& call, Range reach, int64_t timeout_ns, InterruptCheck interrupted,
                         bool background);
   CudaThreadGroup& cuda_group() const;
   void run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted);

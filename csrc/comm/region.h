@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "launch/host_launch.h"
 #include "memory/adopted.h"
@@ -34,6 +35,8 @@ class RegionTable {
   void remove(const Region& region);
   /// Where [address, address + nbytes) lies; without windows where it is not all in one region.
   SharedArray find(const void* address, size_t nbytes);
+  /// Finds out whether all ranks reach the arrays of an all-reduce that could be done where they lie.
+  void look_up(CollectiveCall& call);
 
  private:
   struct Entry {
@@ -41,6 +44,30 @@ class RegionTable {
     std::weak_ptr<Region> region;
   };
   std::map<uintptr_t, Entry> regions_;  // by beginning; one that is gone may stay until it is looked at
+};
+
+/// The elements of an all-reduce that all ranks reach in both arrays.
+Range reach_of(const CollectiveCall& call);
+/// Whether enough of both arrays is reached by all.
+bool can_go_direct(const CollectiveCall& call);
+
+/// An all-reduce of arrays that are reached in part, as two: the elements beside whole pages are copied together.
+class ReachedInPart {
+ public:
+  ReachedInPart(const CollectiveCall& call, Range reach);
+  ReachedInPart(const ReachedInPart&) = delete;
+  ReachedInPart& operator=(const ReachedInPart&) = delete;
+  /// After `ordinary`: its results to where they belong.
+  void copy_out() const;
+
+  CollectiveCall ordinary;  // of the copy; its algo is the caller's to choose
+  CollectiveCall direct;    // of what is reached
+
+ private:
+  std::vector<std::byte> rim_;
+  size_t head_bytes_ = 0;
+  std::byte* head_out_ = nullptr;
+  std::byte* tail_out_ = nullptr;
 };
 
 }  // namespace dcomm

@@ -1,10 +1,11 @@
-// How the ranks of a communicator make a region together, and what an all-reduce makes of one. Floor: comm.
+// Communicator::allocate and adopt: how the ranks of a communicator make a region together. Floor: comm.
 #include <algorithm>
 #include <numeric>
 #include <optional>
 #include <vector>
 
 #include "comm/agreement.h"
+#include "comm/entry.h"
 #include "comm/region.h"
 #include "protocol/fingerprint.h"
 
@@ -13,8 +14,6 @@ namespace dcomm {
 namespace {
 
 constexpr uint64_t kRegionSalt = 0x726567696f6eull;  // the id of a split's child ends in another word
-/// Of an array that is not reached as a whole: a second operation for the rest costs as much as is gained here.
-constexpr size_t kMinReachBytes = 32 * 1024;
 constexpr WindowPurpose kArrays{"array of comm.empty", "make smaller arrays, or drop some", true};
 
 }  // namespace
@@ -122,71 +121,18 @@ class Communicator::RegionMaking {
   uint64_t id_ = 0;
 };
 
-std::shared_ptr<Region> Communicator::make_region(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted) {
+std::shared_ptr<Region> Communicator::allocate(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted) {
+  const Entry entry(entered_);
+  check_usable();
   return RegionMaking(*this, Collective::kEmpty, timeout_ns, interrupted).allocate(nbytes);
 }
 
-std::shared_ptr<Region> Communicator::adopt_array(void* array, size_t nbytes, int64_t timeout_ns,
-                                                  InterruptCheck interrupted) {
+std::shared_ptr<Region> Communicator::adopt(void* array, size_t nbytes, int64_t timeout_ns,
+                                            InterruptCheck interrupted) {
+  const Entry entry(entered_);
+  check_usable();
   return RegionMaking(*this, Collective::kRegister, timeout_ns, interrupted)
       .adopt(static_cast<std::byte*>(array), nbytes);
-}
-
-/// Finds out whether all ranks reach the call's arrays, and what it does with them could be done where they lie.
-void Communicator::look_for_regions(CollectiveCall& call) {
-  const bool may_be_direct = call.algo == Algo::kAuto || call.algo == Algo::kDirect;
-  if (!may_be_direct || call.wire != call.dtype || call.op == ReduceOp::kPremulSum) return;
-  const size_t nbytes = call.count * dtype_bytes(call.dtype);
-  call.shared_in = regions_.find(call.in, nbytes);
-  if (call.shared_in.windows == nullptr) return;
-  call.shared_out = call.out == call.in ? call.shared_in : regions_.find(call.out, nbytes);
-}
-
-/// The elements of a direct all-reduce that all ranks reach in both arrays.
-Range Communicator::reach_of(const CollectiveCall& call) {
-  const size_t width = dtype_bytes(call.dtype);
-  const size_t begin = ceil_div(std::max(call.shared_in.reach.begin, call.shared_out.reach.begin), width);
-  const size_t end = std::min(call.shared_in.reach.end, call.shared_out.reach.end) / width;
-  return {begin, end > begin ? end - begin : 0};
-}
-
-/// Whether enough of both arrays is reached by all.
-bool Communicator::can_go_direct(const CollectiveCall& call) {
-  if (call.shared_in.windows == nullptr || call.shared_out.windows == nullptr) return false;
-  const Range reach = reach_of(call);
-  const size_t least_bytes = call.algo == Algo::kDirect ? 1 : kMinReachBytes;
-  return reach.count == call.count || reach.count * dtype_bytes(call.dtype) >= least_bytes;
-}
-
-/// The elements beside whole pages are copied together and take the ordinary way.
-void Communicator::execute_with_rim(const CollectiveCall& call, Range reach, int64_t timeout_ns,
-                                    InterruptCheck interrupted, bool background) {
-  const size_t width = dtype_bytes(call.dtype);
-  const size_t head_bytes = reach.offset * width;
-  const size_t tail_offset = head_bytes + reach.count * width;
-  const size_t tail_bytes = call.count * width - tail_offset;
-  std::vector<std::byte> rim(head_bytes + tail_bytes);
-  const auto* const in = static_cast<const std::byte*>(call.in);
-  auto* const out = static_cast<std::byte*>(call.out);
-  std::copy_n(in, head_bytes, rim.data());
-  std::copy_n(in + tail_offset, tail_bytes, rim.data() + head_bytes);
-
-  CollectiveCall ordinary = call;
-  ordinary.in = ordinary.out = rim.data();
-  ordinary.count = call.count - reach.count;
-  ordinary.shared_in = ordinary.shared_out = {};
-  ordinary.algo = select_algo(settings_, Algo::kAuto, rim.size());
-  execute_one(ordinary, timeout_ns, interrupted, background);
-  std::copy_n(rim.data(), head_bytes, out);
-  std::copy_n(rim.data() + head_bytes, tail_bytes, out + tail_offset);
-
-  CollectiveCall direct = call;
-  direct.in = in + head_bytes;
-  direct.out = out + head_bytes;
-  direct.count = reach.count;
-  direct.shared_in.offset += head_bytes;
-  direct.shared_out.offset += head_bytes;
-  execute_one(direct, timeout_ns, interrupted, background);
 }
 
 }  // namespace dcomm

@@ -2,6 +2,7 @@
 //
 // All ranks of the parent go through the same four small collectives, also those without a color (comm/agreement.h).
 #include "comm/agreement.h"
+#include "comm/entry.h"
 #include "comm/split.h"
 
 namespace dcomm {
@@ -81,9 +82,11 @@ class Communicator::Splitting {
   Agreement agreement_;
 };
 
-std::shared_ptr<Communicator> Communicator::run_split(const SplitVote& vote, int64_t timeout_ns,
-                                                      InterruptCheck interrupted) {
-  return Splitting(*this, timeout_ns, interrupted).run(vote);
+std::shared_ptr<Communicator> Communicator::split(std::optional<int64_t> color, int64_t key, int64_t timeout_ns,
+                                                  InterruptCheck interrupted) {
+  const Entry entry(entered_);
+  check_usable();
+  return Splitting(*this, timeout_ns, interrupted).run({color ? 1 : 0, color.value_or(0), key});
 }
 
 }  // namespace dcomm
