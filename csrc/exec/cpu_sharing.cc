@@ -9,8 +9,8 @@ namespace dcomm {
 
 namespace {
 
-constexpr int64_t kLookEveryNs = 100'000;    // a look takes less than 1 us
-constexpr int64_t kMoveEveryNs = 2'000'000;  // a move some 10 us, and the kernel may undo it
+constexpr int64_t kLookEveryNs = 100'000;    // one load for each rank, and a system call
+constexpr int64_t kMoveEveryNs = 2'000'000;  // a migration, which the kernel may undo
 
 int cpu_of(const HostContext& context, int rank) {
   const Header& header = context.control(rank).header;

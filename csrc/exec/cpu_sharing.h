@@ -17,8 +17,8 @@ bool shares_cpu_with(const HostContext& context, int peer);
 void leave_cpu_of(const HostContext& context, int peer);
 
 /// Where there are more ranks than CPUs: moves this rank, the highest of its CPU, to one that has at least two ranks
-/// fewer. The kernel evens that out as well, but takes longer than thousands of operations, which the fullest CPU holds
-/// up: 4 ranks as 3 and 1 take twice the time of 2 and 2. Looks at most once in 100 us; now_ns: any clock.
+/// fewer. The kernel evens that out as well, but a burst of operations, all held up by the fullest CPU, is over before.
+/// Looks at most once in 100 us; now_ns: any monotonic clock.
 void spread_over_cpus(HostContext& context, int64_t now_ns);
 
 }  // namespace dcomm
