@@ -46,7 +46,7 @@ from dcomm.bench.machine import describe
 from dcomm.bench.rounds import Turns, counted_rounds
 
 # Of the MLP: how many times as fast as DDP over gloo, and which share of the step may be communication.
-FIGURES = {"ddp views + dcomm": (1.5, 0.15), "synchronizer": (1.6, 0.08)}
+FIGURES = {"ddp + dcomm": (1.5, 0.15), "ddp views + dcomm": (1.5, 0.15), "synchronizer": (1.6, 0.08)}
 CLOSE = {"fp16": 2e-2, "": 1e-3}  # distance of the weights: sums in another order, or with a half wire
 WARM_STEPS = 4  # DDP and the synchronizer settle within the first steps
 ENOUGH = 5  # rounds that count

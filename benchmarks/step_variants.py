@@ -91,6 +91,9 @@ _KINDS: dict[str, Callable[[Trainer], Any]] = {
     VIEWS_GLOO: lambda trainer: _ddp(trainer, views=True),
     "ddp + gloo + fp16_compress_hook": _gloo_fp16,
     "ddp + dcomm": lambda trainer: _ddp(trainer, dcomm.torch.all_reduce_hook),
+    "ddp + dcomm, reuse_gradients=False": lambda trainer: _ddp(
+        trainer, dcomm.torch.all_reduce_hook, reuse_gradients=False
+    ),
     "ddp views + dcomm": lambda trainer: _ddp(trainer, dcomm.torch.all_reduce_hook, views=True),
     "ddp views + dcomm, overlap=False": lambda trainer: _ddp(
         trainer, dcomm.torch.all_reduce_hook, views=True, overlap=False

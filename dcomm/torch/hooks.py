@@ -19,6 +19,7 @@ from dcomm.communicator import Communicator
 from dcomm.errors import DcommError
 from dcomm.torch.bucket_memory import BucketMemory
 from dcomm.torch.completer import Completer
+from dcomm.torch.gradient_memory import GradientMemory
 
 logger = logging.getLogger("dcomm")
 
@@ -39,10 +40,13 @@ class HookState:
             each, for then nothing else could run at the same time. Local: ranks may differ.
         register_buckets: True: from a bucket's third step on the ranks reduce it where DDP keeps it, without a copy
             (see :meth:`dcomm.Communicator.register`). False, and with a half-precision wire: through the window.
+        reuse_gradients: True: gradients that DDP copies to and from its buckets (without ``gradient_as_bucket_view``)
+            get memory of the step before, which spares page faults. What anything else refers to is left alone. Until
+            backward ends, such a ``p.grad`` holds nothing of use. Takes memory of the gradients' size. Local.
 
     Raises:
         ValueError: Bad `wire_dtype` or `policy`.
-        TypeError: `overlap` or `register_buckets` is no bool.
+        TypeError: `overlap`, `register_buckets` or `reuse_gradients` is no bool.
     """
 
     def __init__(
@@ -53,9 +57,11 @@ class HookState:
         *,
         overlap: bool = True,
         register_buckets: bool = True,
+        reuse_gradients: bool = True,
     ) -> None:
         """Check the settings; nothing is connected yet."""
-        for name, flag in (("overlap", overlap), ("register_buckets", register_buckets)):
+        flags = {"overlap": overlap, "register_buckets": register_buckets, "reuse_gradients": reuse_gradients}
+        for name, flag in flags.items():
             if not isinstance(flag, bool):
                 raise TypeError(f"{name}={flag!r}: expected True or False")
         if policy != "dcomm":
@@ -67,8 +73,10 @@ class HookState:
         self.policy = policy
         self.overlap = overlap
         self.register_buckets = register_buckets
+        self.reuse_gradients = reuse_gradients
         self._comm: Communicator | None = None
         self._memory: BucketMemory | None = None
+        self._gradients: GradientMemory | None = None
         self._completer: Completer | None = None
         self._delegates = False
 
@@ -85,9 +93,12 @@ class HookState:
             self._completer.close()
         if self._memory is not None:
             self._memory.close()
+        if self._gradients is not None:
+            self._gradients.close()
         self._comm = None
         self._completer = None
         self._memory = None
+        self._gradients = None
 
     def __del__(self) -> None:
         comm, completer = getattr(self, "_comm", None), getattr(self, "_completer", None)
@@ -98,7 +109,8 @@ class HookState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings only: a communicator cannot be moved to another process."""
-        return {name: getattr(self, name) for name in ("wire_dtype", "policy", "overlap", "register_buckets")}
+        names = ("wire_dtype", "policy", "overlap", "register_buckets", "reuse_gradients")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start over with the pickled settings and the default process group."""
@@ -127,6 +139,7 @@ class HookState:
             return
         self._completer = Completer()
         self._memory = BucketMemory(self._comm) if self.register_buckets else None
+        self._gradients = GradientMemory() if self.reuse_gradients else None
 
     def _delegate(self, reason: str) -> None:
         self._delegates = True
@@ -166,6 +179,8 @@ def _average(state: HookState, bucket: GradBucket, wire_dtype: Any) -> torch.fut
         state._connect(tensor)
     if state._comm is None or state._completer is None:
         return _average_by_group(state._group(), tensor)
+    if state._gradients is not None and state.overlap:
+        state._gradients.renew(bucket.parameters())
     wire = wire_dtype if tensor.dtype == torch.float32 else None
     place = tensor if state._memory is None or wire is not None else state._memory.place_of(bucket.index(), tensor)
     if state.overlap and place is tensor:

@@ -1,0 +1,140 @@
+"""Rank processes of test_gradient_memory.py: what DDP's gradients are, and where, with memory that is used again."""
+
+# No `from __future__ import annotations`: DDP compares the annotations of hooks with the classes themselves.
+import contextlib
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+sys.path.append(str(Path(__file__).parent))
+from hook_ranks import start, stop
+from torch.nn.parallel import DistributedDataParallel
+
+import dcomm.torch
+
+NUM_STEPS = 8
+
+
+class Model(torch.nn.Module):
+    """Gradients above the least size, one of them channels_last, and a branch that a step can leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
+        self.first = torch.nn.Linear(64, 600)
+        self.branch = torch.nn.Linear(600, 600)
+
+    def forward(self, x: torch.Tensor, use_branch: bool = True) -> torch.Tensor:
+        h = torch.tanh(self.first(self.convolution(x).mean((2, 3))))
+        return self.branch(h) if use_branch else h
+
+
+class Pair:
+    """A model under DDP alone and its copy with the hook, fed alike; `equal` tells whether all gradients were."""
+
+    def __init__(self, rank: int, dtype: torch.dtype, settings: dict[str, Any], ddp: dict[str, Any]) -> None:
+        plain = Model().to(dtype)
+        self.models = [plain, copy.deepcopy(plain)]
+        self.ddps = [DistributedDataParallel(model, bucket_cap_mb=0.5, **ddp) for model in self.models]
+        self.state = dcomm.torch.HookState(**settings)
+        self.ddps[1].register_comm_hook(self.state, dcomm.torch.all_reduce_hook)
+        self.generator = torch.Generator().manual_seed(rank)
+        self.dtype = dtype
+        self.equal = True
+
+    def step(self, *, zero: bool = True, sync: bool = True, use_branch: bool = True) -> None:
+        x = torch.randn(2, 64, 5, 5, generator=self.generator).to(self.dtype)
+        for model, ddp in zip(self.models, self.ddps, strict=True):
+            if zero:
+                model.zero_grad()
+            with contextlib.nullcontext() if sync else ddp.no_sync():
+                ddp(x, use_branch).pow(2).mean().backward()
+        self.check()
+
+    def check(self) -> None:
+        for expected, found in zip(self.models[0].parameters(), self.models[1].parameters(), strict=True):
+            same = expected.grad is found.grad if expected.grad is None else torch.equal(expected.grad, found.grad)
+            self.equal = self.equal and same and (found.grad is None or found.grad.stride() == expected.grad.stride())
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.models[1].branch.weight
+
+
+def reuse(rank: int, pair: Pair) -> dict[str, Any]:
+    places = []
+    for _ in range(NUM_STEPS):
+        pair.step()
+        kept = [torch.empty(pair.weight.shape, dtype=pair.dtype)]  # what a freed gradient would make room for
+        places.append(pair.weight.grad.data_ptr())
+        del kept
+    for _ in range(2):
+        pair.step(zero=False)
+    pair.state.close()
+    before = pair.weight.grad.clone()
+    return {"same_place": len(set(places[2:])) == 1, "survives_close": torch.equal(before, pair.weight.grad)}
+
+
+def hold(rank: int, pair: Pair) -> dict[str, Any]:
+    """Gradients of earlier steps that a program keeps, in four ways."""
+    ways = [lambda g: g, lambda g: g.detach(), lambda g: g[3:5].T, lambda g: g.numpy()]
+    held, copies = [], []
+    for step in range(NUM_STEPS):
+        pair.step()
+        held.append(ways[step % len(ways)](pair.weight.grad))
+        copies.append(copy.deepcopy(held[-1]))
+    for _ in range(4):
+        pair.step()
+    return {"unchanged": all(bool((a == b).all()) for a, b in zip(held, copies, strict=True))}
+
+
+def own_buffers(rank: int, pair: Pair) -> dict[str, Any]:
+    """p.grad are views of a program's own flat buffer, or a tensor that it keeps."""
+    for _ in range(3):
+        pair.step()
+    flat = torch.zeros(pair.weight.numel() + 5)
+    bias = pair.models[1].first.weight
+    mine = torch.zeros_like(bias)
+    for _ in range(3):
+        pair.models[1].zero_grad()
+        flat.zero_()
+        mine.zero_()
+        pair.weight.grad = flat[5:].view(pair.weight.shape)
+        bias.grad = mine
+        pair.models[0].zero_grad()
+        pair.step(zero=False)
+    inside = pair.weight.grad.untyped_storage().data_ptr() == flat.data_ptr()
+    return {"inside": inside and bias.grad is mine and bool(mine.any())}
+
+
+def passes(rank: int, pair: Pair) -> dict[str, Any]:
+    """Accumulation, and a parameter that no rank uses in the pass that reduces: DDP leaves its gradient alone."""
+    for _ in range(3):
+        pair.step()
+        pair.step(zero=False, sync=False)
+        pair.step(zero=False)
+        pair.step(sync=False)
+        pair.step(zero=False, use_branch=False)
+        for model in pair.models:
+            model.branch.weight.grad = model.branch.weight.grad.clone()
+        before = pair.weight.grad.clone()
+        pair.step(zero=False, use_branch=False)
+        assert torch.equal(before, pair.weight.grad)
+    return {}
+
+
+def run(rank: int, world_size: int, folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    start(rank, world_size, folder)
+    results = {}
+    for name, case in cases.items():
+        dtype = getattr(torch, case.get("dtype", "float32"))
+        pair = Pair(rank, dtype, case.get("settings", {}), case.get("ddp", {}))
+        results[name] = globals()[case["what"]](rank, pair) | {"equal": pair.equal}
+        dist.barrier()
+        pair.state.close()
+    stop()
+    return results

@@ -1,0 +1,92 @@
+"""The hook gives DDP's gradients the memory of the step before, and nobody can tell but the clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from rank_processes import process_values  # noqa: E402
+
+from dcomm.torch.gradient_memory import GradientMemory  # noqa: E402
+
+SCRIPT = Path(__file__).with_name("gradient_memory_ranks.py")
+ENV = {"GLOO_SOCKET_IFNAME": "lo"}
+CASES: dict[str, dict[str, Any]] = {
+    "reuse": {"what": "reuse"},
+    "reuse float64": {"what": "reuse", "dtype": "float64"},
+    "reuse bfloat16": {"what": "reuse", "dtype": "bfloat16"},
+    "off": {"what": "reuse", "settings": {"reuse_gradients": False}},
+    "bucket views": {"what": "reuse", "ddp": {"gradient_as_bucket_view": True}},
+    "hold": {"what": "hold"},
+    "own buffers": {"what": "own_buffers"},
+    "passes": {"what": "passes", "ddp": {"find_unused_parameters": True}},
+}
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    args = {"folder": str(tmp_path_factory.mktemp("gradients")), "cases": CASES}
+    return process_values(2, SCRIPT, "run", args, env=ENV, timeout=110)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_ddp(values: list[Any], name: str) -> None:
+    for value in values:
+        found = dict(value[name])
+        print(name, found)
+        same_place = found.pop("same_place", None)
+        if name.startswith("reuse"):
+            assert same_place
+        assert all(found.values())
+
+
+def backward(memory: GradientMemory, weight: Any, factor: float) -> None:
+    """One backward pass that ends as a bucket of `weight` alone would."""
+    weight.grad = None
+    handle = weight.register_post_accumulate_grad_hook(lambda weight: memory.renew([weight]))
+    (weight * factor).sum().backward()
+    handle.remove()
+
+
+def test_memory_is_lent_once_at_a_time() -> None:
+    memory = GradientMemory()
+    weight = torch.nn.Parameter(torch.zeros(200, 200))
+    backward(memory, weight, 1.0)
+    backward(memory, weight, 2.0)
+    lent = weight.grad
+    assert lent is not None
+    place = lent.data_ptr()
+    lent.fill_(3.0)
+    backward(memory, weight, 4.0)  # `lent` is still held: a fresh gradient, with its value
+    assert weight.grad.data_ptr() != place
+    assert torch.equal(weight.grad, torch.full_like(weight, 4.0))
+    assert torch.equal(lent, torch.full_like(weight, 3.0))
+    row = lent[7]
+    del lent
+    backward(memory, weight, 5.0)  # and still, by a view
+    assert weight.grad.data_ptr() != place
+    del row
+    backward(memory, weight, 6.0)
+    assert weight.grad.data_ptr() == place
+    memory.close()
+    backward(memory, weight, 7.0)
+    assert torch.equal(weight.grad, torch.full_like(weight, 7.0))
+
+
+def test_outside_of_this_backward_nothing_is_replaced() -> None:
+    memory = GradientMemory()
+    weight = torch.nn.Parameter(torch.zeros(200, 200))
+    backward(memory, weight, 1.0)
+    weight.grad = None
+    (weight * 2.0).sum().backward()
+    place = weight.grad.data_ptr()
+    memory.renew([weight])
+    other = torch.zeros(1, requires_grad=True)
+    other.register_post_accumulate_grad_hook(lambda other: memory.renew([weight]))
+    other.sum().backward()
+    assert weight.grad.data_ptr() == place
+    assert torch.equal(weight.grad, torch.full_like(weight, 2.0))
