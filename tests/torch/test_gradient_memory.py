@@ -90,3 +90,23 @@ def test_outside_of_this_backward_nothing_is_replaced() -> None:
     other.sum().backward()
     assert weight.grad.data_ptr() == place
     assert torch.equal(weight.grad, torch.full_like(weight, 2.0))
+
+
+@pytest.mark.filterwarnings("ignore:grad and param do not obey")
+def test_strides_stay() -> None:
+    memory = GradientMemory()
+    weight = torch.nn.Parameter(torch.zeros(300, 200).t())
+    backward(memory, weight, 1.0)
+    backward(memory, weight, 2.0)
+    place = weight.grad.data_ptr()
+    backward(memory, weight, 3.0)
+    assert (weight.grad.data_ptr(), weight.grad.stride()) == (place, (1, 200))
+    with_gaps = torch.empty_strided((200, 300), (2, 400)).zero_()
+    weight.grad = with_gaps
+    strides = with_gaps.stride()
+    del with_gaps
+    handle = weight.register_post_accumulate_grad_hook(lambda weight: memory.renew([weight]))
+    (weight * 4.0).sum().backward()
+    handle.remove()
+    assert weight.grad.stride() == strides
+    assert torch.equal(weight.grad, torch.full_like(weight, 4.0))
