@@ -74,9 +74,11 @@ def reuse(rank: int, pair: Pair) -> dict[str, Any]:
         del kept
     for _ in range(2):
         pair.step(zero=False)
+    reuses = pair.state._gradients is not None
     pair.state.close()
     before = pair.weight.grad.clone()
-    return {"same_place": len(set(places[2:])) == 1, "survives_close": torch.equal(before, pair.weight.grad)}
+    survives_close = torch.equal(before, pair.weight.grad)
+    return {"reuses": reuses, "same_place": len(set(places[2:])) == 1, "survives_close": survives_close}
 
 
 def hold(rank: int, pair: Pair) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def passes(rank: int, pair: Pair) -> dict[str, Any]:
         pair.step(sync=False)
         pair.step(zero=False, use_branch=False)
         for model in pair.models:
-            model.branch.weight.grad = model.branch.weight.grad.clone()
+            model.branch.weight.grad = 2 * model.branch.weight.grad  # unlike the memory lent last
         before = pair.weight.grad.clone()
         pair.step(zero=False, use_branch=False)
         assert torch.equal(before, pair.weight.grad)

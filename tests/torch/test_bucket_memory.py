@@ -89,7 +89,7 @@ def test_a_lost_peer_is_not_taken_for_a_refusal() -> None:
         memory.place_of(0, bucket)
 
 
-@pytest.mark.parametrize("name", ["overlap", "register_buckets"])
+@pytest.mark.parametrize("name", ["overlap", "register_buckets", "reuse_gradients"])
 def test_flags_are_checked(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name}=1: expected True or False"):
         dcomm.torch.HookState(**{name: 1})

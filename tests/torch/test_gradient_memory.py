@@ -39,6 +39,8 @@ def test_gradients_are_those_of_ddp(values: list[Any], name: str) -> None:
         found = dict(value[name])
         print(name, found)
         same_place = found.pop("same_place", None)
+        if "reuses" in found:
+            assert found.pop("reuses") == (name != "off")
         if name.startswith("reuse"):
             assert same_place
         assert all(found.values())
