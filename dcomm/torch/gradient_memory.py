@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-# Below this size malloc keeps memory by itself (glibc's M_MMAP_THRESHOLD is 128 KiB and grows).
-_LEAST_BYTES = 64 * 1024
+# Measured (docs/decisions.md): with smaller gradients too, steps that have many of them become slower.
+_LEAST_BYTES = 4 * 1024 * 1024
 # NumPy's arrays carry the memory, and NumPy has no bfloat16.
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from rank_processes import process_values  # noqa: E402
 
+from dcomm.torch import gradient_memory  # noqa: E402
 from dcomm.torch.gradient_memory import GradientMemory  # noqa: E402
 
 SCRIPT = Path(__file__).with_name("gradient_memory_ranks.py")
@@ -46,6 +47,11 @@ def test_gradients_are_those_of_ddp(values: list[Any], name: str) -> None:
         assert all(found.values())
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient_memory, "_LEAST_BYTES", 64 * 1024)
+
+
 def backward(memory: GradientMemory, weight: Any, factor: float) -> None:
     """One backward pass that ends as a bucket of `weight` alone would."""
     weight.grad = None
@@ -54,7 +60,7 @@ def backward(memory: GradientMemory, weight: Any, factor: float) -> None:
     handle.remove()
 
 
-def test_memory_is_lent_once_at_a_time() -> None:
+def test_memory_is_lent_once_at_a_time(small: None) -> None:
     memory = GradientMemory()
     weight = torch.nn.Parameter(torch.zeros(200, 200))
     backward(memory, weight, 1.0)
@@ -79,7 +85,7 @@ def test_memory_is_lent_once_at_a_time() -> None:
     assert torch.equal(weight.grad, torch.full_like(weight, 7.0))
 
 
-def test_outside_of_this_backward_nothing_is_replaced() -> None:
+def test_outside_of_this_backward_nothing_is_replaced(small: None) -> None:
     memory = GradientMemory()
     weight = torch.nn.Parameter(torch.zeros(200, 200))
     backward(memory, weight, 1.0)
@@ -95,7 +101,7 @@ def test_outside_of_this_backward_nothing_is_replaced() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:grad and param do not obey")
-def test_strides_stay() -> None:
+def test_strides_stay(small: None) -> None:
     memory = GradientMemory()
     weight = torch.nn.Parameter(torch.zeros(300, 200).t())
     backward(memory, weight, 1.0)
@@ -112,3 +118,20 @@ def test_strides_stay() -> None:
     handle.remove()
     assert weight.grad.stride() == strides
     assert torch.equal(weight.grad, torch.full_like(weight, 4.0))
+
+
+@pytest.mark.parametrize(("rows", "replaced"), [(1023, False), (1024, True)])
+def test_gradients_below_4_mib_are_left_alone(rows: int, replaced: bool) -> None:
+    memory = GradientMemory()
+    weight = torch.nn.Parameter(torch.zeros(rows, 1024))
+    backward(memory, weight, 1.0)
+    weight.grad = None
+    fresh = []
+
+    def renew(weight: Any) -> None:
+        fresh.append(weight.grad.data_ptr())
+        memory.renew([weight])
+
+    weight.register_post_accumulate_grad_hook(renew)
+    (weight * 2.0).sum().backward()
+    assert (weight.grad.data_ptr() != fresh[0]) == replaced
