@@ -21,7 +21,7 @@ logger = logging.getLogger("dcomm")
 
 # The call for a bucket in which it is registered: after the one move that DDP makes. A number, not a look at the
 # addresses, because registering is collective and addresses are each rank's own.
-_SETTLED = 3
+SETTLED = 3
 
 
 @dataclass
@@ -56,7 +56,7 @@ class BucketMemory:
                 known.registration.close()
             known = self._known[index] = _Known(tensor.numel(), tensor.dtype)
         known.calls += 1
-        if known.calls == _SETTLED:
+        if known.calls == SETTLED:
             self._register(known, tensor)
         if known.tensor is None or known.tensor.data_ptr() == tensor.data_ptr():
             return tensor

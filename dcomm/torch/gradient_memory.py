@@ -1,24 +1,31 @@
-"""Memory for DDP's gradients that stays from step to step.
+"""DDP's gradients become views of the memory that a bucket is reduced into, which stays from step to step.
 
 Without ``gradient_as_bucket_view`` autograd allocates every gradient anew, DDP copies it into a bucket, and copies the
 average back at the end of backward. The C allocator returns such memory to the kernel and gets it back page by page,
-which takes longer than the exchange. Once a bucket is complete, what a fresh gradient holds has been copied and will be
-overwritten: here such a gradient is replaced by memory of the step before, and its own freed while backward goes on.
+which takes longer than the exchange; and nothing overlaps the copy back. Here a bucket is reduced into other memory,
+its result, and as soon as DDP has copied a gradient into the bucket the gradient is replaced by its part of the result:
+DDP finds its copy back done, and the fresh gradient is freed while backward goes on.
 
 This must be invisible: a gradient is replaced only if this backward pass computed it (DDP then copies an average
-back) and nothing but its parameter refers to it; memory is lent again only when no tensor of an earlier step shares it.
+back) and nothing but its parameter refers to it; and a result is written to only if no tensor of an earlier step shares
+its memory on any rank. The ranks find out together, for they write into each other's results.
 """
 
 from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
+from torch._C._distributed_c10d import GradBucket
 from torch.utils.weak import WeakIdKeyDictionary
+
+from dcomm.communicator import Communicator
+from dcomm.errors import SharedMemoryError
+from dcomm.torch.bucket_memory import SETTLED
 
 # Measured (docs/decisions.md): with smaller gradients too, steps that have many of them become slower.
 _LEAST_BYTES = 4 * 1024 * 1024
@@ -27,60 +34,155 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass
-class _Place:
-    """Memory for one parameter's gradient."""
+class _Lent:
+    """A gradient that is part of a result."""
 
-    like: torch.Tensor  # the dtype, shape and strides
-    integers: torch.Tensor
-    holder: Any = None  # weak reference to the array that the tensor lent last is made of
+    parameter: torch.Tensor
+    grad: torch.Tensor
+    offset: int  # of its first element in the result
 
-    def fits(self, grad: torch.Tensor) -> bool:
-        like = self.like
-        return (like.dtype, like.shape, like.stride()) == (grad.dtype, grad.shape, grad.stride())
 
-    def lend(self) -> torch.Tensor | None:
-        """A tensor over this memory; None while an earlier one, or anything that shares its storage, is alive."""
-        if self.holder is not None and self.holder() is not None:
-            return None
-        array = self.integers.numpy()
-        self.holder = weakref.ref(array)
-        return torch.from_numpy(array).view(self.like.dtype).data
+@dataclass
+class _Result:
+    """What one bucket is reduced into."""
+
+    whole: torch.Tensor  # (count,), all that DDP sees of it
+    elements: Any  # the same memory, a NumPy array of integers
+    num_tensors: int  # over it, those that DDP keeps included
+    lent: list[_Lent] = field(default_factory=list)  # in this backward pass
+    holders: list[Any] = field(default_factory=list)  # weak references to the arrays that gradients are made of
+    retired: bool = False
+
+    def is_free(self) -> bool:
+        self.holders = [holder for holder in self.holders if holder() is not None]
+        return not (self.holders or self.retired)
+
+    def settle(self) -> None:
+        """Give what was lent a storage of its own, by which its users can be told from DDP's views."""
+        if _storage_uses(self.whole) > self.num_tensors + len(self.lent):
+            self.retired = True  # something took a gradient before backward was over
+        for lent in self.lent:
+            if lent.parameter.grad is not lent.grad:
+                continue
+            array = self.elements[lent.offset : lent.offset + lent.grad.numel()]
+            own = torch.from_numpy(array).view(lent.grad.dtype)
+            lent.parameter.grad = own.as_strided(lent.grad.size(), lent.grad.stride()).data
+            self.holders.append(weakref.ref(array))
+        self.lent.clear()
+
+
+@dataclass
+class _Known:
+    """A bucket that was seen; count and dtype are the same on all ranks."""
+
+    count: int
+    dtype: torch.dtype
+    calls: int = 0
+    result: _Result | None = None
 
 
 class GradientMemory:
-    """The lent gradients of one DDP module."""
+    """The results of one DDP module's buckets, and the gradients that lie in them.
 
-    def __init__(self) -> None:
-        self._places = WeakIdKeyDictionary()
+    Args:
+        comm: Of the module's ranks.
+        wanted: False: this rank only tells the others that there will be none.
+    """
+
+    def __init__(self, comm: Communicator, wanted: bool) -> None:
+        """Nothing is allocated before the third step."""
+        self._comm = comm
+        self._wanted = wanted
+        self._known: dict[int, _Known] = {}
         self._passes = WeakIdKeyDictionary()  # parameter: the backward pass that computed its gradient last
         self._handles: list[Any] = []
-        self._late: list[torch.Tensor] = []
-        self._late_in = 0  # the pass they belong to
+        self._late: list[tuple[_Result, torch.Tensor, torch.Tensor]] = []
+        self._pass = -1  # the backward pass of the last call
+        self._free: Any = numpy.zeros(0, numpy.uint8)  # by bucket: its result, on all ranks
+        self._agreeing: Any = None
         self._unshared = _references_of_a_fresh_gradient()
 
-    def renew(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Replace the gradients of a complete bucket; call it inside backward, after DDP has filled the bucket."""
-        if self._unshared is None:
-            return
-        now = _backward_pass()
-        # autograd itself still refers to the gradient that completes a bucket: it has its turn in the next bucket's.
-        for parameter in self._late if self._late_in == now else ():
-            self._try(parameter)
-        self._late, self._late_in = [], now
-        for parameter in parameters:
-            if parameter not in self._passes:  # a first step: from the next one on
-                self._watch(parameter)
-            elif self._passes[parameter] == now and not self._try(parameter):
-                self._late.append(parameter)
+    def result_of(self, bucket: GradBucket, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Where to reduce a complete bucket into, None: in place. Collective; inside backward, DDP has filled it.
+
+        Args:
+            bucket: As the hook gets it.
+            tensor: (count,) its gradients.
+        """
+        self._begin_pass()
+        self._lend_late()
+        known = self._known.get(bucket.index())
+        if known is None or known.count != tensor.numel() or known.dtype != tensor.dtype:
+            known = self._known[bucket.index()] = _Known(tensor.numel(), tensor.dtype)
+        known.calls += 1
+        if known.calls == SETTLED:
+            known.result = self._make_result(bucket, tensor)
+        elif known.result is not None and self._is_free_on_all_ranks(bucket.index()):
+            self._lend(known.result, bucket, tensor)
+            return known.result.whole
+        return None
 
     def close(self) -> None:
-        """Leave the parameters alone; tensors that are lent stay valid."""
+        """Leave the parameters alone; gradients that lie in a result stay valid."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._places.clear()
+        self._known.clear()
         self._passes.clear()
         self._late.clear()
+
+    def _begin_pass(self) -> None:
+        """Start to find out which results are free, and come back when DDP has finished."""
+        now = _backward_pass()
+        if now == self._pass:
+            return
+        self._pass = now
+        self._late.clear()
+        results = {index: known.result for index, known in self._known.items() if known.result is not None}
+        if not results:
+            return
+        self._free = numpy.zeros(max(results) + 1, numpy.uint8)
+        for index, result in results.items():
+            self._free[index] = result.is_free()
+        self._agreeing = self._comm.all_reduce(self._free, "min", async_op=True)
+
+        # DDP queues its copy back later in this pass: `finish` runs before that, `settle` after it.
+        engine = torch.autograd.Variable._execution_engine
+
+        def settle() -> None:
+            for result in results.values():
+                result.settle()
+
+        def finish() -> None:
+            self._lend_late()
+            engine.queue_callback(settle)
+
+        engine.queue_callback(finish)
+
+    def _is_free_on_all_ranks(self, index: int) -> bool:
+        if self._agreeing is not None:
+            self._agreeing.wait()
+            self._agreeing = None
+        return bool(index < len(self._free) and self._free[index])
+
+    def _make_result(self, bucket: GradBucket, tensor: torch.Tensor) -> _Result | None:
+        """Collective. None where it would be of no use on some rank."""
+        parameters, parts = bucket.parameters(), bucket.gradients()
+        useful = self._wanted and self._unshared is not None and tensor.element_size() in _INTEGERS
+        useful = useful and any(_can_be_part(p, part) for p, part in zip(parameters, parts, strict=True))
+        agreed = numpy.array([useful], numpy.uint8)
+        self._comm.all_reduce(agreed, "min")
+        if not agreed[0]:
+            return None
+        for parameter in parameters:
+            if parameter not in self._passes:
+                self._watch(parameter)
+        try:
+            whole = self._comm.empty(tensor.numel(), tensor.dtype)
+        except SharedMemoryError:  # raised by all ranks, which go on in place
+            return None
+        elements = whole.view(_INTEGERS[tensor.element_size()]).numpy()
+        return _Result(whole, elements, _storage_uses(whole) + len(parameters))
 
     def _watch(self, parameter: torch.Tensor) -> None:
         passes = self._passes  # not self: the hook lives as long as the parameter
@@ -91,45 +193,61 @@ class GradientMemory:
 
         self._handles.append(parameter.register_post_accumulate_grad_hook(note))  # type: ignore[no-untyped-call]
 
-    def _try(self, parameter: torch.Tensor) -> bool:
+    def _lend(self, result: _Result, bucket: GradBucket, tensor: torch.Tensor) -> None:
+        for parameter, part in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            if self._passes.get(parameter) != self._pass or not _can_be_part(parameter, part):  # type: ignore[no-untyped-call]
+                continue
+            offset = part.storage_offset() - tensor.storage_offset()
+            place = result.whole.as_strided(parameter.size(), parameter.stride(), offset)
+            if not self._replace(result, parameter, place):
+                # autograd itself still refers to the gradient that completes a bucket: it has its turn with the next.
+                self._late.append((result, parameter, place))
+
+    def _lend_late(self) -> None:
+        for late in self._late:
+            self._replace(*late)
+        self._late.clear()
+
+    def _replace(self, result: _Result, parameter: torch.Tensor, place: torch.Tensor) -> bool:
         """False: something refers to the gradient, now."""
-        if self._suits(parameter):
-            if _references(parameter) != self._unshared:
-                return False
-            self._replace(parameter)
+        if _references(parameter) != self._unshared:
+            return False
+        parameter.grad = place
+        result.lent.append(_Lent(parameter, place, int(place.storage_offset())))
         return True
 
-    def _suits(self, parameter: torch.Tensor) -> bool:
-        grad = parameter.grad
-        if type(grad) is not torch.Tensor or grad.layout != torch.strided or grad.device.type != "cpu":
-            return False
-        return not grad.requires_grad and grad.numel() * grad.element_size() >= _LEAST_BYTES
 
-    def _replace(self, parameter: torch.Tensor) -> None:
-        grad = parameter.grad
-        assert grad is not None
-        place: _Place | None = self._places.get(parameter)  # type: ignore[no-untyped-call]
-        if place is None or not place.fits(grad):
-            integers = _INTEGERS.get(grad.element_size())
-            memory = torch.empty_like(grad)
-            if integers is None or memory.stride() != grad.stride():  # gaps, or overlapping elements
-                return
-            place = self._places[parameter] = _Place(memory, memory.view(integers))
-        lent = place.lend()
-        if lent is not None:
-            parameter.grad = lent
+def _can_be_part(parameter: torch.Tensor, part: torch.Tensor) -> bool:
+    """Whether a gradient is large, plain memory of its own, and lies as DDP's view of the result will."""
+    grad = parameter.grad
+    if type(grad) is not torch.Tensor or grad.layout != torch.strided or grad.requires_grad:
+        return False
+    if grad.numel() * grad.element_size() < _LEAST_BYTES or grad.dtype != part.dtype:
+        return False
+    if grad.untyped_storage().data_ptr() == part.untyped_storage().data_ptr():  # the bucket is its memory already
+        return False
+    # DDP lays a bucket's parts out as the parameters, if those have neither gaps nor overlapping elements.
+    return grad.stride() == parameter.stride() and (grad.is_contiguous() or _is_dense(grad))
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def _backward_pass() -> int:
     return torch._C._current_graph_task_id()
 
 
+def _storage_uses(tensor: torch.Tensor) -> int:
+    """How many tensors share the memory of one."""
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) - 1
+
+
 def _references(parameter: torch.Tensor) -> tuple[int, int]:
     """How many refer to a parameter's gradient in Python, and how many tensors share its storage."""
     grad = parameter.grad
     assert grad is not None
-    storage_uses = torch._C._storage_Use_Count
-    return sys.getrefcount(grad), storage_uses(grad.untyped_storage()._cdata)
+    return sys.getrefcount(grad), _storage_uses(grad)
 
 
 def _references_of_a_fresh_gradient() -> tuple[int, int] | None:

@@ -40,9 +40,10 @@ class HookState:
             each, for then nothing else could run at the same time. Local: ranks may differ.
         register_buckets: True: from a bucket's third step on the ranks reduce it where DDP keeps it, without a copy
             (see :meth:`dcomm.Communicator.register`). False, and with a half-precision wire: through the window.
-        reuse_gradients: True: gradients that DDP copies to and from its buckets (without ``gradient_as_bucket_view``)
-            get memory of the step before, which spares page faults. What anything else refers to is left alone. Until
-            backward ends, such a ``p.grad`` holds nothing of use. Takes memory of the gradients' size. Local.
+        reuse_gradients: True: large gradients that DDP copies to and from its buckets (without
+            ``gradient_as_bucket_view``) become parts of the memory that their bucket is reduced into, which stays from
+            step to step: no copy back, no page faults. What anything else refers to is left alone. Until backward ends,
+            such a ``p.grad`` holds nothing of use. Takes memory of the gradients' size. Used where all ranks want it.
 
     Raises:
         ValueError: Bad `wire_dtype` or `policy`.
@@ -139,7 +140,7 @@ class HookState:
             return
         self._completer = Completer()
         self._memory = BucketMemory(self._comm) if self.register_buckets else None
-        self._gradients = GradientMemory() if self.reuse_gradients else None
+        self._gradients = GradientMemory(self._comm, self.reuse_gradients and self.overlap)
 
     def _delegate(self, reason: str) -> None:
         self._delegates = True
@@ -157,8 +158,9 @@ def all_reduce_hook(state: HookState, bucket: GradBucket) -> torch.futures.Futur
         bucket: (count,) gradients, float32, float16, bfloat16 or float64.
 
     Returns:
-        A future of the averaged bucket (in place). When the operation fails, waiting for it raises a RuntimeError
-        with the text of the dcomm error; with ``overlap=False`` the hook, and so backward, raises the error itself.
+        A future of the averaged bucket, in place or in memory that is used for it in every step. When the operation
+        fails, waiting for it raises a RuntimeError with the text of the dcomm error; with ``overlap=False`` the hook,
+        and so backward, raises the error itself.
     """
     return _average(state, bucket, state.wire_dtype)
 
@@ -177,15 +179,15 @@ def _average(state: HookState, bucket: GradBucket, wire_dtype: Any) -> torch.fut
     tensor = bucket.buffer()
     if state._comm is None and not state._delegates:
         state._connect(tensor)
-    if state._comm is None or state._completer is None:
+    if state._comm is None or state._completer is None or state._gradients is None:
         return _average_by_group(state._group(), tensor)
-    if state._gradients is not None and state.overlap:
-        state._gradients.renew(bucket.parameters())
     wire = wire_dtype if tensor.dtype == torch.float32 else None
     place = tensor if state._memory is None or wire is not None else state._memory.place_of(bucket.index(), tensor)
+    result = state._gradients.result_of(bucket, tensor)
     if state.overlap and place is tensor:
-        work = state._comm.all_reduce(tensor, "avg", wire_dtype=wire, async_op=True)
-        return state._completer.future_of(work, tensor)
+        out = tensor if result is None else result
+        work = state._comm.all_reduce(tensor, "avg", out=out, wire_dtype=wire, async_op=True)
+        return state._completer.future_of(work, out)
     if place is not tensor:
         place.copy_(tensor)
     state._comm.all_reduce(place, "avg", wire_dtype=wire)

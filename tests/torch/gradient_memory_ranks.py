@@ -68,28 +68,41 @@ class Pair:
 
 def reuse(rank: int, pair: Pair) -> dict[str, Any]:
     places = []
+    large = [p for p in pair.models[1].parameters() if p.numel() * p.element_size() >= gradient_memory._LEAST_BYTES]
     for _ in range(NUM_STEPS):
         pair.step()
-        kept = [torch.empty(pair.weight.shape, dtype=pair.dtype)]  # what a freed gradient would make room for
-        places.append(pair.weight.grad.data_ptr())
+        kept = [torch.empty(p.shape, dtype=pair.dtype) for p in large]  # what freed gradients would make room for
+        places.append([p.grad.data_ptr() for p in large])
         del kept
+    known = pair.state._gradients._known.values()
+    results = [bucket.result for bucket in known if bucket.result is not None]
+    in_results = sum(len(result.holders) for result in results)
     for _ in range(2):
         pair.step(zero=False)
-    reuses = pair.state._gradients is not None
     pair.state.close()
     before = pair.weight.grad.clone()
     survives_close = torch.equal(before, pair.weight.grad)
-    return {"reuses": reuses, "same_place": len(set(places[2:])) == 1, "survives_close": survives_close}
+    return {
+        "in_results": in_results,
+        "has_results": bool(results),
+        "same_places": all(seen == places[-1] for seen in places[4:]),
+        "survives_close": survives_close,
+    }
 
 
 def hold(rank: int, pair: Pair) -> dict[str, Any]:
     """Gradients of earlier steps that a program keeps, in four ways."""
     ways = [lambda g: g, lambda g: g.detach(), lambda g: g[3:5].T, lambda g: g.numpy()]
     held, copies = [], []
-    for step in range(NUM_STEPS):
+    for step in range(2 * NUM_STEPS):
         pair.step()
-        held.append(ways[step % len(ways)](pair.weight.grad))
-        copies.append(copy.deepcopy(held[-1]))
+        if (step // 2 + rank) % 4 != 0:  # now on one rank only, now on both, now on none
+            held.append(ways[step % len(ways)](pair.weight.grad))
+            copies.append(copy.deepcopy(held[-1]))
+        if step % 5 == 4:
+            assert all(bool((a == b).all()) for a, b in zip(held, copies, strict=True))
+            held.clear()
+            copies.clear()
     for _ in range(4):
         pair.step()
     return {"unchanged": all(bool((a == b).all()) for a, b in zip(held, copies, strict=True))}
@@ -136,7 +149,8 @@ def run(rank: int, world_size: int, folder: str, cases: dict[str, dict[str, Any]
     results = {}
     for name, case in cases.items():
         dtype = getattr(torch, case.get("dtype", "float32"))
-        pair = Pair(rank, dtype, case.get("settings", {}), case.get("ddp", {}))
+        settings = case.get("settings", {}) | (case.get("rank1", {}) if rank == 1 else {})
+        pair = Pair(rank, dtype, settings, case.get("ddp", {}))
         results[name] = globals()[case["what"]](rank, pair) | {"equal": pair.equal}
         dist.barrier()
         pair.state.close()
