@@ -190,11 +190,11 @@ def _average(state: HookState, bucket: GradBucket, wire_dtype: Any) -> torch.fut
         return state._completer.future_of(work, out)
     if place is not tensor:
         place.copy_(tensor)
-    state._comm.all_reduce(place, "avg", wire_dtype=wire)
-    if place is not tensor:
-        tensor.copy_(place)
+    out = state._comm.all_reduce(place, "avg", out=place if result is None else result, wire_dtype=wire)
+    if place is not tensor and result is None:
+        out = tensor.copy_(place)
     done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    done.set_result(tensor)
+    done.set_result(out)
     return done
 
 

@@ -94,6 +94,9 @@ class FakeBucket:
     def parameters(self) -> list[torch.Tensor]:
         return []
 
+    def gradients(self) -> list[torch.Tensor]:
+        return []
+
 
 def move(rank: int, world_size: int, folder: str, count: int) -> dict[str, Any]:
     """Rank 0's bucket moves after it was registered; later every rank's gets another size."""

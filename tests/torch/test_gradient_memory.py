@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "reuse float64": {"what": "reuse", "dtype": "float64"},
     "reuse bfloat16": {"what": "reuse", "dtype": "bfloat16"},
     "reuse without registered buckets": {"what": "reuse", "settings": {"register_buckets": False}},
+    "reuse with buckets that moved": {"what": "moved"},
     "off": {"what": "reuse", "settings": {"reuse_gradients": False}},
     "off on rank 1": {"what": "reuse", "rank1": {"reuse_gradients": False}},
     "no overlap on rank 1": {"what": "reuse", "rank1": {"overlap": False}},
