@@ -214,8 +214,10 @@ class SymmetricCollectives(Endpoint):
             operation.op,
             operation.algo,
             operation.root,
+            0,
             arrays.stream_handle(operation.source.array, stream),
             timeout_to_ns(timeout),
+            False,
         )
         return operation.result
 

@@ -95,6 +95,15 @@ CHECKS = {
         "cuda_group_options_from_environment",
         "cuda_loader_without_cuda_part",
     ],
+    "cuda_message_checks": [
+        "cuda_message_of_two_ranks_alone",
+        "cuda_message_of_another_length_breaks_the_group",
+        "cuda_message_dead_ends_are_seen",
+        "cuda_message_deadline_and_lost_peer",
+        "cuda_collected_calls_are_launched_when_complete",
+        "cuda_collected_messages_keep_their_order",
+        "cuda_group_opens_on_request",
+    ],
     "cuda_list_checks": [
         "cuda_lists_convert_as_the_host",
         "cuda_lists_copy_every_dtype",

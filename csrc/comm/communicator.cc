@@ -232,7 +232,7 @@ CudaThreadGroup& Communicator::cuda_group() const {
   return *cuda_group_;
 }
 
-void Communicator::run_cuda(CudaRankCall call) {
+void Communicator::run_cuda(CudaRankCall call, bool collected) {
   const Entry entry(entered_);
   check_usable();
   CudaThreadGroup& group = cuda_group();
@@ -241,8 +241,22 @@ void Communicator::run_cuda(CudaRankCall call) {
   if (asked == Algo::kAuto)
     call.call.algo = forced_cuda_algo(settings_);  // or the GPU's own choice, launch/cuda_plan.h
   if (call.timeout_ns <= 0) call.timeout_ns = settings_.timeout_ns;
-  group.run(rank(), call);
+  if (collected) {
+    group.collect(rank(), call);
+  } else {
+    group.run(rank(), call);
+  }
 }
+
+void Communicator::end_collecting_cuda(bool complain) { cuda_group().end_collecting(complain); }
+
+void Communicator::open_cuda(int device) {
+  const Entry entry(entered_);
+  check_usable();
+  cuda_group().open(device);
+}
+
+int Communicator::cuda_device() const { return cuda_group_ == nullptr ? -1 : cuda_group_->device(); }
 
 void Communicator::synchronize_cuda(int64_t timeout_ns) {
   const Entry entry(entered_);
@@ -449,8 +463,9 @@ void Communicator::abort() {
   reason.reporter = static_cast<uint16_t>(rank());
   reason.culprit = static_cast<uint16_t>(rank());
   broadcast_abort(context_, reason);
-  set_broken(ErrorCode::kAborted,
-             "this communicator was aborted on rank " + std::to_string(rank()) + "; start a new one");
+  const std::string text = "this communicator was aborted on rank " + std::to_string(rank()) + "; start a new one";
+  if (cuda_group_ != nullptr) cuda_group_->stop(text);
+  set_broken(ErrorCode::kAborted, text);
 }
 
 void Communicator::close() { leave(true); }

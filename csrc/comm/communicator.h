@@ -75,9 +75,17 @@ class Communicator {
   /// Ends what adopt() began, on this rank alone, once what is queued is done: the array is ordinary memory again.
   void release(Region& region);
 
-  /// All-reduce of arrays on a GPU that ranks of this process share. Blocks the host until all ranks have called, then
-  /// is asynchronous to the GPU, in order on call.stream. Throws kCuda where the ranks are processes.
-  void run_cuda(CudaRankCall call);
+  /// Any collective, send or recv of arrays on a GPU that ranks of this process share: see CudaThreadGroup::run, and
+  /// with `collected` CudaThreadGroup::collect. Throws kCuda where the ranks are processes.
+  void run_cuda(CudaRankCall call, bool collected);
+  /// CudaThreadGroup::end_collecting.
+  void end_collecting_cuda(bool complain);
+  /// CudaThreadGroup::open.
+  void open_cuda(int device);
+  /// The GPU on which the ranks have met; -1: none so far.
+  int cuda_device() const;
+  /// True where `other` is a rank of the same group of threads.
+  bool is_beside(const Communicator& other) const { return cuda_group_ != nullptr && cuda_group_ == other.cuda_group_; }
   /// Blocks until the last GPU operation is done and throws what the GPU reported.
   void synchronize_cuda(int64_t timeout_ns);
 

@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-inline constexpr uint32_t kDcommCudaAbi = 3;
+inline constexpr uint32_t kDcommCudaAbi = 4;
 
 extern "C" {
 
@@ -48,7 +48,8 @@ struct DcommCudaCall {
   int32_t dtype;
   int32_t wire;         // sums only
   int32_t op;           // sums only
-  int32_t root;         // broadcast, reduce, gather, scatter
+  int32_t root;         // broadcast, reduce, gather, scatter; send: who sends
+  int32_t peer;         // send: who receives; the other ranks' streams are left alone
   uint64_t count;       // elements: of the message, or of a block where there is one per rank
   uint64_t timeout_ns;  // of each wait in the kernel
   const void* const* in;
@@ -129,6 +130,11 @@ struct DcommCudaTable {
   void (*list_destroy)(DcommCudaList* list);
   /// One launch, asynchronous to the host; neither allocates nor waits, and can be captured into a graph.
   int32_t (*list_copy)(const DcommCudaList* list, const DcommCudaListCopy* copy, char* message, size_t message_bytes);
+
+  /// The GPU whose memory holds `address`.
+  int32_t (*pointer_device)(const void* address, int32_t* device, char* message, size_t message_bytes);
+  /// What is enqueued on `after` from now on waits for what `before` has been given so far; asynchronous to the host.
+  int32_t (*order_streams)(int32_t device, void* before, void* after, char* message, size_t message_bytes);
 };
 
 /// The library's only symbol. nullptr for an ABI number that it does not know.

@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "exec/cuda_block_exec.cuh"
+#include "launch/cuda_call_rules.h"
 #include "launch/cuda_device_group.cuh"
 #include "launch/cuda_kernels.h"
 #include "launch/cuda_status.cuh"
@@ -16,33 +17,12 @@ namespace dcomm {
 
 namespace {
 
-/// The first of equal streams; the others' events would say the same.
-bool is_first_of_its_stream(const DcommCudaCall& call, int rank) {
-  for (int r = 0; r < rank; ++r) {
-    if (call.streams[r] == call.streams[rank]) return false;
-  }
-  return true;
-}
-
-/// A root's partners may have no array to read, or none to write.
-bool needs_in(const DcommCudaCall& call, int rank) {
-  return static_cast<Collective>(call.collective) != Collective::kScatter || rank == call.root;
-}
-bool needs_out(const DcommCudaCall& call, int rank) {
-  const auto collective = static_cast<Collective>(call.collective);
-  return (collective != Collective::kGather && collective != Collective::kReduce) || rank == call.root;
-}
-
 DcommCudaStatus check_rank(const DcommCudaCall& call, int rank, const CudaMessage& message) {
-  const auto element_bytes = static_cast<uintptr_t>(dtype_bytes(static_cast<DType>(call.dtype)));
-  const auto in = reinterpret_cast<uintptr_t>(call.in[rank]);
-  const auto out = reinterpret_cast<uintptr_t>(call.out[rank]);
-  const bool missing = (in == 0 && needs_in(call, rank)) || (out == 0 && needs_out(call, rank));
-  if (call.count != 0 && (missing || (in | out) % element_bytes != 0)) {
+  if (!has_good_arrays(call, rank)) {
     return message.say(kDcommCudaInvalid,
-                       "rank %d's arrays are at %#zx and %#zx, expected addresses that are multiples of %zu; pass a "
-                       "copy",
-                       rank, static_cast<size_t>(in), static_cast<size_t>(out), static_cast<size_t>(element_bytes));
+                       "rank %d's arrays are at %p and %p, expected addresses that are multiples of "
+                       "%zu; pass a copy",
+                       rank, call.in[rank], call.out[rank], dtype_bytes(static_cast<DType>(call.dtype)));
   }
   if (!is_first_of_its_stream(call, rank)) return kDcommCudaOk;
   const auto stream = static_cast<cudaStream_t>(call.streams[rank]);
@@ -70,6 +50,7 @@ CudaJob make_job(const DcommCudaGroup& group, const DcommCudaCall& call, const C
   job.world_size = group.num_ranks;
   job.num_channels = group.num_channels;
   job.root = call.root;
+  job.peer = call.peer;
   job.divisor = static_cast<ReduceOp>(call.op) == ReduceOp::kAvg ? static_cast<float>(group.num_ranks) : 1.0f;
   job.slot_bytes = group.slot_bytes;
   job.timeout_ns = call.timeout_ns;
@@ -106,20 +87,10 @@ cudaError_t enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Cuda
   return error;
 }
 
-/// Of numbers that came through the C table.
-bool is_known(const DcommCudaCall& call, int num_ranks) {
-  const auto collective = static_cast<Collective>(call.collective);
-  const auto op = static_cast<ReduceOp>(call.op);
-  return !is_message(collective) &&  // its kernel has no way in yet: a call names one rank, not two
-         call.dtype >= 0 && call.dtype < kNumDTypes && call.wire >= 0 && call.wire < kNumDTypes &&
-         (!has_root(collective) || (call.root >= 0 && call.root < num_ranks)) &&
-         (!reduces(collective) || op == ReduceOp::kSum || op == ReduceOp::kAvg);
-}
-
 }  // namespace
 
 DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call, const CudaMessage& message) {
-  if (!is_known(call, group.num_ranks)) {
+  if (!is_known_call(call, group.num_ranks)) {
     return message.say(kDcommCudaInvalid,
                        "dtype %d, wire %d, op %d, root %d of %d ranks: on CUDA, sums and averages only so far; use a "
                        "CPU array for other operations",

@@ -26,22 +26,28 @@ uint64_t read_number(const char* name, uint64_t largest) {
   return value;
 }
 
-std::string describe(const CudaRankCall& rank_call) {
-  const CollectiveCall& call = rank_call.call;
-  std::ostringstream text;
-  text << collective_name(call.collective) << '(' << call.count << " x " << dtype_name(call.dtype);
-  if (call.wire != call.dtype) text << " on a " << dtype_name(call.wire) << " wire";
-  if (reduces(call.collective)) text << ", " << reduce_op_name(call.op);
-  if (call.collective == Collective::kAllReduce) text << ", " << algo_name(call.algo);
-  if (has_root(call.collective)) text << ", rank " << call.root;
-  text << ") on cuda:" << rank_call.device;
-  return text.str();
-}
-
 bool agree(const CudaRankCall& a, const CudaRankCall& b) {
+  if (is_message(a.call.collective)) {  // that they belong together is known
+    return a.device == b.device && a.call.dtype == b.call.dtype && a.call.count == b.call.count;
+  }
   return a.device == b.device && a.call.collective == b.call.collective && a.call.algo == b.call.algo &&
          a.call.dtype == b.call.dtype && a.call.wire == b.call.wire && a.call.op == b.call.op &&
          a.call.count == b.call.count && a.call.root == b.call.root;
+}
+
+CudaOutcome find_disagreement(const std::vector<CudaCallQueues::Pending>& parts) {
+  const CudaPendingCall& first = *parts[0];
+  for (const CudaCallQueues::Pending& other : parts) {
+    if (agree(first.call, other->call)) continue;
+    const char* const remedy =
+        first.call.device != other->call.device  ? "; ranks that are threads of one process share one GPU so far"
+        : is_message(first.call.call.collective) ? "; both must name the same count and dtype"
+                                                 : "; all ranks must make the same calls in the same order";
+    return {ErrorCode::kMismatch, "rank " + std::to_string(first.rank) + " called " + describe(first.call) +
+                                      ", but rank " + std::to_string(other->rank) + " called " + describe(other->call) +
+                                      remedy};
+  }
+  return {};
 }
 
 }  // namespace
@@ -54,7 +60,7 @@ CudaGroupOptions CudaGroupOptions::from_environment() {
 }
 
 CudaThreadGroup::CudaThreadGroup(int world_size, const CudaGroupOptions& options, const DcommCudaTable* table)
-    : options_(options), table_(table), ranks_(static_cast<size_t>(world_size)) {
+    : options_(options), table_(table), queues_(world_size), left_(static_cast<size_t>(world_size)) {
   DCOMM_CHECK(world_size >= 1, ErrorCode::kInvalidArgument, "world_size is ", world_size, ", expected 1 or more");
 }
 
@@ -67,42 +73,104 @@ const DcommCudaTable& CudaThreadGroup::table() {
   return *table_;
 }
 
+void CudaThreadGroup::open(int device) {
+  const std::lock_guard lock(mutex_);
+  open_locked(device);
+}
+
+int CudaThreadGroup::device() {
+  const std::lock_guard lock(mutex_);
+  return device_;
+}
+
 void CudaThreadGroup::run(int rank, const CudaRankCall& call) {
   std::unique_lock lock(mutex_);
   check_usable(rank);
-  Rank& mine = ranks_[static_cast<size_t>(rank)];
-  DCOMM_CHECK(!mine.waiting, ErrorCode::kConcurrentUse, "rank ", rank,
-              " is already inside a collective; one thread at a time may use a communicator");
-  mine.waiting = true;
-  mine.call = call;
-  ++num_waiting_;
-  if (num_waiting_ == world_size()) {
-    end_round(run_round());
-  } else if (std::any_of(ranks_.begin(), ranks_.end(), [](const Rank& other) { return other.left; })) {
-    break_group(ErrorCode::kPeerLost, list_ranks([](const Rank& other) { return other.left; }) + " left before " +
-                                          describe(call) + "; all ranks must make the same calls before one is closed");
-  } else {
-    wait_for_others(lock, rank, call);
-  }
-  if (mine.outcome.code != ErrorCode::kOk) throw Error(mine.outcome.code, mine.outcome.message);
+  check_free(rank);
+  const auto mine = std::make_shared<CudaPendingCall>(CudaPendingCall{rank, call, true, false, {}});
+  queues_.push(mine);
+  advance();
+  if (!mine->done) refuse_lost_peers(mine);
+  if (!mine->done) refuse_dead_end(mine);
+  if (!mine->done) wait(lock, mine);
+  if (mine->outcome.code != ErrorCode::kOk) throw Error(mine->outcome.code, mine->outcome.message);
 }
 
-/// Returns when the round has ended, or ends it.
-void CudaThreadGroup::wait_for_others(std::unique_lock<std::mutex>& lock, int rank, const CudaRankCall& call) {
+void CudaThreadGroup::collect(int rank, const CudaRankCall& call) {
+  const std::lock_guard lock(mutex_);
+  check_usable(rank);
+  check_free(rank);
+  const auto mine = std::make_shared<CudaPendingCall>(CudaPendingCall{rank, call, false, false, {}});
+  queues_.push(mine);
+  const Outcome outcome = advance();
+  if (outcome.code != ErrorCode::kOk) throw Error(outcome.code, outcome.message);
+  if (!mine->done) refuse_lost_peers(mine);
+  if (mine->outcome.code != ErrorCode::kOk) throw Error(mine->outcome.code, mine->outcome.message);
+}
+
+void CudaThreadGroup::end_collecting(bool complain) {
+  const std::lock_guard lock(mutex_);
+  if (queues_.is_empty()) return;
+  const std::string text = queues_.describe_all();
+  end(queues_.take_all(), {});
+  DCOMM_CHECK(!complain, ErrorCode::kMismatch,
+              "a dcomm.group ended with calls that were not made for all ranks: ", text,
+              "; nothing of them was started; make each call for every communicator of the group");
+}
+
+void CudaThreadGroup::check_free(int rank) const {
+  DCOMM_CHECK(!queues_.is_blocked(rank), ErrorCode::kConcurrentUse, "rank ", rank,
+              " is already inside a collective; one thread at a time may use a communicator");
+}
+
+std::vector<int> CudaThreadGroup::list_left() const {
+  std::vector<int> ranks;
+  for (size_t r = 0; r < left_.size(); ++r) {
+    if (left_[r]) ranks.push_back(static_cast<int>(r));
+  }
+  return ranks;
+}
+
+/// A collective needs all; a message one rank, and its failure is that message's alone.
+void CudaThreadGroup::refuse_lost_peers(const Pending& mine) {
+  const CollectiveCall& call = mine->call.call;
+  const std::string remedy = "; all ranks must make the same calls before one is closed";
+  if (is_message(call.collective)) {
+    if (!left_[static_cast<size_t>(call.root)]) return;
+    queues_.remove(mine);
+    end({mine},
+        {ErrorCode::kPeerLost, list_ranks({call.root}) + " left before its part of " + describe(mine->call) + remedy});
+    return;
+  }
+  const std::vector<int> left = list_left();
+  if (left.empty()) return;
+  break_group(ErrorCode::kPeerLost, list_ranks(left) + " left before " + describe(mine->call) + remedy);
+}
+
+void CudaThreadGroup::refuse_dead_end(const Pending& mine) {
+  const Pending other = queues_.find_dead_end(*mine);
+  if (other == nullptr) return;
+  break_group(ErrorCode::kMismatch,
+              "rank " + std::to_string(mine->rank) + " called " + describe(mine->call) + ", but rank " +
+                  std::to_string(other->rank) + " called " + describe(other->call) +
+                  ", and each waits for the other; calls of CUDA arrays return when the other rank has made its part: "
+                  "let one of two ranks call recv first, or make the calls in a dcomm.group");
+}
+
+/// Returns when `mine` is done.
+void CudaThreadGroup::wait(std::unique_lock<std::mutex>& lock, const Pending& mine) {
   using Clock = std::chrono::steady_clock;
-  const auto start = Clock::now();
-  const auto deadline = start + std::chrono::nanoseconds(call.timeout_ns);
-  const uint64_t round = round_;
-  const auto ended = [&] { return round_ != round; };
+  const CudaRankCall& call = mine->call;
+  const auto deadline = Clock::now() + std::chrono::nanoseconds(call.timeout_ns);
+  const auto ended = [&] { return mine->done; };
   for (;;) {
     const auto slice = std::min(deadline, Clock::now() + kInterruptCheck);
-    if (round_ended_.wait_until(lock, slice, ended)) return;
+    if (call_ended_.wait_until(lock, slice, ended)) return;
     if (Clock::now() >= deadline) {
       std::ostringstream text;
-      text << "rank " << rank << " waited " << static_cast<double>(call.timeout_ns) * 1e-9 << " s in " << describe(call)
-           << " for " << list_ranks([](const Rank& other) { return !other.waiting; })
-           << ", which did not call it; every rank's thread must make "
-           << "the same calls";
+      text << "rank " << mine->rank << " waited " << static_cast<double>(call.timeout_ns) * 1e-9 << " s in "
+           << describe(call) << " for " << queues_.list_missing(*mine)
+           << ", which did not call it; every rank's thread must make " << "the same calls";
       break_group(ErrorCode::kTimeout, text.str());
       return;
     }
@@ -112,7 +180,7 @@ void CudaThreadGroup::wait_for_others(std::unique_lock<std::mutex>& lock, int ra
     lock.lock();
     if (ended()) return;
     if (!interrupted) continue;
-    break_group(ErrorCode::kAborted, "rank " + std::to_string(rank) + " was interrupted in " + describe(call));
+    break_group(ErrorCode::kAborted, "rank " + std::to_string(mine->rank) + " was interrupted in " + describe(call));
     throw Error(ErrorCode::kInterrupted, "interrupted");
   }
 }
@@ -135,11 +203,27 @@ void CudaThreadGroup::check_usable(int rank) {
   if (broken_.code != ErrorCode::kOk) throw Error(broken_.code, broken_.message);
 }
 
-CudaThreadGroup::Outcome CudaThreadGroup::run_round() {
-  const Outcome disagreement = find_disagreement();
-  if (disagreement.code != ErrorCode::kOk) return disagreement;
+/// Starts every operation for which all have come; the first failure.
+CudaThreadGroup::Outcome CudaThreadGroup::advance() {
+  Outcome first;
+  for (;;) {
+    const std::vector<Pending> parts = queues_.take_complete();
+    if (parts.empty()) return first;
+    const Outcome outcome = start(parts);
+    end(parts, outcome);
+    if (first.code == ErrorCode::kOk) first = outcome;
+  }
+}
+
+CudaThreadGroup::Outcome CudaThreadGroup::start(const std::vector<Pending>& parts) {
+  Outcome disagreement = find_disagreement(parts);
+  if (disagreement.code != ErrorCode::kOk) {
+    // The other ranks do not hear of a message's; they find the group broken.
+    if (is_message(parts[0]->call.call.collective)) break_group(disagreement.code, disagreement.message);
+    return disagreement;
+  }
   try {
-    launch(ranks_[0].call);
+    launch(parts);
   } catch (const Error& error) {
     // Bad arguments were found before anything was enqueued; after anything else the state is unknown.
     if (error.code() != ErrorCode::kInvalidArgument) broken_ = {error.code(), error.what()};
@@ -148,90 +232,68 @@ CudaThreadGroup::Outcome CudaThreadGroup::run_round() {
   return {};
 }
 
-/// Lets everybody go; the caller holds the lock.
-void CudaThreadGroup::end_round(const Outcome& outcome) {
-  for (Rank& rank : ranks_) {
-    if (rank.waiting) rank.outcome = outcome;
-    rank.waiting = false;
+/// Lets the waiting threads go.
+void CudaThreadGroup::end(const std::vector<Pending>& parts, const Outcome& outcome) {
+  for (const Pending& part : parts) {
+    part->done = true;
+    part->outcome = outcome;
   }
-  num_waiting_ = 0;
-  ++round_;
-  round_ended_.notify_all();
+  call_ended_.notify_all();
 }
 
-CudaThreadGroup::Outcome CudaThreadGroup::find_disagreement() const {
-  const CudaRankCall& first = ranks_[0].call;
-  for (size_t r = 1; r < ranks_.size(); ++r) {
-    const CudaRankCall& other = ranks_[r].call;
-    if (agree(first, other)) continue;
-    const char* const remedy = first.device != other.device
-                                   ? "; ranks that are threads of one process share one GPU so far"
-                                   : "; all ranks must make the same calls in the same order";
-    return {ErrorCode::kMismatch, "rank 0 called " + describe(first) + ", but rank " + std::to_string(r) + " called " +
-                                      describe(other) + remedy};
-  }
-  return {};
+void CudaThreadGroup::open_locked(int device) {
+  if (broken_.code != ErrorCode::kOk) throw Error(broken_.code, broken_.message);
+  DCOMM_CHECK(group_ == nullptr || device_ == device, ErrorCode::kInvalidArgument, "got an array on cuda:", device,
+              ", but this communicator's ranks met on cuda:", device_, "; make another communicator for another GPU");
+  if (group_ != nullptr) return;
+  const DcommCudaGroupOptions options{device, world_size(), options_.num_channels, 0, options_.slot_bytes};
+  DcommCudaGroupInfo info{};
+  char message[kMessageBytes] = "";
+  check_cuda(table().group_create(&options, &group_, &info, message, sizeof(message)), message);
+  device_ = device;
 }
 
-/// All ranks have come and agree.
-void CudaThreadGroup::launch(const CudaRankCall& first) {
+/// All have come and agree.
+void CudaThreadGroup::launch(const std::vector<Pending>& parts) {
+  const CudaRankCall& first = parts[0]->call;
   const CollectiveCall& call = first.call;
-  DCOMM_CHECK(call.collective != Collective::kSend && call.collective != Collective::kRecv, ErrorCode::kInvalidArgument,
-              "got ", collective_name(call.collective),
-              " of a CUDA array, which is not available on CUDA so far; use a CPU array");
   DCOMM_CHECK(call.lengths == nullptr, ErrorCode::kInvalidArgument,
               "got an all_to_all of CUDA arrays with blocks of different lengths, which is not available on CUDA so "
               "far; use blocks of one length or CPU arrays");
-  DCOMM_CHECK(group_ == nullptr || device_ == first.device, ErrorCode::kInvalidArgument,
-              "got an array on cuda:", first.device, ", but this communicator's ranks met on cuda:", device_,
-              "; make another communicator for another GPU");
-  char message[kMessageBytes] = "";
-  if (group_ == nullptr) {
-    const DcommCudaGroupOptions options{first.device, world_size(), options_.num_channels, 0, options_.slot_bytes};
-    DcommCudaGroupInfo info{};
-    check_cuda(table().group_create(&options, &group_, &info, message, sizeof(message)), message);
-    device_ = first.device;
-  }
-  std::vector<const void*> in;
-  std::vector<void*> out;
-  std::vector<void*> streams;
+  open_locked(first.device);
+  const auto num_ranks = static_cast<size_t>(world_size());
+  std::vector<const void*> in(num_ranks);
+  std::vector<void*> out(num_ranks);
+  std::vector<void*> streams(num_ranks);
   int64_t timeout_ns = 0;
-  for (const Rank& rank : ranks_) {
-    in.push_back(rank.call.call.in);
-    out.push_back(rank.call.call.out);
-    streams.push_back(rank.call.stream);
-    timeout_ns = std::max(timeout_ns, rank.call.timeout_ns);
+  for (const Pending& part : parts) {
+    const auto rank = static_cast<size_t>(part->rank);
+    in[rank] = part->call.call.in;
+    out[rank] = part->call.call.out;
+    streams[rank] = part->call.stream;
+    timeout_ns = std::max(timeout_ns, part->call.timeout_ns);
   }
+  const bool message_only = is_message(call.collective);
   const DcommCudaCall job{static_cast<int32_t>(call.collective),
                           static_cast<int32_t>(call.algo),
                           static_cast<int32_t>(call.dtype),
                           static_cast<int32_t>(call.wire),
                           static_cast<int32_t>(call.op),
-                          call.root,
+                          message_only ? parts[0]->rank : call.root,
+                          message_only ? parts[1]->rank : 0,
                           call.count,
                           static_cast<uint64_t>(timeout_ns + kDeviceExtraNs),
                           in.data(),
                           out.data(),
                           streams.data()};
+  char message[kMessageBytes] = "";
   check_cuda(table_->run(group_, &job, message, sizeof(message)), message);
 }
 
 /// Later calls raise this; so do the ranks that are waiting now. The caller holds the lock.
 void CudaThreadGroup::break_group(ErrorCode code, const std::string& message) {
   if (broken_.code == ErrorCode::kOk) broken_ = {code, message};
-  if (num_waiting_ != 0) end_round(broken_);
-}
-
-/// "rank 2" or "ranks 0, 3".
-std::string CudaThreadGroup::list_ranks(bool (*wanted)(const Rank&)) const {
-  std::string text;
-  int num_listed = 0;
-  for (size_t r = 0; r < ranks_.size(); ++r) {
-    if (!wanted(ranks_[r])) continue;
-    text += (num_listed == 0 ? "" : ", ") + std::to_string(r);
-    ++num_listed;
-  }
-  return (num_listed == 1 ? "rank " : "ranks ") + text;
+  end(queues_.take_all(), broken_);
 }
 
 void CudaThreadGroup::synchronize_check(int rank, int64_t timeout_ns) {
@@ -258,11 +320,9 @@ void CudaThreadGroup::stop(const std::string& reason) {
 void CudaThreadGroup::leave(int rank) {
   const std::lock_guard lock(mutex_);
   DCOMM_CHECK(rank >= 0 && rank < world_size(), ErrorCode::kInvalidArgument, "rank ", rank, " of ", world_size());
-  ranks_[static_cast<size_t>(rank)].left = true;
-  if (num_waiting_ != 0) {
-    break_group(ErrorCode::kPeerLost, "rank " + std::to_string(rank) +
-                                          " closed its communicator while others waited for it in a collective; all "
-                                          "ranks must make the same calls before one is closed");
+  left_[static_cast<size_t>(rank)] = true;
+  for (const Pending& pending : queues_.list_waiting()) {
+    if (!pending->done) refuse_lost_peers(pending);
   }
 }
 

@@ -1,9 +1,9 @@
 // Ranks that are threads of one process and share one GPU: they meet on the host, one of them launches for all.
 // Floor: launch (plain C++; no CUDA header).
 //
-// A call blocks the host until every rank has called, or its deadline; then it is asynchronous to the GPU: each
-// rank's part runs in order on that rank's stream. What all ranks must agree on is compared while they meet, so a
-// mismatch raises on all of them before anything is launched, and the group stays usable.
+// A call blocks the host until every rank that takes part has called, or its deadline; then it is asynchronous to the
+// GPU: each rank's part runs in order on that rank's stream. What all ranks must agree on is compared while they meet,
+// so a mismatch raises on all of them before anything is launched, and the group stays usable.
 #pragma once
 
 #include <condition_variable>
@@ -13,9 +13,8 @@
 #include <vector>
 
 #include "base/error.h"
-#include "exec/host_exec.h"
 #include "launch/cuda_api.h"
-#include "launch/host_launch.h"
+#include "launch/cuda_call_queues.h"
 
 namespace dcomm {
 
@@ -28,16 +27,6 @@ struct CudaGroupOptions {
   static CudaGroupOptions from_environment();
 };
 
-/// One rank's part of a call. `stream`: cudaStream_t; nullptr is the legacy default stream.
-struct CudaRankCall {
-  int device = 0;
-  CollectiveCall call;
-  void* stream = nullptr;
-  int64_t timeout_ns = 0;                // until all ranks have come, and of each wait on the GPU (there 1 s more)
-  InterruptCheck interrupted = nullptr;  // asked every 50 ms while the host waits
-  void* argument = nullptr;
-};
-
 class CudaThreadGroup {
  public:
   /// table: nullptr opens _cuda.so at the first operation; tests pass their own.
@@ -47,13 +36,27 @@ class CudaThreadGroup {
   CudaThreadGroup(const CudaThreadGroup&) = delete;
   CudaThreadGroup& operator=(const CudaThreadGroup&) = delete;
 
-  int world_size() const { return static_cast<int>(ranks_.size()); }
+  int world_size() const { return queues_.world_size(); }
 
-  /// One thread per rank; any collective but send and recv, all_to_all with blocks of one length. Throws on every rank
-  /// alike: kMismatch (collective, dtype, count, op, wire, algo, root or device differ), kInvalidArgument, kCuda;
-  /// kTimeout naming the missing ranks; kPeerLost after leave() of another; kAborted. What a kernel reported since the
-  /// last call is thrown first. All but the first two leave the group broken.
+  /// Makes what the GPU needs now instead of at the first operation. Throws kCuda; kInvalidArgument where the ranks
+  /// have met on another device.
+  void open(int device);
+  /// Where the ranks have met; -1: nowhere yet.
+  int device();
+
+  /// One thread per rank; any collective, all_to_all with blocks of one length. Throws on every rank alike: kMismatch
+  /// (collective, dtype, count, op, wire, algo, root or device differ), kInvalidArgument, kCuda; kTimeout naming the
+  /// missing ranks; kPeerLost after leave() of another; kAborted. What a kernel reported since the last call is thrown
+  /// first. All but the first two leave the group broken.
+  /// send and recv: returns when the other rank has called too. kMismatch (count, dtype or device differ, or the two
+  /// wait for each other in calls that do not go together) breaks the group; kPeerLost after leave() of the other.
   void run(int rank, const CudaRankCall& call);
+
+  /// run() for a thread that plays all ranks: never waits. The call that completes an operation launches it, and throws
+  /// what all would.
+  void collect(int rank, const CudaRankCall& call);
+  /// Forgets collected calls that were not launched. Throws kMismatch naming them where `complain`; stays usable.
+  void end_collecting(bool complain);
 
   /// Blocks until the last launched operation is done (kTimeout if not in time), then throws what the GPU reported.
   void synchronize_check(int rank, int64_t timeout_ns);
@@ -64,37 +67,32 @@ class CudaThreadGroup {
   void leave(int rank);
 
  private:
-  struct Outcome {
-    ErrorCode code = ErrorCode::kOk;
-    std::string message;
-  };
-  struct Rank {
-    bool waiting = false;
-    bool left = false;
-    CudaRankCall call;
-    Outcome outcome;  // of the round that it waited for last
-  };
+  using Pending = CudaCallQueues::Pending;
+  using Outcome = CudaOutcome;
 
   void check_usable(int rank);
-  void wait_for_others(std::unique_lock<std::mutex>& lock, int rank, const CudaRankCall& call);
-  void end_round(const Outcome& outcome);
-  Outcome run_round();
-  Outcome find_disagreement() const;
-  void launch(const CudaRankCall& first);
+  void check_free(int rank) const;
+  void refuse_lost_peers(const Pending& mine);
+  void refuse_dead_end(const Pending& mine);
+  void wait(std::unique_lock<std::mutex>& lock, const Pending& mine);
+  Outcome advance();
+  Outcome start(const std::vector<Pending>& parts);
+  void end(const std::vector<Pending>& parts, const Outcome& outcome);
+  void open_locked(int device);
+  void launch(const std::vector<Pending>& parts);
   void break_group(ErrorCode code, const std::string& message);
-  std::string list_ranks(bool (*wanted)(const Rank&)) const;
+  std::vector<int> list_left() const;
   const DcommCudaTable& table();
 
   const CudaGroupOptions options_;
   std::mutex mutex_;
-  std::condition_variable round_ended_;
+  std::condition_variable call_ended_;
   const DcommCudaTable* table_;
   DcommCudaGroup* group_ = nullptr;
   int device_ = -1;
-  std::vector<Rank> ranks_;
-  int num_waiting_ = 0;
-  uint64_t round_ = 0;  // completed ones
-  Outcome broken_;      // kOk: usable
+  CudaCallQueues queues_;
+  std::vector<bool> left_;  // by rank
+  Outcome broken_;          // kOk: usable
 };
 
 }  // namespace dcomm

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <string>
 
 #include "base/error.h"
@@ -25,8 +26,7 @@ struct Loaded {
   std::string reason;  // why there is none
 };
 
-Loaded load() {
-  const std::string path = own_folder() + "_cuda.so";
+Loaded load(const std::string& path) {
   if (access(path.c_str(), F_OK) != 0) {
     return {nullptr, "this installation of dcomm has no CUDA part (no file " + path +
                          "); use CPU arrays, or install it again where nvcc is, with DCOMM_CUDA=ON"};
@@ -47,17 +47,41 @@ Loaded load() {
   return {table, ""};
 }
 
+/// Chosen by a test; nullptr: none.
+std::atomic<const DcommCudaTable*> chosen_table{nullptr};
+
+constexpr size_t kMessageBytes = 512;
+
 }  // namespace
 
 const DcommCudaTable& cuda_table() {
-  static const Loaded loaded = load();
+  if (const DcommCudaTable* const chosen = chosen_table.load(std::memory_order_acquire)) return *chosen;
+  static const Loaded loaded = load(own_folder() + "_cuda.so");
   DCOMM_CHECK(loaded.table != nullptr, ErrorCode::kCuda, loaded.reason);
   return *loaded.table;
 }
 
+void use_cuda_library(const std::string& path) {
+  const Loaded loaded = path.empty() ? Loaded{} : load(path);
+  DCOMM_CHECK(path.empty() || loaded.table != nullptr, ErrorCode::kCuda, loaded.reason);
+  chosen_table.store(loaded.table, std::memory_order_release);
+}
+
+int cuda_pointer_device(const void* address) {
+  int32_t device = 0;
+  char message[kMessageBytes] = "";
+  check_cuda(cuda_table().pointer_device(address, &device, message, sizeof(message)), message);
+  return device;
+}
+
+void order_cuda_streams(int device, void* before, void* after) {
+  char message[kMessageBytes] = "";
+  check_cuda(cuda_table().order_streams(device, before, after, message, sizeof(message)), message);
+}
+
 int cuda_device_count() {
   int32_t count = 0;
-  char message[512] = "";
+  char message[kMessageBytes] = "";
   check_cuda(cuda_table().device_count(&count, message, sizeof(message)), message);
   return count;
 }

@@ -60,6 +60,9 @@ DcommCudaStatus describe_cuda_kernel(int device, uint32_t index, DcommCudaKernel
 DcommCudaStatus measure_copy_bandwidth(int device, uint64_t nbytes, double* bytes_per_second,
                                        const CudaMessage& message);
 
+DcommCudaStatus find_pointer_device(const void* address, int* device, const CudaMessage& message);
+DcommCudaStatus chain_cuda_streams(int device, void* before, void* after, const CudaMessage& message);
+
 DcommCudaStatus create_cuda_group(const DcommCudaGroupOptions& options, DcommCudaGroup** group,
                                   DcommCudaGroupInfo* info, const CudaMessage& message);
 void destroy_cuda_group(DcommCudaGroup* group);

@@ -65,6 +65,14 @@ int32_t list_copy(const DcommCudaList* list, const DcommCudaListCopy* copy, char
   return copy_cuda_list(*list, *copy, CudaMessage(text, num_bytes));
 }
 
+int32_t pointer_device(const void* address, int32_t* device, char* text, size_t num_bytes) {
+  return find_pointer_device(address, device, CudaMessage(text, num_bytes));
+}
+
+int32_t order_streams(int32_t device, void* before, void* after, char* text, size_t num_bytes) {
+  return chain_cuda_streams(device, before, after, CudaMessage(text, num_bytes));
+}
+
 }  // namespace
 
 }  // namespace dcomm
@@ -80,6 +88,7 @@ extern "C" __attribute__((visibility("default"))) const DcommCudaTable* dcomm_cu
       &stop,           &kernel_info,
       &copy_bandwidth, &list_create,
       &list_destroy,   &list_copy,
+      &pointer_device, &order_streams,
   };
   return &table;
 }

@@ -29,6 +29,24 @@ pybind11::object make_fast_all_reduce(std::shared_ptr<Communicator> comm, const 
 /// Raises the Python exception for `code` (defined in module.cc, which knows the classes).
 [[noreturn]] void raise_python(ErrorCode code, const std::string& message);
 
+/// Runs f without the GIL; its Error becomes the Python exception once the GIL is back.
+template <class F>
+void translate_released(F&& f) {
+  ErrorCode code = ErrorCode::kOk;
+  std::string message;
+  {
+    const pybind11::gil_scoped_release release;
+    try {
+      f();
+      return;
+    } catch (const Error& error) {
+      code = error.code();
+      message = error.what();
+    }
+  }
+  raise_python(code, message);
+}
+
 /// What a wait of this thread calls every 50 ms: Python's signal handlers, in the main thread only.
 InterruptCheck signal_check();
 

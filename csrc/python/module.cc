@@ -15,9 +15,9 @@
 
 #include "comm/communicator.h"
 #include "comm/fork_guard.h"
-#include "launch/cuda_loader.h"
 #include "python/bucket.h"
 #include "python/buffer_view.h"
+#include "python/cuda.h"
 #include "python/fast_call.h"
 #include "python/releasing.h"
 #include "python/schedule.h"
@@ -66,24 +66,6 @@ bool signals_raised(void*) {
   return PyErr_CheckSignals() != 0;
 }
 
-/// Runs f without the GIL; its Error becomes the Python exception once the GIL is back.
-template <class F>
-void translate_released(F&& f) {
-  ErrorCode code = ErrorCode::kOk;
-  std::string message;
-  {
-    const py::gil_scoped_release release;
-    try {
-      f();
-      return;
-    } catch (const Error& error) {
-      code = error.code();
-      message = error.what();
-    }
-  }
-  raise_python(code, message);
-}
-
 CollectiveCall all_reduce_call(uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo) {
   CollectiveCall call;
   call.collective = Collective::kAllReduce;
@@ -123,17 +105,6 @@ CollectiveCall message_call(int kind, uintptr_t address, size_t count, int dtype
   call.root = peer;
   call.tag = tag;
   return call;
-}
-
-void run_cuda(Communicator& comm, int kind, int device, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire,
-              int op, int algo, int root, uintptr_t stream, int64_t timeout_ns) {
-  CudaRankCall call;
-  call.device = device;
-  call.call = collective_call(kind, in, out, count, dtype, wire, op, algo, root, 1.0, py::none(), py::none());
-  call.stream = reinterpret_cast<void*>(stream);
-  call.timeout_ns = timeout_ns;
-  call.interrupted = signal_check();
-  translate_released([&] { comm.run_cuda(call); });
 }
 
 std::shared_ptr<Communicator> connect(int rank, int world_size, const std::string& meeting_key, bool exact,
@@ -207,9 +178,9 @@ void bind_work(py::module_& m) {
       });
 }
 
-void bind_communicator(py::module_& m) {
-  py::class_<Communicator, std::shared_ptr<Communicator>>(m, "Communicator")
-      .def_static("of_threads", &of_threads, py::arg("world_size"), py::arg("deterministic") = false)
+py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::module_& m) {
+  py::class_<Communicator, std::shared_ptr<Communicator>> bound(m, "Communicator");
+  bound.def_static("of_threads", &of_threads, py::arg("world_size"), py::arg("deterministic") = false)
       .def_static("connect", &connect, py::arg("rank"), py::arg("world_size"), py::arg("meeting_key"), py::arg("exact"),
                   py::arg("init_counter"), py::arg("config_hash"), py::arg("version"), py::arg("timeout_s"),
                   py::arg("force_shm"), py::arg("deterministic"))
@@ -271,16 +242,12 @@ void bind_communicator(py::module_& m) {
               const py::dict& wire_codes, const py::dict& kinds, const py::dict& torch_codes) {
              return make_fast_all_reduce(comm, {op_codes, algo_codes, wire_codes, {kinds, torch_codes}});
            })
-      .def("collective_cuda", &run_cuda)
-      .def("synchronize_cuda",
-           [](Communicator& comm, int64_t timeout_ns) {
-             translate_released([&] { comm.synchronize_cuda(timeout_ns); });
-           })
       .def("abort", &Communicator::abort)
       .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>())
       .def("leave", &Communicator::leave_now, py::call_guard<py::gil_scoped_release>())
       .def("_inject_delay",
            [](Communicator& comm, double seconds) { comm.set_test_delay_ns(static_cast<int64_t>(seconds * 1e9)); });
+  return bound;
 }
 
 }  // namespace
@@ -313,12 +280,11 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("initialise", &initialise, py::arg("exceptions"), py::arg("main_thread"));
   m.def("in_forked_child", &in_forked_child);
-  m.def("cuda_device_count", &cuda_device_count);
   bind_bucket(m);
   bind_buffer_view(m);
   bind_work(m);
   bind_region(m);
-  bind_communicator(m);
+  bind_cuda(m, bind_communicator(m));
   bind_schedule(m);
   bind_timing(m);
 }

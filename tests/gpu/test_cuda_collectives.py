@@ -37,7 +37,7 @@ def call(comm: dcomm.Communicator, name: str, source: Any, target: Any, count: i
     code = CODES[str(source.dtype).removeprefix("torch.")]
     stream = torch.cuda.current_stream().cuda_stream
     arrays = (source.device.index, source.data_ptr(), target.data_ptr())
-    comm._core.collective_cuda(KINDS[name], *arrays, count, code, code, op, 0, root, stream, 30_000_000_000)
+    comm._core.collective_cuda(KINDS[name], *arrays, count, code, code, op, 0, root, 0, stream, 30_000_000_000, False)
 
 
 def run(name: str, inputs: list[Any], out_count: int, count: int, root: int, op: int = 0) -> list[Any]:

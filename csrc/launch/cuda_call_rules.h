@@ -1,0 +1,57 @@
+// What a call through the C table must be like, and which ranks' arrays and streams it has. Floor: launch (plain C++).
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "launch/cuda_api.h"
+#include "protocol/control.h"
+
+namespace dcomm {
+
+/// Of numbers that came through the C table.
+inline bool is_known_call(const DcommCudaCall& call, int num_ranks) {
+  const auto collective = static_cast<Collective>(call.collective);
+  const auto op = static_cast<ReduceOp>(call.op);
+  const auto is_rank = [&](int number) { return number >= 0 && number < num_ranks; };
+  return (collective != Collective::kSend || (is_rank(call.root) && is_rank(call.peer) && call.root != call.peer)) &&
+         call.dtype >= 0 && call.dtype < kNumDTypes && call.wire >= 0 && call.wire < kNumDTypes &&
+         (!has_root(collective) || is_rank(call.root)) &&
+         (!reduces(collective) || op == ReduceOp::kSum || op == ReduceOp::kAvg);
+}
+
+/// Of a message, two ranks.
+inline bool takes_part(const DcommCudaCall& call, int rank) {
+  return static_cast<Collective>(call.collective) != Collective::kSend || rank == call.root || rank == call.peer;
+}
+
+/// The first of equal streams; the others' events would say the same.
+inline bool is_first_of_its_stream(const DcommCudaCall& call, int rank) {
+  if (!takes_part(call, rank)) return false;
+  for (int r = 0; r < rank; ++r) {
+    if (takes_part(call, r) && call.streams[r] == call.streams[rank]) return false;
+  }
+  return true;
+}
+
+/// A root's partners may have no array to read, or none to write.
+inline bool needs_in(const DcommCudaCall& call, int rank) {
+  const auto collective = static_cast<Collective>(call.collective);
+  return (collective != Collective::kScatter && collective != Collective::kSend) || rank == call.root;
+}
+inline bool needs_out(const DcommCudaCall& call, int rank) {
+  const auto collective = static_cast<Collective>(call.collective);
+  if (collective == Collective::kSend) return rank == call.peer;
+  return (collective != Collective::kGather && collective != Collective::kReduce) || rank == call.root;
+}
+
+/// Addresses where the call needs them, at multiples of an element.
+inline bool has_good_arrays(const DcommCudaCall& call, int rank) {
+  if (call.count == 0) return true;
+  const auto in = reinterpret_cast<uintptr_t>(call.in[rank]);
+  const auto out = reinterpret_cast<uintptr_t>(call.out[rank]);
+  if ((in == 0 && needs_in(call, rank)) || (out == 0 && needs_out(call, rank))) return false;
+  return (in | out) % dtype_bytes(static_cast<DType>(call.dtype)) == 0;
+}
+
+}  // namespace dcomm

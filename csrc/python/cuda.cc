@@ -1,0 +1,60 @@
+#include "python/cuda.h"
+
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+
+#include "launch/cuda_loader.h"
+#include "python/dlpack_view.h"
+#include "python/fast_call.h"
+
+namespace py = pybind11;
+
+namespace dcomm {
+
+namespace {
+
+/// root: of a message, the other rank.
+void run_cuda(Communicator& comm, int kind, int device, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire,
+              int op, int algo, int root, int tag, uintptr_t stream, int64_t timeout_ns, bool collected) {
+  CudaRankCall call;
+  call.device = device;
+  call.call.collective = static_cast<Collective>(kind);
+  call.call.in = reinterpret_cast<const void*>(in);
+  call.call.out = reinterpret_cast<void*>(out);
+  call.call.count = count;
+  call.call.dtype = static_cast<DType>(dtype);
+  call.call.wire = static_cast<DType>(wire);
+  call.call.op = static_cast<ReduceOp>(op);
+  call.call.algo = call.call.collective == Collective::kAllReduce ? static_cast<Algo>(algo) : Algo::kFlat;
+  call.call.root = root;
+  call.call.tag = tag;
+  call.stream = reinterpret_cast<void*>(stream);
+  call.timeout_ns = timeout_ns;
+  call.interrupted = signal_check();
+  translate_released([&] { comm.run_cuda(call, collected); });
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& m, py::class_<Communicator, std::shared_ptr<Communicator>> bound) {
+  bound.def("collective_cuda", &run_cuda)
+      .def("end_collecting_cuda", &Communicator::end_collecting_cuda)
+      .def("open_cuda", [](Communicator& comm, int device) { translate_released([&] { comm.open_cuda(device); }); })
+      .def_property_readonly("cuda_device", &Communicator::cuda_device)
+      .def("is_beside", &Communicator::is_beside)
+      .def("synchronize_cuda", [](Communicator& comm, int64_t timeout_ns) {
+        translate_released([&] { comm.synchronize_cuda(timeout_ns); });
+      });
+  m.def("cuda_device_count", &cuda_device_count);
+  m.def("cuda_pointer_device",
+        [](uintptr_t address) { return cuda_pointer_device(reinterpret_cast<const void*>(address)); });
+  m.def("order_cuda_streams", [](int device, uintptr_t before, uintptr_t after) {
+    order_cuda_streams(device, reinterpret_cast<void*>(before), reinterpret_cast<void*>(after));
+  });
+  m.def("_use_cuda_library", &use_cuda_library, py::arg("path"));
+  bind_dlpack_view(m);
+}
+
+}  // namespace dcomm
