@@ -96,8 +96,8 @@ void take_one_result(const CudaKernelKey& key, int num_ranks, Launch& launch) {
   take_if<ReduceBody<Type>>(key, num_ranks, launch);
 }
 
-/// As _cuda.so finds it.
-inline Launch make_launch(EmulatedGroup& group, const CollectiveCall& call, const std::vector<CudaArrays>& arrays) {
+/// As _cuda.so finds it; no body where there is no kernel.
+inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, const std::vector<CudaArrays>& arrays) {
   const CudaRequest request{call.collective, call.algo, call.dtype, call.wire, call.count};
   const CudaShape shape{group.world_size, group.num_channels, group.slot_bytes, kCudaPacketDataBytes};
   const CudaChoice choice = choose_cuda(request, shape);
@@ -117,7 +117,6 @@ inline Launch make_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   take_if<AllToAllBody>(choice.key, group.world_size, launch);
   take_if<SendBody>(choice.key, group.world_size, launch);
   take_if<BarrierBody>(choice.key, group.world_size, launch);
-  EXPECT_MSG(launch.body != nullptr, std::string("no kernel for ") + collective_name(call.collective));
   CudaJob& job = launch.job;
   job.world_size = group.world_size;
   job.num_channels = group.num_channels;
@@ -131,6 +130,12 @@ inline Launch make_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   job.error = &group.error;
   job.plan = choice.plan;
   std::copy(arrays.begin(), arrays.end(), job.arrays);
+  return launch;
+}
+
+inline Launch make_launch(EmulatedGroup& group, const CollectiveCall& call, const std::vector<CudaArrays>& arrays) {
+  const Launch launch = find_launch(group, call, arrays);
+  EXPECT_MSG(launch.body != nullptr, std::string("no kernel for ") + collective_name(call.collective));
   return launch;
 }
 

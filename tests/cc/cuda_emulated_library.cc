@@ -1,0 +1,276 @@
+// A _cuda.so for machines without a GPU: the C table over host memory, its kernels on emulated blocks.
+//
+// What stands around the kernels on a GPU is here too: all operations of the process go through one launch stream,
+// which waits for every rank's stream, and they wait for it; nothing but synchronize waits on the host. Loaded by
+// tests only (_core._use_cuda_library). What it cannot show is left to tests/gpu.
+#include "cuda_emulated_library.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "cuda_emulated_group.h"
+#include "cuda_emulated_streams.h"
+#include "launch/cuda_call_rules.h"
+
+namespace dcomm::checks::cuda {
+namespace {
+
+constexpr int kResidentBlocks = 64;
+constexpr int kDefaultChannels = 2;
+constexpr uint64_t kDefaultSlotBytes = 4096;
+
+/// All that the process launches goes through it, in program order.
+struct LaunchStream {
+  std::mutex mutex;
+  Stream stream;
+  static LaunchStream& instance() {
+    static LaunchStream& launch = *new LaunchStream;
+    return launch;
+  }
+};
+
+std::atomic<int> absent_rank{-1};  // of the next launch
+std::atomic<int> num_launched{0};
+
+struct Place {
+  const std::byte* begin;
+  size_t nbytes;
+  int device;
+};
+std::mutex places_mutex;
+std::vector<Place>& places() {
+  static std::vector<Place>& all = *new std::vector<Place>;
+  return all;
+}
+
+}  // namespace
+}  // namespace dcomm::checks::cuda
+
+struct DcommCudaGroup {
+  DcommCudaGroup(int device_, int num_ranks, int num_channels, size_t slot_bytes)
+      : device(device_), blocks(num_ranks, num_channels, slot_bytes) {}
+  const int device;
+  dcomm::checks::cuda::EmulatedGroup blocks;
+  std::mutex mutex;  // of `done`
+  std::shared_ptr<dcomm::checks::cuda::Ticket> done;
+
+  bool wait(std::chrono::nanoseconds timeout) {
+    std::shared_ptr<dcomm::checks::cuda::Ticket> last;
+    {
+      const std::lock_guard lock(mutex);
+      last = done;
+    }
+    return last == nullptr || last->wait_for(timeout);
+  }
+};
+
+namespace dcomm::checks::cuda {
+namespace {
+
+int32_t device_count(int32_t* count, char*, size_t) {
+  *count = kNumDevices;
+  return kDcommCudaOk;
+}
+
+int32_t group_create(const DcommCudaGroupOptions* options, DcommCudaGroup** group, DcommCudaGroupInfo* info, char* text,
+                     size_t num_bytes) {
+  const Message message(text, num_bytes);
+  const int channels = options->num_channels == 0 ? kDefaultChannels : options->num_channels;
+  const uint64_t slot_bytes = options->slot_bytes == 0 ? kDefaultSlotBytes : options->slot_bytes;
+  if (options->device < 0 || options->device >= kNumDevices || options->num_ranks < 1) {
+    return message.say(kDcommCudaInvalid, "device %d of %d, %d ranks", options->device, kNumDevices,
+                       options->num_ranks);
+  }
+  if (options->num_ranks * channels > kResidentBlocks) {
+    return message.say(kDcommCudaTooLarge,
+                       "%d ranks with %d channels each need %d thread blocks at once, but cuda:%d holds %d; start "
+                       "fewer ranks",
+                       options->num_ranks, channels, options->num_ranks * channels, options->device, kResidentBlocks);
+  }
+  *group = new DcommCudaGroup(options->device, options->num_ranks, channels, slot_bytes);
+  *info = {channels, kResidentBlocks, slot_bytes,
+           cuda_window_layout(options->num_ranks, channels, slot_bytes).window_bytes()};
+  return kDcommCudaOk;
+}
+
+void stop(DcommCudaGroup* group) { __atomic_store_n(&group->blocks.stop, 1u, __ATOMIC_RELEASE); }
+
+void group_destroy(DcommCudaGroup* group) {
+  if (!group->wait(std::chrono::seconds(10))) {
+    stop(group);
+    if (!group->wait(std::chrono::seconds(1))) return;  // a kernel still uses it
+  }
+  delete group;
+}
+
+CollectiveCall collective_call(const DcommCudaCall& call) {
+  CollectiveCall made;
+  made.collective = static_cast<Collective>(call.collective);
+  made.algo = static_cast<Algo>(call.algo);
+  made.dtype = static_cast<DType>(call.dtype);
+  made.wire = static_cast<DType>(call.wire);
+  made.op = static_cast<ReduceOp>(call.op);
+  made.root = call.root;
+  made.count = call.count;
+  return made;
+}
+
+void enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Launch& launch) {
+  const int n = group.blocks.world_size;
+  LaunchStream& queue = LaunchStream::instance();
+  const std::lock_guard lock(queue.mutex);
+  for (int r = 0; r < n; ++r) {
+    if (is_first_of_its_stream(call, r)) queue.stream.wait_for(Streams::instance().find(call.streams[r])->record());
+  }
+  const int absent = absent_rank.exchange(-1);
+  queue.stream.enqueue([launch, absent] { run_grid(launch, absent); });
+  const std::shared_ptr<Ticket> done = queue.stream.record();
+  for (int r = 0; r < n; ++r) {
+    if (is_first_of_its_stream(call, r)) Streams::instance().find(call.streams[r])->wait_for(done);
+  }
+  const std::lock_guard done_lock(group.mutex);
+  group.done = done;
+}
+
+int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t num_bytes) {
+  const Message message(text, num_bytes);
+  const int n = group->blocks.world_size;
+  if (!is_known_call(*call, n)) return message.say(kDcommCudaInvalid, "the call is not one of the kernels'");
+  std::vector<CudaArrays> arrays;
+  for (int r = 0; r < n; ++r) {
+    arrays.push_back({call->in[r], call->out[r]});
+    if (!has_good_arrays(*call, r)) return message.say(kDcommCudaInvalid, "rank %d's arrays are at bad addresses", r);
+    if (!takes_part(*call, r)) continue;
+    if (reinterpret_cast<uintptr_t>(call->streams[r]) == 2) {
+      return message.say(kDcommCudaInvalid, "rank %d passes the per-thread default stream", r);
+    }
+    if (Streams::instance().find(call->streams[r]) == nullptr) return message.no_stream(call->streams[r]);
+  }
+  Launch launch = find_launch(group->blocks, collective_call(*call), arrays);
+  if (launch.body == nullptr) {
+    return message.say(kDcommCudaInvalid, "no CUDA kernel for %s of %s arrays",
+                       collective_name(static_cast<Collective>(call->collective)),
+                       dtype_name(static_cast<DType>(call->dtype)));
+  }
+  launch.job.peer = call->peer;
+  launch.job.timeout_ns = call->timeout_ns;
+  ++num_launched;
+  enqueue(*group, *call, launch);
+  return kDcommCudaOk;
+}
+
+void poll_error(const DcommCudaGroup* group, DcommCudaFailure* failure) {
+  const uint64_t word = __atomic_load_n(&group->blocks.error, __ATOMIC_ACQUIRE);
+  *failure = {static_cast<int32_t>(word >> 56), static_cast<int32_t>((word >> 48) & 0xffu),
+              static_cast<int32_t>((word >> 32) & 0xffffu), static_cast<int32_t>((word >> 16) & 0xffffu),
+              static_cast<uint32_t>(word & 0xffffu)};
+}
+
+int32_t synchronize(DcommCudaGroup* group, uint64_t timeout_ns, char* text, size_t num_bytes) {
+  const auto timeout = std::chrono::nanoseconds(static_cast<int64_t>(std::min<uint64_t>(timeout_ns, INT64_MAX / 4)));
+  if (group->wait(timeout)) return kDcommCudaOk;
+  return Message(text, num_bytes)
+      .say(kDcommCudaTimeout, "cuda:%d had not finished after %.3f s", group->device,
+           static_cast<double>(timeout_ns) * 1e-9);
+}
+
+int32_t kernel_info(int32_t, uint32_t index, DcommCudaKernelInfo*, char* text, size_t num_bytes) {
+  return Message(text, num_bytes).say(kDcommCudaInvalid, "kernel %u of 0: emulated ones are not compiled", index);
+}
+
+int32_t copy_bandwidth(int32_t, uint64_t nbytes, double* bytes_per_second, char* text, size_t num_bytes) {
+  if (nbytes == 0) return Message(text, num_bytes).say(kDcommCudaInvalid, "copy_bandwidth: nbytes must be positive");
+  const std::vector<std::byte> from(nbytes);
+  std::vector<std::byte> to(nbytes);
+  const auto start = std::chrono::steady_clock::now();
+  std::memcpy(to.data(), from.data(), nbytes);
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  *bytes_per_second = 2.0 * static_cast<double>(nbytes) / std::max(elapsed.count(), 1e-9);
+  return kDcommCudaOk;
+}
+
+int32_t pointer_device(const void* address, int32_t* device, char* text, size_t num_bytes) {
+  const std::lock_guard lock(places_mutex);
+  const auto* const byte = static_cast<const std::byte*>(address);
+  for (const Place& place : places()) {
+    if (byte < place.begin || byte >= place.begin + place.nbytes) continue;
+    *device = place.device;
+    return kDcommCudaOk;
+  }
+  return Message(text, num_bytes).say(kDcommCudaInvalid, "address %p is not in the memory of a GPU", address);
+}
+
+int32_t order_streams(int32_t, void* before, void* after, char* text, size_t num_bytes) {
+  Stream* const first = Streams::instance().find(before);
+  Stream* const second = Streams::instance().find(after);
+  if (first == nullptr || second == nullptr) {
+    return Message(text, num_bytes).no_stream(first == nullptr ? before : after);
+  }
+  second->wait_for(first->record());
+  return kDcommCudaOk;
+}
+
+}  // namespace
+}  // namespace dcomm::checks::cuda
+
+#define DCOMM_EXPORTED extern "C" __attribute__((visibility("default")))
+
+DCOMM_EXPORTED const DcommCudaTable* dcomm_cuda_table(uint32_t abi) {
+  using namespace dcomm::checks::cuda;
+  if (abi != kDcommCudaAbi) return nullptr;
+  static const DcommCudaTable table = {
+      kDcommCudaAbi,   0,
+      &device_count,   &group_create,
+      &group_destroy,  &run,
+      &poll_error,     &synchronize,
+      &stop,           &kernel_info,
+      &copy_bandwidth, &create_list,
+      &destroy_list,   &copy_list_of,
+      &pointer_device, &order_streams,
+  };
+  return &table;
+}
+
+// ---- What a test needs of a GPU beside dcomm (tests/support/emulated_cuda.py) ----
+
+DCOMM_EXPORTED void* emulated_stream() { return dcomm::checks::cuda::Streams::instance().create(); }
+
+/// The stream goes on when *word is not 0; after 60 s in any case.
+DCOMM_EXPORTED void emulated_hold(void* stream, const int32_t* word) {
+  dcomm::checks::cuda::Streams::instance().find(stream)->enqueue([word] {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (__atomic_load_n(word, __ATOMIC_ACQUIRE) == 0 && std::chrono::steady_clock::now() < end) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+  });
+}
+
+DCOMM_EXPORTED void emulated_copy(void* stream, void* to, const void* from, uint64_t nbytes) {
+  dcomm::checks::cuda::Streams::instance().find(stream)->enqueue([=] { std::memcpy(to, from, nbytes); });
+}
+
+/// 1: all that the stream was given is done.
+DCOMM_EXPORTED int32_t emulated_wait(void* stream, double seconds) {
+  const auto timeout = std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
+  return dcomm::checks::cuda::Streams::instance().find(stream)->record()->wait_for(timeout) ? 1 : 0;
+}
+
+/// These bytes are memory of that GPU; -1: no longer.
+DCOMM_EXPORTED void emulated_place(const void* address, uint64_t nbytes, int32_t device) {
+  using namespace dcomm::checks::cuda;
+  const std::lock_guard lock(places_mutex);
+  const auto* const begin = static_cast<const std::byte*>(address);
+  std::erase_if(places(), [&](const Place& place) { return place.begin == begin; });
+  if (device >= 0) places().push_back({begin, nbytes, device});
+}
+
+/// This rank's blocks stay away from the next launch.
+DCOMM_EXPORTED void emulated_absent(int32_t rank) { dcomm::checks::cuda::absent_rank = rank; }
+
+DCOMM_EXPORTED int32_t emulated_num_launched() { return dcomm::checks::cuda::num_launched; }

@@ -1,0 +1,107 @@
+// Streams and events of an emulated GPU: a thread for each stream runs what it is given, in order.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+namespace dcomm::checks::cuda {
+
+/// An event as recorded once: done when its stream has come to it.
+class Ticket {
+ public:
+  void finish() {
+    const std::lock_guard lock(mutex_);
+    done_ = true;
+    changed_.notify_all();
+  }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return done_; });
+  }
+  bool wait_for(std::chrono::nanoseconds timeout) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, timeout, [&] { return done_; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool done_ = false;
+};
+
+/// Never ends: as on a GPU, a stream that nobody destroys lives as long as the process.
+class Stream {
+ public:
+  Stream() {
+    std::thread([this] { work(); }).detach();
+  }
+
+  void enqueue(std::function<void()> task) {
+    const std::lock_guard lock(mutex_);
+    tasks_.push_back(std::move(task));
+    changed_.notify_one();
+  }
+  std::shared_ptr<Ticket> record() {
+    auto ticket = std::make_shared<Ticket>();
+    enqueue([ticket] { ticket->finish(); });
+    return ticket;
+  }
+  void wait_for(std::shared_ptr<Ticket> ticket) {
+    enqueue([ticket = std::move(ticket)] { ticket->wait(); });
+  }
+
+ private:
+  void work() {
+    for (;;) {
+      std::function<void()> task;
+      {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return !tasks_.empty(); });
+        task = std::move(tasks_.front());
+        tasks_.pop_front();
+      }
+      task();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> tasks_;
+};
+
+/// The legacy default stream has the handles 0 and 1, the per-thread one 2, others what create() gave.
+class Streams {
+ public:
+  static Streams& instance() {
+    static Streams& streams = *new Streams;  // its threads outlive the end of main
+    return streams;
+  }
+  void* create() {
+    const std::lock_guard lock(mutex_);
+    auto* const stream = new Stream;
+    streams_[stream] = stream;
+    return stream;
+  }
+  /// nullptr: no such stream.
+  Stream* find(void* handle) {
+    if (reinterpret_cast<uintptr_t>(handle) <= 1) return &legacy_;
+    const std::lock_guard lock(mutex_);
+    const auto found = streams_.find(handle);
+    return found == streams_.end() ? nullptr : found->second;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<void*, Stream*> streams_;
+  Stream legacy_;
+};
+
+}  // namespace dcomm::checks::cuda
