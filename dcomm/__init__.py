@@ -31,6 +31,7 @@ from dcomm.errors import (  # noqa: E402
     SharedMemoryError,
     VersionMismatchError,
 )
+from dcomm.grouping import group  # noqa: E402
 from dcomm.reduce_ops import PremulSum, premul_sum  # noqa: E402
 from dcomm.registration import Registration  # noqa: E402
 from dcomm.work import Work  # noqa: E402
@@ -52,6 +53,7 @@ __all__ = [
     "VersionMismatchError",
     "Work",
     "__version__",
+    "group",
     "init",
     "init_threads",
     "pack",

@@ -1,7 +1,7 @@
-"""What an array is: address, element count and dtype of NumPy arrays, torch tensors and buffers.
+"""What an array is: address, element count and dtype of NumPy arrays, torch tensors, buffers and CUDA arrays.
 
-The core knows only pointers; this module is the one place that knows array libraries. torch is never imported
-here: a tensor brings it along.
+The core knows only pointers; this module and :mod:`dcomm.device_arrays`, for those in device memory, are the ones that
+know array libraries. torch is never imported here: a tensor brings it along.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class View:
     writable: bool
     device: int  # CUDA device index; -1: host memory
     shape: tuple[int, ...]
+    stream: int | None = None  # CUDA: on which its data is ready, where the array says so
 
     @property
     def nbytes(self) -> int:
@@ -74,7 +75,7 @@ def _torch_view(tensor: Any) -> View:
     if code is None:
         name = str(tensor.dtype).removeprefix("torch.")
         if name not in DTYPE_CODES:
-            raise TypeError(_unsupported(f"a torch tensor of {name}"))
+            raise TypeError(unsupported(f"a torch tensor of {name}"))
         code = TORCH_CODES[tensor.dtype] = DTYPE_CODES[name]
     device = -1
     if not tensor.is_cpu:
@@ -89,31 +90,40 @@ def _torch_view(tensor: Any) -> View:
     return View(tensor.data_ptr(), tensor.numel(), code, plain, True, device, tuple(tensor.shape))
 
 
-def _unsupported(what: str) -> str:
+def unsupported(what: str) -> str:
+    """The text of an error about the dtype of `what`."""
     return f"got {what}: expected one of {', '.join(DTYPE_CODES)}; convert it first"
 
 
-def view(array: Any) -> View:
+def view(array: Any, stream: Any = None) -> View:
     """Describe `array` without copying it.
 
     Args:
-        array: NumPy array, torch tensor (dense, cpu or cuda), or any object with the buffer protocol.
+        array: NumPy array, torch tensor (dense, cpu or cuda), any object with the buffer protocol; in device memory,
+            any with ``__cuda_array_interface__`` or ``__dlpack__``.
+        stream: Where the array will be used, as for :func:`dcomm.device_arrays.stream_handle`; DLPack wants to know.
 
     Raises:
         TypeError: Not an array, or of a dtype that dcomm does not move.
+        CudaError: In device memory, and there is no CUDA part.
     """
     if is_tensor(array):
         return _torch_view(array)
     try:
         address, count, code, contiguous, writable, shape, format_text = _core.buffer_view(array)
     except (TypeError, ValueError, BufferError) as error:
+        from dcomm.device_arrays import device_view
+
+        on_device = device_view(array, stream)
+        if on_device is not None:
+            return on_device
         dtype = getattr(array, "dtype", None)
         if getattr(dtype, "name", "") == "bfloat16":  # ml_dtypes: NumPy exports no buffer of it
             return replace(view(array.view("float16")), dtype=DTYPE_CODES["bfloat16"])
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
-        raise TypeError(f"got {kind}: expected a NumPy array, a torch tensor or a buffer") from error
+        raise TypeError(f"got {kind}: expected a NumPy array, a torch tensor, a CUDA array or a buffer") from error
     if code < 0:
-        raise TypeError(_unsupported(f"an array of {getattr(array, 'dtype', repr(format_text))}"))
+        raise TypeError(unsupported(f"an array of {getattr(array, 'dtype', repr(format_text))}"))
     return View(address, count, code, contiguous, writable, -1, shape)
 
 
@@ -135,7 +145,7 @@ def dtype_name(dtype: Any) -> tuple[str, bool]:
             pass
     if name not in DTYPE_CODES:
         hint = " (NumPy has no bfloat16: pass torch.bfloat16)" if dtype == "bfloat16" else ""
-        raise TypeError(_unsupported(f"dtype={dtype!r}{hint}"))
+        raise TypeError(unsupported(f"dtype={dtype!r}{hint}"))
     return name, is_torch
 
 
@@ -156,20 +166,6 @@ def wire_code(wire_dtype: Any) -> int:
         raise ValueError(f"wire_dtype={wire_dtype!r}: expected None, 'float16' ('fp16') or 'bfloat16' ('bf16')")
     WIRE_CODES[wire_dtype] = DTYPE_CODES[name]
     return DTYPE_CODES[name]
-
-
-def stream_handle(array: Any, stream: Any) -> int:
-    """The CUDA stream to use as an integer; None: the current one of the tensor's device.
-
-    Raises:
-        TypeError: Not a stream.
-    """
-    if stream is None:
-        return int(sys.modules["torch"].cuda.current_stream(array.device).cuda_stream)
-    handle = getattr(stream, "cuda_stream", getattr(stream, "ptr", stream))
-    if not isinstance(handle, int):
-        raise TypeError(f"stream={stream!r}: expected an integer handle, a torch.cuda.Stream or a cupy.cuda.Stream")
-    return handle
 
 
 def contiguous_copy(array: Any) -> Any:
@@ -198,15 +194,30 @@ def check_no_repeats(array: Any) -> None:
         raise ValueError("the result cannot be stored: elements of the array share memory; pass a copy, or out=")
 
 
+def kind(operand_view: View, array: Any) -> str:
+    """Whose arrays of this sort are, for texts: operands of one call are of one kind."""
+    if is_tensor(array):
+        return "a torch tensor"
+    return "a NumPy array" if operand_view.device < 0 else "a CUDA array"
+
+
 def empty_like(array: Any) -> Any:
     """An uninitialised C-contiguous array of the same library, shape and dtype."""
     return empty(array, tuple(array.shape))
 
 
 def empty(array: Any, shape: tuple[int, ...]) -> Any:
-    """An uninitialised C-contiguous array of the same library and dtype; of NumPy for a buffer."""
+    """An uninitialised C-contiguous array of the same library, dtype and device; of NumPy for a buffer.
+
+    Raises:
+        ValueError: A CUDA array of a library that dcomm cannot ask for one.
+    """
     if is_tensor(array):
         return array.detach().new_empty(shape)
+    from dcomm.device_arrays import empty_on_device, is_on_device
+
+    if is_on_device(array):
+        return empty_on_device(array, shape)
     return numpy.empty(shape, numpy.asarray(array).dtype)
 
 

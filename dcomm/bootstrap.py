@@ -15,6 +15,7 @@ from typing import Any
 from dcomm import _core
 from dcomm._version import __version__
 from dcomm.communicator import Communicator
+from dcomm.device_arrays import device_index
 from dcomm.errors import DcommError
 from dcomm.work import to_seconds
 
@@ -195,7 +196,7 @@ def init(
     return Communicator(core, local_rank=launch.local_rank if local_rank is None else local_rank)
 
 
-def init_threads(world_size: int, *, deterministic: bool | None = None) -> list[Communicator]:
+def init_threads(world_size: int, *, deterministic: bool | None = None, device: Any = None) -> list[Communicator]:
     """Make `world_size` ranks in this process: one communicator for each thread (index = rank).
 
     For tests, notebooks and several ranks on one GPU. Each communicator is used by one thread; a collective
@@ -204,11 +205,24 @@ def init_threads(world_size: int, *, deterministic: bool | None = None) -> list[
     Args:
         world_size: How many ranks to make.
         deterministic: As for :func:`init`.
+        device: The GPU whose arrays the ranks will pass: "cuda:0", "cuda" (torch's current one, else the first), its
+            number, or a torch.device. Its memory is allocated and its kernels are loaded now; arrays of another GPU are
+            refused. CPU arrays are served all the same. None: at the first call with a CUDA array, on its device.
 
     Raises:
-        ValueError: `world_size` is not at least 1, or an environment variable is bad.
+        ValueError: `world_size` is not at least 1, `device` is none, or an environment variable is bad.
+        CudaError: No CUDA part, no such GPU, or more ranks than it holds at once.
     """
     if not isinstance(world_size, int) or world_size < 1:
         raise ValueError(f"world_size={world_size!r}: expected a whole number of at least 1")
     canonical_only = _is_deterministic(deterministic)
-    return [Communicator(core) for core in _core.Communicator.of_threads(world_size, canonical_only)]
+    index = None if device is None else device_index(device)
+    comms = [Communicator(core, device=index) for core in _core.Communicator.of_threads(world_size, canonical_only)]
+    if index is not None:
+        try:
+            comms[0]._core.open_cuda(index)
+        except BaseException:
+            for comm in comms:
+                comm.close()
+            raise
+    return comms

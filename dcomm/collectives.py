@@ -21,7 +21,7 @@ from dcomm.operation import (
     check_out,
     check_overlap,
     check_writable,
-    cpu_operand,
+    operand,
     timeout_to_ns,
 )
 from dcomm.work import Work
@@ -74,9 +74,10 @@ class SymmetricCollectives(Endpoint):
         Args:
             x: (count,) or any shape; float32, float16, bfloat16, float64, int8, uint8, int32, int64, bool, complex64
                 or complex128; NumPy array, torch tensor or writable buffer. Reduced in place unless `out` is given.
-                Non-contiguous arrays are copied in and out. CUDA tensors: contiguous, float types, ranks that are
-                threads on one GPU; the call blocks the host until all ranks have called and is then asynchronous to
-                the GPU. Or a :class:`dcomm.Bucket`: many arrays as one message, read where they lie.
+                Non-contiguous arrays are copied in and out. Or a :class:`dcomm.Bucket`: many arrays as one message,
+                read where they lie. CUDA arrays (torch, CuPy, ``__cuda_array_interface__``, DLPack): contiguous, of
+                float32, float16 or bfloat16, "sum" and "avg", ranks that are threads on one GPU; the call blocks the
+                host until all ranks have called and is then asynchronous to it (docs/gpu.md).
             op: "sum", "avg" (floats and complex numbers), "prod", "min", "max" (all but complex numbers), "band",
                 "bor", "bxor" (integers and bool), the torch.distributed.ReduceOp of that name, or
                 :func:`dcomm.premul_sum` (floats). Half-precision arrays are reduced in float32; integers wrap; of
@@ -90,8 +91,9 @@ class SymmetricCollectives(Endpoint):
                 :meth:`register`, for which "auto" takes it in place of "two_shot".
             async_op: Return a :class:`Work` at once.
             timeout: Seconds (or timedelta) until :class:`CollectiveTimeoutError`; None: the communicator's.
-            stream: CUDA arrays only: the stream to run on, as an integer handle or a torch or CuPy stream; None: the
-                current stream of the array's device.
+            stream: CUDA arrays only: the stream to run on, as an integer handle or a torch or CuPy stream. None:
+                torch's or CuPy's current stream of the array's device; of other libraries the one that the array names,
+                else the legacy default stream. The result is there in the order of this stream.
 
         Returns:
             `out`, or `x`; a :class:`Work` with `async_op`.
@@ -102,15 +104,16 @@ class SymmetricCollectives(Endpoint):
             PeerLostError, CollectiveTimeoutError, MismatchError, AbortedError, ForkedProcessError,
             ConcurrentUseError: See :mod:`dcomm.errors`.
         """
-        if async_op is False and timeout is None and stream is None and self._fast(x, out, op, algo, wire_dtype):
+        plain = async_op is False and timeout is None and stream is None and self._collected is None
+        if plain and self._fast(x, out, op, algo, wire_dtype):
             return x if out is None else out
         if isinstance(x, Bucket) or isinstance(out, Bucket):
             return self._all_reduce_lists(x, out, op, wire_dtype, algo, async_op, timeout, stream)
-        source = target = Operand(x, arrays.view(x))
+        source = target = operand(x, stream)
         if out is None:
             check_writable("x", source, "pass out=, or a writable array")
         else:
-            target = Operand(out, arrays.view(out))
+            target = operand(out, stream)
             check_out(source, target, [source.view.shape], "as x has; pass such an array")
             check_overlap(source, target, 0, _OVERLAP_IN_PART)
         op_code, factor = reduce_ops.op_code(op)
@@ -126,11 +129,7 @@ class SymmetricCollectives(Endpoint):
             algo=reduce_ops.algo_code(algo),
             factor=factor,
         )
-        if source.view.device >= 0:
-            return self._all_reduce_cuda(operation, source.view, target.view, async_op, timeout, stream)
-        if stream is not None:
-            raise ValueError(f"stream={stream!r} with a CPU array: stream= is for CUDA arrays; leave it out")
-        return self._run(operation, async_op, timeout)
+        return self._run(operation, async_op, timeout, stream)
 
     def all_reduce_coalesced(
         self,
@@ -175,6 +174,7 @@ class SymmetricCollectives(Endpoint):
     ) -> Any:
         if stream is not None:
             raise ValueError(f"stream={stream!r} with a Bucket: stream= is for CUDA arrays; leave it out")
+        self._check_on_host()
         source = as_bucket(x)
         target = source if out is None else as_bucket(out)
         op_code, factor = reduce_ops.op_code(op)
@@ -187,40 +187,6 @@ class SymmetricCollectives(Endpoint):
         _core.all_reduce_lists(self._core, *call)
         return result
 
-    def _all_reduce_cuda(
-        self,
-        operation: Operation,
-        source: arrays.View,
-        target: arrays.View,
-        async_op: bool,
-        timeout: float | timedelta | None,
-        stream: Any,
-    ) -> Any:
-        if async_op:
-            raise ValueError("async_op is for CPU arrays: a CUDA call is asynchronous to the host already")
-        if not (source.contiguous and target.contiguous):
-            raise ValueError("got a non-contiguous CUDA array: pass .contiguous()")
-        if operation.op == reduce_ops.PREMUL_SUM_CODE:
-            raise ValueError("premul_sum is for CPU arrays: scale the CUDA array first, and use op='sum'")
-        assert operation.source is not None
-        self._core.collective_cuda(
-            operation.kind,
-            source.device,
-            source.address,
-            target.address,
-            operation.count,
-            operation.dtype,
-            operation.dtype if operation.wire < 0 else operation.wire,
-            operation.op,
-            operation.algo,
-            operation.root,
-            0,
-            arrays.stream_handle(operation.source.array, stream),
-            timeout_to_ns(timeout),
-            False,
-        )
-        return operation.result
-
     def reduce_scatter(
         self,
         x: Any,
@@ -229,16 +195,18 @@ class SymmetricCollectives(Endpoint):
         out: Any = None,
         async_op: bool = False,
         timeout: float | timedelta | None = None,
+        stream: Any = None,
     ) -> Any:
         """Reduce `x` over all ranks; rank r gets block r of the result. Canonical order, like "two_shot".
 
         Args:
-            x: (world_size * n, ...); CPU array as for :meth:`all_reduce`. Left as it is.
+            x: (world_size * n, ...); array as for :meth:`all_reduce`. Left as it is.
             op: As for :meth:`all_reduce`.
             out: (n, ...), or (...) where n is 1; may be this rank's own block of `x`. None: a new array of `x`'s
                 library.
             async_op: Return a :class:`Work` at once.
             timeout: As for :meth:`all_reduce`.
+            stream: CUDA arrays only, as for :meth:`all_reduce`.
 
         Returns:
             `out`, or the new array; a :class:`Work` with `async_op`.
@@ -246,13 +214,13 @@ class SymmetricCollectives(Endpoint):
         Raises:
             ValueError: Bad op or timeout, the first dimension does not divide, `out` has another shape or dtype, is
                 read-only or overlaps `x`.
-            TypeError, DcommError: As for :meth:`all_reduce`; CudaError for a CUDA array.
+            TypeError, DcommError: As for :meth:`all_reduce`.
         """
         op_code, factor = reduce_ops.op_code(op)
-        source = cpu_operand(x, "reduce_scatter")
+        source = operand(x, stream)
         block = split_shape(source, self.world_size, "reduce_scatter")
         shapes = block_shapes(block, source.view.shape, self.world_size)
-        target = self._take_out(source, out, shapes, f"a block of x for each of {self.world_size} ranks", "x")
+        target = self._take_out(source, out, stream, shapes, f"a block of x for each of {self.world_size} ranks", "x")
         return self._run(
             Operation(
                 REDUCE_SCATTER,
@@ -266,6 +234,7 @@ class SymmetricCollectives(Endpoint):
             ),
             async_op,
             timeout,
+            stream,
         )
 
     def all_gather(
@@ -275,29 +244,31 @@ class SymmetricCollectives(Endpoint):
         out: Any = None,
         async_op: bool = False,
         timeout: float | timedelta | None = None,
+        stream: Any = None,
     ) -> Any:
         """Give every rank the arrays of all ranks, in rank order.
 
         Args:
-            x: (n, ...) or (); CPU array as for :meth:`all_reduce`, of the same count and dtype on every rank. Left as
+            x: (n, ...) or (); array as for :meth:`all_reduce`, of the same count and dtype on every rank. Left as
                 it is.
             out: (world_size * n, ...), or (world_size, n, ...), which is the same memory; `x` may be its block of this
                 rank. None: a new array of the former shape and `x`'s library.
             async_op: Return a :class:`Work` at once.
             timeout: As for :meth:`all_reduce`.
+            stream: CUDA arrays only, as for :meth:`all_reduce`.
 
         Returns:
             `out`, or the new array; a :class:`Work` with `async_op`.
 
         Raises:
             ValueError: Bad timeout; `out` has another shape or dtype, is read-only or overlaps `x`.
-            TypeError, DcommError: As for :meth:`all_reduce`; CudaError for a CUDA array.
+            TypeError, DcommError: As for :meth:`all_reduce`.
         """
-        source = cpu_operand(x, "all_gather")
+        source = operand(x, stream)
         shapes = [arrays.blocks_shape(source.view.shape, self.world_size), (self.world_size, *source.view.shape)]
-        target = self._take_out(source, out, shapes, f"x of each of {self.world_size} ranks", "out")
+        target = self._take_out(source, out, stream, shapes, f"x of each of {self.world_size} ranks", "out")
         operation = Operation(ALL_GATHER, source.view.count, source.view.dtype, source, target, target.array)
-        return self._run(operation, async_op, timeout)
+        return self._run(operation, async_op, timeout, stream)
 
     def all_to_all(
         self,
@@ -308,11 +279,12 @@ class SymmetricCollectives(Endpoint):
         recv_counts: Sequence[int] | None = None,
         async_op: bool = False,
         timeout: float | timedelta | None = None,
+        stream: Any = None,
     ) -> Any:
         """Send block p of `x` to rank p; what rank p sends here becomes block p of the result.
 
         Args:
-            x: (n, ...); CPU array as for :meth:`all_reduce`. Left as it is.
+            x: (n, ...); array as for :meth:`all_reduce`. Left as it is. CUDA arrays: without `send_counts`.
             out: (world_size * (n / world_size), ...), or (sum(recv_counts), ...); shares no memory with `x`. None: a
                 new array of `x`'s library.
             send_counts: Rows of `x` for each rank, one block after the other. None: n / world_size for each.
@@ -320,6 +292,7 @@ class SymmetricCollectives(Endpoint):
                 r is this rank.
             async_op: Return a :class:`Work` at once.
             timeout: As for :meth:`all_reduce`.
+            stream: CUDA arrays only, as for :meth:`all_reduce`.
 
         Returns:
             `out`, or the new array; a :class:`Work` with `async_op`.
@@ -328,15 +301,15 @@ class SymmetricCollectives(Endpoint):
             ValueError: Bad timeout or counts, the first dimension does not divide, `out` has another shape or dtype,
                 is read-only or overlaps `x`.
             MismatchError: A rank sends another count than its peer expects; on every rank.
-            TypeError, DcommError: As for :meth:`all_reduce`; CudaError for a CUDA array.
+            TypeError, DcommError: As for :meth:`all_reduce`.
         """
-        source = cpu_operand(x, "all_to_all")
+        source = operand(x, stream)
         if send_counts is None and recv_counts is None:
             block = split_shape(source, self.world_size, "all_to_all")
-            target = self._take_out(source, out, [source.view.shape], "as x has", None)
+            target = self._take_out(source, out, stream, [source.view.shape], "as x has", None)
             count = arrays.row_count((1, *block))
             return self._run(
-                Operation(ALL_TO_ALL, count, source.view.dtype, source, target, target.array), async_op, timeout
+                Operation(ALL_TO_ALL, count, source.view.dtype, source, target, target.array), async_op, timeout, stream
             )
         if send_counts is None or recv_counts is None:
             raise ValueError(
@@ -356,7 +329,7 @@ class SymmetricCollectives(Endpoint):
                 f"send_counts[{self.rank}]={sends[self.rank]} and recv_counts[{self.rank}]={recvs[self.rank]} on rank "
                 f"{self.rank}: expected equal numbers for what a rank sends to itself; correct one of them"
             )
-        target = self._take_out(source, out, [(sum(recvs), *shape[1:])], "the sum of recv_counts in rows", None)
+        target = self._take_out(source, out, stream, [(sum(recvs), *shape[1:])], "the sum of recv_counts in rows", None)
         row = arrays.row_count(shape)
         operation = Operation(ALL_TO_ALL, 0, source.view.dtype, source, target, target.array)
         if self.world_size == 1:
@@ -364,28 +337,37 @@ class SymmetricCollectives(Endpoint):
         else:
             operation.send_lengths = [row * rows for rows in sends]
             operation.recv_lengths = [row * rows for rows in recvs]
-        return self._run(operation, async_op, timeout)
+        return self._run(operation, async_op, timeout, stream)
 
-    def barrier(self, *, async_op: bool = False, timeout: float | timedelta | None = None) -> Work | None:
+    def barrier(
+        self, *, async_op: bool = False, timeout: float | timedelta | None = None, stream: Any = None
+    ) -> Work | None:
         """Return when every rank has called it.
 
         Args:
             async_op: Return a :class:`Work` at once.
             timeout: As for :meth:`all_reduce`.
+            stream: A barrier of CUDA streams instead, on every rank: what comes after it on any rank's stream starts
+                when what came before it on every rank's stream is done. The host waits for the calls alone.
         """
-        work: Work | None = self._run(Operation(BARRIER, 0, 0), async_op, timeout)
+        work: Work | None = self._run(Operation(BARRIER, 0, 0), async_op, timeout, stream)
         if work is None:
             self._settle_pending()
         return work
 
     def _take_out(
-        self, x: Operand, out: Any, shapes: list[tuple[int, ...]], reason: str, own_block_of: str | None
+        self,
+        x: Operand,
+        out: Any,
+        stream: Any,
+        shapes: list[tuple[int, ...]],
+        reason: str,
+        own_block_of: str | None,
     ) -> Operand:
         """The array for the result: `out` when it fits, or a new one."""
         if out is None:
-            made = arrays.empty(x.array, shapes[0])
-            return Operand(made, arrays.view(made))
-        target = cpu_operand(out, "this collective")
+            return operand(arrays.empty(x.array, shapes[0]), stream)
+        target = operand(out, stream)
         check_out(x, target, shapes, f"{reason}; pass such an array, or out=None for a new one")
         if own_block_of is None:
             check_overlap(x, target, None, ": pass disjoint arrays, or out=None for a new one")

@@ -25,12 +25,14 @@ class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Window
     different communicators are free. After an error it is broken on every rank.
 
     On the CPU a synchronous call blocks until this rank's part is done, with the GIL released; an asynchronous one
-    runs on the communicator's progress thread, strictly in call order.
+    runs on the communicator's progress thread, strictly in call order. A call with CUDA arrays blocks until the ranks
+    that take part have called; its work is done in the order of the stream (docs/gpu.md).
     """
 
-    def __init__(self, core: _core.Communicator, *, local_rank: int | None = None) -> None:
+    def __init__(self, core: _core.Communicator, *, local_rank: int | None = None, device: int | None = None) -> None:
         """Wrap a core communicator; use :func:`dcomm.init` or :func:`dcomm.init_threads` instead."""
         super().__init__(core)
+        self._device = device
         self._local_rank = core.rank if local_rank is None else local_rank
         _live.add(self)
 
@@ -38,6 +40,11 @@ class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Window
     def local_rank(self) -> int:
         """This rank's number on its host."""
         return self._local_rank
+
+    @property
+    def device(self) -> str | None:
+        """The GPU that the communicator is bound to, as ``"cuda:0"``; None: none. See :func:`dcomm.init_threads`."""
+        return None if self._device is None else f"cuda:{self._device}"
 
     @property
     def deterministic(self) -> bool:

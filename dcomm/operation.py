@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from dcomm import _core, arrays
+from dcomm import _core, arrays, cuda_operation
 from dcomm.errors import CudaError
 from dcomm.work import Work, to_seconds
 
 # Codes of csrc/protocol/control.h.
-ALL_REDUCE, BROADCAST, BARRIER, REDUCE_SCATTER, ALL_GATHER, REDUCE, GATHER, SCATTER, ALL_TO_ALL = range(1, 10)
+ALL_REDUCE, BROADCAST, BARRIER, REDUCE_SCATTER, ALL_GATHER, REDUCE, GATHER, SCATTER, ALL_TO_ALL, SEND, RECV = range(
+    1, 12
+)
 
 
 def timeout_to_ns(timeout: float | timedelta | None) -> int:
@@ -43,10 +45,24 @@ class Operation:
     wire: int = -1
     op: int = 0
     algo: int = 0
-    root: int = 0
+    root: int = 0  # of a message: the other rank
+    tag: int = 0
     factor: float = 1.0
     send_lengths: list[int] | None = None
     recv_lengths: list[int] | None = None
+
+
+def operand(array: Any, stream: Any = None) -> Operand:
+    """An operand in host memory or, contiguous, in device memory, where `stream` is what the caller passed.
+
+    Raises:
+        TypeError: Not an array, or of a dtype that dcomm does not move.
+        ValueError: A non-contiguous CUDA array.
+    """
+    described = arrays.view(array, stream)
+    if described.device >= 0 and not described.contiguous:
+        raise ValueError("got a non-contiguous CUDA array: pass .contiguous()")
+    return Operand(array, described)
 
 
 def cpu_operand(array: Any, what: str) -> Operand:
@@ -97,11 +113,11 @@ def check_out(x: Operand, out: Operand, shapes: list[tuple[int, ...]], reason: s
         ValueError: Of another dtype, count, shape or device, or read-only.
     """
     if arrays.is_tensor(x.array) != arrays.is_tensor(out.array):
-        names = [f"a {'torch tensor' if arrays.is_tensor(each.array) else 'NumPy array'}" for each in (x, out)]
+        names = [arrays.kind(each.view, each.array) for each in (x, out)]
         raise TypeError(f"x is {names[0]} and out {names[1]}: expected both of one library; convert one of them")
     check_out_shape(out, x.view.dtype, shapes, reason)
     check_writable("out", out)
-    if (x.view.device < 0) != (out.view.device < 0):
+    if x.view.device != out.view.device:
         raise ValueError("x and out are on different devices: put both on one")
 
 
@@ -155,6 +171,8 @@ class Endpoint:
     def __init__(self, core: _core.Communicator) -> None:
         self._core = core
         self._pending: deque[Work] = deque()
+        self._device: int | None = None  # the GPU that the communicator is bound to
+        self._collected: list[Any] | None = None  # inside dcomm.group: what it keeps alive
 
     @property
     def rank(self) -> int:
@@ -170,9 +188,12 @@ class Endpoint:
         """End every wait on every rank with :class:`AbortedError`; callable from any thread."""
         self._core.abort()
 
-    def _run(self, operation: Operation, async_op: bool, timeout: float | timedelta | None) -> Any:
+    def _run(self, operation: Operation, async_op: bool, timeout: float | timedelta | None, stream: Any = None) -> Any:
         """Run a checked collective; its result, or a :class:`Work`."""
         timeout_ns = timeout_to_ns(timeout)
+        if is_for_gpu(operation, stream):
+            return cuda_operation.run(self, operation, async_op, timeout_ns, stream)
+        self._check_on_host(stream)
         read, write, finish = _stage(operation)
         args = (
             operation.kind,
@@ -197,6 +218,16 @@ class Endpoint:
             finish()
         return operation.result
 
+    def _check_on_host(self, stream: Any = None) -> None:
+        """Refuse what only CUDA arrays have: a stream, and a thread that plays all ranks."""
+        if stream is not None:
+            raise ValueError(f"stream={stream!r} with a CPU array: stream= is for CUDA arrays; leave it out")
+        if self._collected is not None:
+            raise ValueError(
+                "inside dcomm.group only CUDA arrays are served: on the CPU this thread would wait for itself; leave "
+                "the group first, and use a thread for each communicator"
+            )
+
     def _track(self, work: Work) -> Work:
         """Keep the arrays of `work` alive until it is done, even if the caller drops the handle."""
         while self._pending and self._pending[0].done():
@@ -210,6 +241,14 @@ class Endpoint:
             work = self._pending.popleft()
             work._core.wait_for(1.0)  # the core forgets an operation just before it marks the handle
             work.done()
+
+
+def is_for_gpu(operation: Operation, stream: Any) -> bool:
+    """True where the arrays are in device memory; of a barrier, where it is asked to order a stream."""
+    for each in (operation.source, operation.target):
+        if each is not None:
+            return each.view.device >= 0
+    return stream is not None
 
 
 def _address(operand: Operand | None, staged: Any) -> int:

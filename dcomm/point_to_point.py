@@ -7,12 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 from dcomm import arrays
-from dcomm.errors import CudaError
-from dcomm.operation import Endpoint, Operand, check_writable, timeout_to_ns
+from dcomm.operation import RECV, SEND, Endpoint, Operand, Operation, check_writable, operand, timeout_to_ns
 from dcomm.work import Work
 
-# Codes of csrc/protocol/control.h.
-_SEND, _RECV = 10, 11
 _MAX_TAG = 2**31 - 1
 
 
@@ -27,6 +24,7 @@ class PointToPoint(Endpoint):
         tag: int = 0,
         async_op: bool = False,
         timeout: float | timedelta | None = None,
+        stream: Any = None,
     ) -> Work | None:
         """Send `x` to rank `dst`, which takes it with :meth:`recv`.
 
@@ -36,11 +34,13 @@ class PointToPoint(Endpoint):
 
         Args:
             x: (count,) or any shape, any dtype that dcomm knows; NumPy array, torch tensor or buffer; also empty.
-                A non-contiguous array is copied first.
+                A non-contiguous array is copied first. A CUDA array: contiguous; the call blocks the host until `dst`
+                has called recv, so of two ranks that exchange one must receive first (or use :func:`dcomm.group`).
             dst: The rank that receives; not this rank.
             tag: 0 to 2**31 - 1; tells messages apart.
             async_op: Return a :class:`Work` at once; `x` belongs to it until it is done.
             timeout: Seconds (or timedelta) that a single wait for `dst` may last; None: the communicator's.
+            stream: CUDA arrays only, as for :meth:`all_reduce`.
 
         Returns:
             None; a :class:`Work` with `async_op`.
@@ -49,13 +49,17 @@ class PointToPoint(Endpoint):
             ValueError: `dst` is no other rank, or a bad tag or timeout.
             TypeError: Not an array, or an unsupported dtype.
             PeerLostError: `dst` has died or closed its communicator.
+            MismatchError: CUDA arrays: `dst` expects another count or dtype, or waits for this rank in another call.
             CollectiveTimeoutError, AbortedError, ForkedProcessError, ConcurrentUseError: See :mod:`dcomm.errors`.
         """
-        described = arrays.view(x)
-        staged = x
-        if not described.contiguous:
-            staged = arrays.contiguous_copy(x)
-        args = _message_args(_SEND, staged, dst, tag, timeout)
+        source = operand(x, stream)
+        peer, number = _check_numbers("dst", dst, tag)
+        if source.view.device >= 0:
+            self._run_message(SEND, source, None, peer, number, async_op, timeout, stream)
+            return None
+        self._check_on_host(stream)
+        staged = source if source.view.contiguous else operand(arrays.contiguous_copy(x))
+        args = (SEND, *_message_args(staged), peer, number, timeout_to_ns(timeout))
         if async_op:
             return self._track(Work(self._core.message_async(*args), None, (x, staged), self.abort))
         self._core.message(*args)
@@ -69,6 +73,7 @@ class PointToPoint(Endpoint):
         tag: int = 0,
         async_op: bool = False,
         timeout: float | timedelta | None = None,
+        stream: Any = None,
     ) -> Any:
         """Receive into `x` the next message that rank `src` sends to this rank with `tag`.
 
@@ -82,6 +87,7 @@ class PointToPoint(Endpoint):
             async_op: Return a :class:`Work` at once. Sends that are queued behind it do not wait for it; collectives
                 do.
             timeout: As for :meth:`send`.
+            stream: As for :meth:`send`.
 
         Returns:
             `x`; a :class:`Work` with `async_op`.
@@ -94,17 +100,21 @@ class PointToPoint(Endpoint):
             PeerLostError: `src` has died or closed its communicator before it sent all of the message.
             CollectiveTimeoutError, AbortedError, ForkedProcessError, ConcurrentUseError: See :mod:`dcomm.errors`.
         """
-        described = arrays.view(x)
-        check_writable("x", Operand(x, described))
-        staged = x
+        target = operand(x, stream)
+        check_writable("x", target)
+        peer, number = _check_numbers("src", src, tag)
+        if target.view.device >= 0:
+            return self._run_message(RECV, None, target, peer, number, async_op, timeout, stream)
+        self._check_on_host(stream)
+        staged = target
         finish = None
-        if not described.contiguous:
-            staged = arrays.empty(x, described.shape)
+        if not target.view.contiguous:
+            staged = operand(arrays.empty(x, target.view.shape))
 
             def finish() -> None:
-                arrays.copy_into(x, staged)
+                arrays.copy_into(x, staged.array)
 
-        args = _message_args(_RECV, staged, src, tag, timeout)
+        args = (RECV, *_message_args(staged), peer, number, timeout_to_ns(timeout))
         if async_op:
             return self._track(Work(self._core.message_async(*args), x, (x, staged), self.abort, finish))
         self._core.message(*args)
@@ -112,20 +122,36 @@ class PointToPoint(Endpoint):
             finish()
         return x
 
+    def _run_message(
+        self,
+        kind: int,
+        source: Operand | None,
+        target: Operand | None,
+        peer: int,
+        tag: int,
+        async_op: bool,
+        timeout: float | timedelta | None,
+        stream: Any,
+    ) -> Any:
+        """A message of a CUDA array."""
+        one = source or target
+        assert one is not None
+        result = None if target is None else target.array
+        operation = Operation(kind, one.view.count, one.view.dtype, source, target, result, root=peer, tag=tag)
+        return self._run(operation, async_op, timeout, stream)
 
-def _message_args(
-    kind: int, array: Any, peer: int, tag: int, timeout: float | timedelta | None
-) -> tuple[int, int, int, int, int, int, int]:
-    described = arrays.view(array)
-    if described.device >= 0:
-        raise CudaError("got a CUDA array: send and recv serve CPU arrays only so far; move it with .cpu()")
+
+def _message_args(staged: Operand) -> tuple[int, int, int]:
+    return staged.view.address, staged.view.count, staged.view.dtype
+
+
+def _check_numbers(name: str, peer: Any, tag: Any) -> tuple[int, int]:
     numbers = []
-    for name, value in (("src" if kind == _RECV else "dst", peer), ("tag", tag)):
+    for argument, value in ((name, peer), ("tag", tag)):
         try:
             numbers.append(operator.index(value))
         except TypeError:
-            raise TypeError(f"{name}={value!r}: expected a whole number") from None
+            raise TypeError(f"{argument}={value!r}: expected a whole number") from None
         if not 0 <= numbers[-1] <= _MAX_TAG:
-            raise ValueError(f"{name}={value!r}: expected a whole number from 0 to {_MAX_TAG}")
-    codes = (kind, described.address, described.count, described.dtype)
-    return (*codes, numbers[0], numbers[1], timeout_to_ns(timeout))
+            raise ValueError(f"{argument}={value!r}: expected a whole number from 0 to {_MAX_TAG}")
+    return numbers[0], numbers[1]

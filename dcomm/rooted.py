@@ -19,7 +19,7 @@ from dcomm.operation import (
     check_overlap,
     check_root,
     check_writable,
-    cpu_operand,
+    operand,
 )
 
 
@@ -33,31 +33,33 @@ class RootedCollectives(Endpoint):
         *,
         async_op: bool = False,
         timeout: float | timedelta | None = None,
+        stream: Any = None,
     ) -> Any:
         """Copy `x` of rank `src` into `x` of every rank.
 
         Args:
-            x: CPU array as for :meth:`all_reduce`, of the same count and dtype on every rank.
+            x: array as for :meth:`all_reduce`, of the same count and dtype on every rank.
             src: The rank that sends.
             async_op: Return a :class:`Work` at once.
             timeout: As for :meth:`all_reduce`.
+            stream: CUDA arrays only, as for :meth:`all_reduce`.
 
         Returns:
             `x`, or a :class:`Work`.
 
         Raises:
             ValueError: `src` is no rank, or `x` is read-only on a receiving rank.
-            TypeError, DcommError: As for :meth:`all_reduce`; CudaError for a CUDA array. A rank that disagrees raises
+            TypeError, DcommError: As for :meth:`all_reduce`. A rank that disagrees raises
                 at the latest in its next operation, since `src` need not hear from all.
         """
         src = check_root("src", src, self.world_size)
-        operand = cpu_operand(x, "broadcast")
+        source = operand(x, stream)
         target = None
         if self.rank != src:
-            check_writable("x", operand)
-            target = operand
-        operation = Operation(BROADCAST, operand.view.count, operand.view.dtype, operand, target, x, root=src)
-        return self._run(operation, async_op, timeout)
+            check_writable("x", source)
+            target = source
+        operation = Operation(BROADCAST, source.view.count, source.view.dtype, source, target, x, root=src)
+        return self._run(operation, async_op, timeout, stream)
 
     def reduce(
         self,
@@ -68,17 +70,19 @@ class RootedCollectives(Endpoint):
         out: Any = None,
         async_op: bool = False,
         timeout: float | timedelta | None = None,
+        stream: Any = None,
     ) -> Any:
         """Reduce `x` over all ranks; rank `dst` gets the result. Canonical order, like "two_shot".
 
         Args:
-            x: CPU array as for :meth:`all_reduce`. On `dst` reduced in place unless `out` is given; left as it is on
+            x: array as for :meth:`all_reduce`. On `dst` reduced in place unless `out` is given; left as it is on
                 the other ranks.
             op: As for :meth:`all_reduce`.
             dst: The rank that gets the result.
             out: On `dst` only: array of the same shape and dtype that takes the result.
             async_op: Return a :class:`Work` at once.
             timeout: As for :meth:`all_reduce`.
+            stream: CUDA arrays only, as for :meth:`all_reduce`.
 
         Returns:
             `out` or `x` on `dst`, None elsewhere; a :class:`Work` with `async_op`.
@@ -89,7 +93,7 @@ class RootedCollectives(Endpoint):
         """
         op_code, factor = reduce_ops.op_code(op)
         dst = check_root("dst", dst, self.world_size)
-        source = cpu_operand(x, "reduce")
+        source = operand(x, stream)
         target = None
         if self.rank != dst:
             self._refuse_out(out, dst)
@@ -97,7 +101,7 @@ class RootedCollectives(Endpoint):
             check_writable("x", source, "pass out=, or a writable array")
             target = source
         else:
-            target = cpu_operand(out, "reduce")
+            target = operand(out, stream)
             check_out(source, target, [source.view.shape], "as x has; pass such an array")
             check_overlap(source, target, 0, " in part: pass the same array or disjoint ones")
         return self._run(
@@ -114,6 +118,7 @@ class RootedCollectives(Endpoint):
             ),
             async_op,
             timeout,
+            stream,
         )
 
     def gather(
@@ -124,17 +129,19 @@ class RootedCollectives(Endpoint):
         out: Any = None,
         async_op: bool = False,
         timeout: float | timedelta | None = None,
+        stream: Any = None,
     ) -> Any:
         """Give rank `dst` the arrays of all ranks, in rank order.
 
         Args:
-            x: (n, ...) or (); CPU array as for :meth:`all_reduce`, of the same count and dtype on every rank. Left as
+            x: (n, ...) or (); array as for :meth:`all_reduce`, of the same count and dtype on every rank. Left as
                 it is.
             dst: The rank that gets the result.
             out: On `dst` only: (world_size * n, ...), or (world_size, n, ...), which is the same memory; `x` may be
                 its block `dst`. None: a new array of the former shape and `x`'s library.
             async_op: Return a :class:`Work` at once.
             timeout: As for :meth:`all_reduce`.
+            stream: CUDA arrays only, as for :meth:`all_reduce`.
 
         Returns:
             `out` or the new array on `dst`, None elsewhere; a :class:`Work` with `async_op`.
@@ -144,13 +151,13 @@ class RootedCollectives(Endpoint):
             TypeError, DcommError: As for :meth:`broadcast`.
         """
         dst = check_root("dst", dst, self.world_size)
-        source = cpu_operand(x, "gather")
+        source = operand(x, stream)
         target = None
         if self.rank != dst:
             self._refuse_out(out, dst)
         else:
             shapes = [arrays.blocks_shape(source.view.shape, self.world_size), (self.world_size, *source.view.shape)]
-            target = cpu_operand(arrays.empty(x, shapes[0]) if out is None else out, "gather")
+            target = operand(arrays.empty(x, shapes[0]) if out is None else out, stream)
             check_out(source, target, shapes, f"x of each of {self.world_size} ranks; pass such an array, or out=None")
             check_overlap(source, target, dst, f": pass disjoint arrays, or out's block {dst} as x")
         result = None if target is None else target.array
@@ -158,6 +165,7 @@ class RootedCollectives(Endpoint):
             Operation(GATHER, source.view.count, source.view.dtype, source, target, result, root=dst),
             async_op,
             timeout,
+            stream,
         )
 
     def scatter(
@@ -168,16 +176,18 @@ class RootedCollectives(Endpoint):
         out: Any = None,
         async_op: bool = False,
         timeout: float | timedelta | None = None,
+        stream: Any = None,
     ) -> Any:
         """Give rank r block r of `x` of rank `src`.
 
         Args:
-            x: On `src` only: (world_size * n, ...); CPU array as for :meth:`all_reduce`. Left as it is.
+            x: On `src` only: (world_size * n, ...); array as for :meth:`all_reduce`. Left as it is.
             src: The rank that sends.
             out: (n, ...), of `x`'s dtype; on `src` also (...) where n is 1. On `src` it may be `x`'s block `src`, and
                 None makes a new array of `x`'s library; on the other ranks it must be given.
             async_op: Return a :class:`Work` at once.
             timeout: As for :meth:`all_reduce`.
+            stream: CUDA arrays only, as for :meth:`all_reduce`.
 
         Returns:
             `out`, or the new array; a :class:`Work` with `async_op`.
@@ -193,20 +203,20 @@ class RootedCollectives(Endpoint):
                 raise ValueError(f"x on rank {self.rank}: expected x on src={src} only; pass out= only")
             if out is None:
                 raise ValueError(f"no out on rank {self.rank}: only src={src} has x; pass out= for this rank's block")
-            target = cpu_operand(out, "scatter")
+            target = operand(out, stream)
             check_writable("out", target)
         else:
             if x is None:
                 raise ValueError(f"no x on src={src}: expected a block for each of {self.world_size} ranks; pass x")
-            source = cpu_operand(x, "scatter")
+            source = operand(x, stream)
             block = split_shape(source, self.world_size, "scatter")
             shapes = block_shapes(block, source.view.shape, self.world_size)
-            target = cpu_operand(arrays.empty(x, block) if out is None else out, "scatter")
+            target = operand(arrays.empty(x, block) if out is None else out, stream)
             reason = f"a block of x for each of {self.world_size} ranks"
             check_out(source, target, shapes, f"{reason}; pass such an array, or out=None for a new one")
             check_overlap(source, target, src, f": pass disjoint arrays, or x's block {src} as out")
         operation = Operation(SCATTER, target.view.count, target.view.dtype, source, target, target.array, root=src)
-        return self._run(operation, async_op, timeout)
+        return self._run(operation, async_op, timeout, stream)
 
     def _refuse_out(self, out: Any, dst: int) -> None:
         if out is not None:

@@ -20,8 +20,12 @@ class Splitting:
     if TYPE_CHECKING:
         _core: CoreCommunicator
         _local_rank: int
+        _device: int | None
 
-        def __init__(self, core: CoreCommunicator, *, local_rank: int | None = None) -> None: ...
+        def __init__(
+            self, core: CoreCommunicator, *, local_rank: int | None = None, device: int | None = None
+        ) -> None: ...
+        def _check_on_host(self, stream: Any = None) -> None: ...
 
     def split(
         self: _Self, color: int | None, key: int = 0, *, timeout: float | timedelta | None = None
@@ -48,9 +52,10 @@ class Splitting:
             PeerLostError, CollectiveTimeoutError, MismatchError, AbortedError, ForkedProcessError,
             ConcurrentUseError: See :mod:`dcomm.errors`.
         """
+        self._check_on_host()
         color_number = None if color is None else _integer("color", color)
         core = self._core.split(color_number, _integer("key", key), timeout_to_ns(timeout))
-        return None if core is None else type(self)(core, local_rank=self._local_rank)
+        return None if core is None else type(self)(core, local_rank=self._local_rank, device=self._device)
 
 
 def _integer(name: str, value: Any) -> int:

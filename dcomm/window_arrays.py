@@ -25,6 +25,8 @@ class WindowArrays:
     if TYPE_CHECKING:
         _core: _core.Communicator
 
+        def _check_on_host(self, stream: Any = None) -> None: ...
+
     def empty(
         self, shape: int | Sequence[int], dtype: Any = "float32", *, timeout: float | timedelta | None = None
     ) -> Any:
@@ -57,6 +59,7 @@ class WindowArrays:
             PeerLostError, CollectiveTimeoutError, AbortedError, ForkedProcessError, ConcurrentUseError: See
                 :mod:`dcomm.errors`.
         """
+        self._check_on_host()
         dimensions = _dimensions(shape)
         name, is_torch = arrays.dtype_name(dtype)
         count = math.prod(dimensions)
@@ -95,6 +98,7 @@ class WindowArrays:
             MismatchError, SharedMemoryError, PeerLostError, CollectiveTimeoutError, AbortedError, ForkedProcessError,
             ConcurrentUseError: As for :meth:`empty`; CudaError for a CUDA array.
         """
+        self._check_on_host()
         operand = cpu_operand(x, "register")
         if not operand.view.contiguous:
             raise ValueError("x is not contiguous: register takes one piece of memory; pass .contiguous()")
