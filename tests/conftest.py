@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -54,8 +55,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _build_checks() -> Path:
-    """Configures and builds `_dcomm_checks`, incrementally; returns the module's file."""
+def _build_checks(targets: list[str]) -> None:
+    """Configures the build of tests/cc and builds these targets, incrementally."""
     import pybind11
 
     # The tools of this interpreter's environment first: it need not be activated.
@@ -74,37 +75,45 @@ def _build_checks() -> Path:
     with _locked(CHECKS_BUILD / ".lock"):
         for command in (
             [cmake, "-S", str(ROOT), "-B", str(CHECKS_BUILD), "-G", "Ninja", *options],
-            [cmake, "--build", str(CHECKS_BUILD), "--target", "_dcomm_checks"],
+            [cmake, "--build", str(CHECKS_BUILD), "--target", *targets],
         ):
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise _ChecksBuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return CHECKS_BUILD / f"_dcomm_checks{importlib.machinery.EXTENSION_SUFFIXES[0]}"
 
 
-_checks_built = pytest.StashKey[Path | _ChecksBuildError]()
+# What a fixture needs of the build: its target.
+_TARGETS = {"checks": "_dcomm_checks", "emulated_gpu": "dcomm_emulated_cuda"}
+_checks_built = pytest.StashKey[_ChecksBuildError | None]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds before the first test starts: in a fixture, the time limit of a test would include the build."""
-    needed = any("checks" in getattr(item, "fixturenames", ()) for item in session.items)
-    if not needed or session.config.option.collectonly:
+    names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    targets = [target for fixture, target in _TARGETS.items() if fixture in names]
+    if not targets or session.config.option.collectonly:
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
         reporter.write_line("building the C++ checks (the first time takes a while)")
+    session.config.stash[_checks_built] = None
     try:
-        session.config.stash[_checks_built] = _build_checks()
+        _build_checks(targets)
     except _ChecksBuildError as error:
         session.config.stash[_checks_built] = error
+
+
+def _built(request: pytest.FixtureRequest, name: str) -> Path:
+    error = request.config.stash[_checks_built]
+    if error is not None:
+        pytest.fail(f"the C++ checks do not build:\n{error}", pytrace=False)
+    return CHECKS_BUILD / name
 
 
 @pytest.fixture(scope="session")
 def checks(request: pytest.FixtureRequest) -> ModuleType:
     """The test-only extension module of tests/cc: the core with failpoints and mutation points."""
-    built = request.config.stash[_checks_built]
-    if isinstance(built, _ChecksBuildError):
-        pytest.fail(f"the C++ checks do not build:\n{built}", pytrace=False)
+    built = _built(request, f"_dcomm_checks{importlib.machinery.EXTENSION_SUFFIXES[0]}")
     spec = importlib.util.spec_from_file_location("_dcomm_checks", built)
     assert spec is not None
     assert spec.loader is not None
@@ -112,3 +121,13 @@ def checks(request: pytest.FixtureRequest) -> ModuleType:
     sys.modules["_dcomm_checks"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def emulated_gpu(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """An EmulatedGpu (tests/support) in place of the CUDA part, for this test alone."""
+    from emulated_gpu import EmulatedGpu
+
+    gpu = EmulatedGpu(_built(request, "_emulated_cuda.so"))
+    with gpu.in_use():
+        yield gpu
