@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,12 @@ class InterfaceArray:
     """An array with `__cuda_array_interface__` alone."""
 
     def __init__(self, gpu: EmulatedGpu, host: Host, changes: dict[str, Any], device: int = 0) -> None:
-        self._host, self._changes, self._gpu = host, changes, gpu
-        self._gpu.place(host, device)
+        self.host, self._changes = host, changes
+        gpu.place(host, device)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        host = self._host
+        host = self.host
         plain = {
             "shape": host.shape,
             "typestr": host.dtype.str,
@@ -99,7 +99,7 @@ class DLPackArray:
     def __init__(
         self, gpu: EmulatedGpu, host: Host, *, device: int = 0, bfloat16: bool = False, is_old: bool = False
     ) -> None:
-        self._host, self._device, self._bfloat16, self._is_old = host, device, bfloat16, is_old
+        self.host, self._device, self._bfloat16, self._is_old = host, device, bfloat16, is_old
         self.streams: list[int] = []  # what consumers asked for
         gpu.place(host, device)
 
@@ -110,7 +110,7 @@ class DLPackArray:
         if self._is_old and kwargs:
             raise TypeError("no such argument")
         self.streams.append(stream)
-        host = self._host
+        host = self.host
         self._shape = (ctypes.c_int64 * host.ndim)(*host.shape)
         self._strides = (ctypes.c_int64 * host.ndim)(*(stride // host.itemsize for stride in host.strides))
         code = 4 if self._bfloat16 else _DLPACK_CODES[host.dtype.kind]
@@ -131,7 +131,7 @@ _new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 
 class EmulatedGpu:
-    """The library and what tests make of it."""
+    """The library and what tests make of it; a Gpu of cuda_cases."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -142,6 +142,7 @@ class EmulatedGpu:
         self.library.emulated_wait.argtypes = [ctypes.c_void_p, ctypes.c_double]
         self.library.emulated_place.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int32]
         self.kept: list[Host] = []  # what streams may still use
+        self.streams = [EmulatedStream(self, 0)]
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -152,17 +153,12 @@ class EmulatedGpu:
         finally:
             _core._use_cuda_library("")
 
-    def stream(self) -> EmulatedStream:
-        return EmulatedStream(self, self.library.emulated_stream())
-
-    def default_stream(self) -> EmulatedStream:
-        return EmulatedStream(self, 0)
-
     def array(self, host: Host, device: int = 0, **changes: Any) -> InterfaceArray:
         """`host`'s own memory as that of the GPU. changes: to the interface, such as stream=."""
         return InterfaceArray(self, host, changes, device)
 
     def place(self, host: Host, device: int) -> None:
+        """From now on, as long as it lives, the array's memory is that GPU's."""
         owner = host
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
@@ -171,6 +167,51 @@ class EmulatedGpu:
         self.library.emulated_place(owner.ctypes.data, owner.nbytes, device)
         weakref.finalize(owner, self.library.emulated_place, owner.ctypes.data, owner.nbytes, -1)
 
+    def absent(self, rank: int) -> None:
+        """This rank's blocks stay away from the next launch."""
+        self.library.emulated_absent(rank)
+
     @property
     def num_launched(self) -> int:
         return int(self.library.emulated_num_launched())
+
+    # ---- As cuda_cases wants it ----
+
+    def _wrap(self, host: Host) -> InterfaceArray | DLPackArray:
+        if host.dtype.name == "bfloat16":
+            return DLPackArray(self, host.view(np.uint16), bfloat16=True)
+        return self.array(host)
+
+    def put(self, host: Host) -> InterfaceArray | DLPackArray:
+        return self._wrap(host.copy())
+
+    def part(self, buffer: InterfaceArray | DLPackArray, begin: int, end: int) -> InterfaceArray | DLPackArray:
+        if isinstance(buffer, DLPackArray):
+            return DLPackArray(self, buffer.host[begin:end], bfloat16=True)
+        return self.array(buffer.host[begin:end])
+
+    def get(self, buffer: InterfaceArray | DLPackArray) -> Host:
+        for stream in self.streams:
+            stream.synchronize()
+        return buffer.host
+
+    def stream(self) -> EmulatedStream:
+        self.streams.append(EmulatedStream(self, self.library.emulated_stream()))
+        return self.streams[-1]
+
+    def hold(self, stream: EmulatedStream) -> Callable[[], None]:
+        word = stream.hold()
+        return lambda: word.fill(1)
+
+    def write(self, stream: EmulatedStream, buffer: InterfaceArray | DLPackArray, host: Host) -> None:
+        stream.copy(buffer.host, host)
+
+    def read(self, stream: EmulatedStream, buffer: InterfaceArray | DLPackArray) -> Callable[[], Host]:
+        found = np.empty_like(buffer.host)
+        stream.copy(found, buffer.host)
+
+        def wait() -> Host:
+            stream.synchronize()
+            return found
+
+        return wait
