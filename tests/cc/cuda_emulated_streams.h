@@ -93,6 +93,10 @@ class Streams {
   /// nullptr: no such stream.
   Stream* find(void* handle) {
     if (reinterpret_cast<uintptr_t>(handle) <= 1) return &legacy_;
+    if (reinterpret_cast<uintptr_t>(handle) == 2) {
+      static thread_local Stream& own = *new Stream;
+      return &own;
+    }
     const std::lock_guard lock(mutex_);
     const auto found = streams_.find(handle);
     return found == streams_.end() ? nullptr : found->second;

@@ -30,7 +30,7 @@ class EmulatedStream:
     def hold(self) -> Host:
         """Lets what comes next wait until the returned word is set to 1."""
         word = np.zeros(1, np.int32)
-        self.gpu.kept.append(word)
+        self.gpu.held.append(word)
         self.gpu.library.emulated_hold(self.ptr, word.ctypes.data)
         return word
 
@@ -142,6 +142,7 @@ class EmulatedGpu:
         self.library.emulated_wait.argtypes = [ctypes.c_void_p, ctypes.c_double]
         self.library.emulated_place.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int32]
         self.kept: list[Host] = []  # what streams may still use
+        self.held: list[Host] = []
         self.streams = [EmulatedStream(self, 0)]
 
     @contextlib.contextmanager
@@ -152,6 +153,8 @@ class EmulatedGpu:
             yield
         finally:
             _core._use_cuda_library("")
+            for word in self.held:  # a test that failed leaves no stream behind that waits
+                word.fill(1)
 
     def array(self, host: Host, device: int = 0, **changes: Any) -> InterfaceArray:
         """`host`'s own memory as that of the GPU. changes: to the interface, such as stream=."""
