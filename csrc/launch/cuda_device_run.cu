@@ -24,24 +24,44 @@ DcommCudaStatus check_rank(const DcommCudaCall& call, int rank, const CudaMessag
                        "%zu; pass a copy",
                        rank, call.in[rank], call.out[rank], dtype_bytes(static_cast<DType>(call.dtype)));
   }
-  if (!is_first_of_its_stream(call, rank)) return kDcommCudaOk;
-  const auto stream = static_cast<cudaStream_t>(call.streams[rank]);
-  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  const cudaError_t error = stream == cudaStreamPerThread ? cudaSuccess : cudaStreamIsCapturing(stream, &capture);
-  if (stream == cudaStreamPerThread) {
+  if (is_first_of_its_stream(call, rank) && call.streams[rank] == cudaStreamPerThread) {
     return message.say(kDcommCudaInvalid,
                        "rank %d passes the per-thread default stream, which means another stream in the thread that "
                        "launches for all ranks; pass a stream of its own",
                        rank);
   }
-  if (error == cudaErrorStreamCaptureImplicit || capture != cudaStreamCaptureStatusNone) {
-    return message.say(
-        kDcommCudaInvalid,
-        "rank %d's stream is capturing a CUDA graph, which ranks that are threads of one process cannot; "
-        "call collectives outside of the capture",
-        rank);
+  return kDcommCudaOk;
+}
+
+/// Whether all streams belong to one capture of a graph; either all do or none.
+DcommCudaStatus check_capture(const DcommCudaCall& call, int num_ranks, bool* captured, const CudaMessage& message) {
+  int first = -1;
+  unsigned long long first_id = 0;  // 0: not capturing
+  for (int r = 0; r < num_ranks; ++r) {
+    if (!is_first_of_its_stream(call, r)) continue;
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    unsigned long long id = 0;
+    const cudaError_t error = cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(call.streams[r]), &status, &id);
+    if (error == cudaErrorStreamCaptureImplicit) {
+      return message.say(kDcommCudaInvalid,
+                         "rank %d's stream is the legacy default one, which cannot be used while another captures a "
+                         "CUDA graph; pass the capturing stream",
+                         r);
+    }
+    if (error != cudaSuccess) return message.failed("cudaStreamGetCaptureInfo", error);
+    if (status == cudaStreamCaptureStatusNone) id = 0;
+    if (first < 0) {
+      first = r;
+      first_id = id;
+    } else if (id != first_id) {
+      return message.say(kDcommCudaInvalid,
+                         "rank %d's stream is capturing a CUDA graph, of which rank %d's stream is no part; let one "
+                         "thread capture for all ranks, inside dcomm.group",
+                         first_id != 0 ? first : r, first_id != 0 ? r : first);
+    }
   }
-  return error == cudaSuccess ? kDcommCudaOk : message.failed("cudaStreamIsCapturing", error);
+  *captured = first_id != 0;
+  return kDcommCudaOk;
 }
 
 CudaJob make_job(const DcommCudaGroup& group, const DcommCudaCall& call, const ChunkPlan& plan) {
@@ -61,6 +81,38 @@ CudaJob make_job(const DcommCudaGroup& group, const DcommCudaCall& call, const C
   job.plan = plan;
   for (int r = 0; r < group.num_ranks; ++r) job.arrays[r] = CudaArrays{call.in[r], call.out[r]};
   return job;
+}
+
+/// As enqueue(), into the graph that the ranks' streams are capturing. The launch stream stays out of it: other threads
+/// use it meanwhile. When the graph runs, `done` does not know; order between its launches and other operations of the
+/// group is the caller's, by streams.
+cudaError_t enqueue_captured(DcommCudaGroup& group, const DcommCudaCall& call, const CudaKernel& kernel,
+                             const CudaChoice& choice) {
+  const CudaJob job = make_job(group, call, choice.plan);
+  int first = 0;
+  while (!takes_part(call, first)) ++first;
+  const auto launch = static_cast<cudaStream_t>(call.streams[first]);
+  bool alone = true;
+  cudaError_t error = cudaSuccess;
+  for (int r = first + 1; r < group.num_ranks && error == cudaSuccess; ++r) {
+    if (!is_first_of_its_stream(call, r)) continue;
+    alone = false;
+    const cudaEvent_t ready = group.ready[static_cast<size_t>(r)];
+    error = cudaEventRecord(ready, static_cast<cudaStream_t>(call.streams[r]));
+    if (error == cudaSuccess) error = cudaStreamWaitEvent(launch, ready, 0);
+  }
+  if (error == cudaSuccess) {
+    error = static_cast<cudaError_t>(launch_cuda_kernel(kernel, job, choice.num_channels, group.num_ranks, launch));
+  }
+  if (alone || error != cudaSuccess) return error;
+  const cudaEvent_t over = group.ready[static_cast<size_t>(first)];
+  error = cudaEventRecord(over, launch);
+  for (int r = first + 1; r < group.num_ranks && error == cudaSuccess; ++r) {
+    if (is_first_of_its_stream(call, r)) {
+      error = cudaStreamWaitEvent(static_cast<cudaStream_t>(call.streams[r]), over, 0);
+    }
+  }
+  return error;
 }
 
 /// Every rank's stream -> launch stream -> every rank's stream.
@@ -118,7 +170,10 @@ DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call,
     const DcommCudaStatus status = check_rank(call, r, message);
     if (status != kDcommCudaOk) return status;
   }
-  const cudaError_t error = enqueue(group, call, *kernel, choice);
+  bool captured = false;
+  const DcommCudaStatus status = check_capture(call, group.num_ranks, &captured, message);
+  if (status != kDcommCudaOk) return status;
+  const cudaError_t error = (captured ? enqueue_captured : enqueue)(group, call, *kernel, choice);
   return error == cudaSuccess ? kDcommCudaOk : message.failed(kernel->name, error);
 }
 
