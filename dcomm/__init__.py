@@ -11,7 +11,12 @@ The PyTorch side (DDP comm hooks) is in :mod:`dcomm.torch`, imported on request.
 
 import threading
 
-from dcomm import _core, errors
+from dcomm import _no_core, errors
+
+try:
+    from dcomm import _core
+except ImportError as error:
+    _no_core.explain(error)
 
 _core.initialise(errors._BY_NAME, threading.main_thread().ident)
 

@@ -4,7 +4,8 @@ Four rank processes all-reduce arrays whose exact results are known; then one of
 must say so. Where torch is installed, a small model is then trained on 1, 2 and 4 ranks. The exit status is 0 only if
 every element was right, the dead rank was named, nothing was left and the weights do not depend on the number of ranks.
 
-``python -m dcomm bench``, which is ``dcomm bench``: the benchmark (dcomm/cli/bench.py).
+``python -m dcomm bench``, which is ``dcomm bench``: the benchmark (dcomm/cli/bench.py). ``python -m dcomm doctor``,
+which is ``dcomm doctor``: what is right and wrong with this machine and this installation (dcomm/doctor).
 """
 
 from __future__ import annotations
@@ -290,13 +291,17 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["bench"]:
         return _bench(arguments[1:])
+    if arguments[:1] == ["doctor"]:
+        from dcomm.doctor import command
+
+        return command.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m dcomm",
         description="Shows dcomm at work on this machine: starts rank processes, checks and times all-reduce, then "
         "kills a rank with SIGKILL and checks that the others name it and that nothing is left behind.",
         epilog="Exit status: 0 everything held; 1 wrong data, a death not named, something left behind, or weights "
         "that differ. "
-        "The benchmark: python -m dcomm bench --help.",
+        "The benchmark: python -m dcomm bench --help. What may be wrong here: python -m dcomm doctor.",
     )
     parser.add_argument("-n", "--ranks", type=int, default=4, metavar="N", help="rank processes, 2 to 16 (default 4)")
     parser.add_argument(

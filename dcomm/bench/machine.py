@@ -50,11 +50,16 @@ def commit() -> str:
         return "unknown"
 
 
+def describe_machine(isa: str) -> dict[str, Any]:
+    """The processor, the CPUs that this process may use, the kernel's version, the CPU kernels in use."""
+    return {"cpu": cpu_model(), "cores": num_cpus(), "kernel": kernel_version(), "isa": isa}
+
+
 def describe(command: str, versions: dict[str, str], isa: str) -> dict[str, Any]:
     """The head of a report."""
     own = {"dcomm": dcomm.__version__, "python": platform.python_version(), "numpy": numpy.__version__}
     return {
-        "machine": {"cpu": cpu_model(), "cores": num_cpus(), "kernel": kernel_version(), "isa": isa},
+        "machine": describe_machine(isa),
         "versions": {**own, **versions},
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command,

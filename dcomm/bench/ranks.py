@@ -38,6 +38,7 @@ class Ranks:
         *,
         threads: bool = False,
         program: Sequence[str] = ("-m", "dcomm.bench.worker"),
+        errors: IO[bytes] | None = None,
     ) -> None:
         """Start `world_size` ranks as a job of their own; their first answer says that they have met.
 
@@ -46,8 +47,10 @@ class Ranks:
             timeout_s: Seconds to wait for an answer.
             threads: The ranks are threads of one process.
             program: What Python runs in a rank process: :func:`dcomm.bench.worker.main`, with any worker.
+            errors: A file that takes what the ranks write to stderr; None: this process's own stderr.
         """
         self._program = program
+        self._errors = errors
         self.world_size = world_size
         self.timeout_s = timeout_s
         self.job_id = f"bench-{secrets.token_hex(8)}"
@@ -79,7 +82,14 @@ class Ranks:
         nothing = subprocess.DEVNULL
         try:
             self.processes.append(
-                subprocess.Popen(command, stdin=nothing, env=environment, start_new_session=True, pass_fds=theirs)
+                subprocess.Popen(
+                    command,
+                    stdin=nothing,
+                    stderr=self._errors,
+                    env=environment,
+                    start_new_session=True,
+                    pass_fds=theirs,
+                )
             )
         finally:
             for descriptor in theirs:

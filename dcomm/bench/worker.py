@@ -6,10 +6,8 @@ An order is a JSON object on a line of a rank's first pipe, the answer one on it
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -26,9 +24,9 @@ from dcomm.bench.buffers import Array, Data, Pool, aligned_array
 from dcomm.bench.calls import as_caller_holds, dcomm_call
 from dcomm.bench.case import Case
 from dcomm.bench.codes import ALGO_CODES, OP_CODES
+from dcomm.bench.parent import die_with_parent
 from dcomm.bench.ranks import RankError
 
-_PR_SET_PDEATHSIG = 1
 NUM_SALTS = 8
 _Say = Callable[[dict[str, Any]], None]
 
@@ -146,14 +144,6 @@ class Worker:
         raise RankError("the storm ended without an error")
 
 
-def _die_with_parent(parent: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it died before the line above
-        sys.exit("the parent process is gone")
-
-
 def _serve(
     make_worker: Callable[[dcomm.Communicator], Any], comm: dcomm.Communicator, orders: int, answers: int
 ) -> None:
@@ -187,7 +177,7 @@ def main(make_worker: Callable[[dcomm.Communicator], Any] = Worker) -> int:
     parser.add_argument("--ranks", type=_numbers, required=True, help="those of this process, by commas")
     parser.add_argument("--pipes", type=_numbers, required=True, help="for each of them: orders, answers")
     args = parser.parse_args()
-    _die_with_parent(args.parent)
+    die_with_parent(args.parent)
     os.dup2(2, 1)  # the parent's standard output holds its report, whatever a library prints
     if len(args.ranks) == 1:
         comms = [dcomm.init(rank=args.ranks[0], world_size=args.world_size, timeout=60)]

@@ -1,0 +1,38 @@
+"""Every DCOMM_* variable that dcomm, its build or its tests read: the one list of them.
+
+tests/test_environment.py compares it with what the sources read.
+"""
+
+from __future__ import annotations
+
+PREFIX = "DCOMM_"
+
+# What users set.
+SETTINGS = {
+    "DCOMM_ALGO": "algorithm of all_reduce where the call says 'auto'",
+    "DCOMM_CUDA_CHANNELS": "blocks per rank on a GPU",
+    "DCOMM_CUDA_SLOT_BYTES": "bytes of a slot on a GPU",
+    "DCOMM_DETERMINISTIC": "1: only algorithms that sum in canonical order",
+    "DCOMM_FORCE_SHM": "1: windows are unnamed files in /dev/shm instead of memfds",
+    "DCOMM_ISA": "instruction set of the CPU kernels: scalar, avx2, avx512 or neon",
+    "DCOMM_JOB_ID": "tells jobs of one user apart that would meet at one point",
+    "DCOMM_MIN_BW": "GB/s that dcomm bench must reach on average",
+    "DCOMM_TIMEOUT_S": "seconds after which a wait for another rank raises",
+    "DCOMM_WARN_S": "seconds after which a wait for another rank warns",
+    "DCOMM_WINDOW_BYTES": "bytes of a rank's main slots",
+}
+# What `pip install` reads from a checkout.
+BUILD = {
+    "DCOMM_CUDA": "whether the CUDA part is built: AUTO, ON or OFF",
+    "DCOMM_CUDA_ARCHS": "GPU architectures of the CUDA part",
+}
+# What only dcomm's own tests set; anywhere else they do harm.
+TESTS = {
+    "DCOMM_BENCH_CORRUPT": "flips a bit in a result of the benchmark",
+    "DCOMM_DIFFERENTIAL_EXAMPLES": "how many random programs are compared",
+    "DCOMM_DIFFERENTIAL_SEED": "repeats one of them",
+    "DCOMM_TEST_JITTER": "delays at random, in test builds",
+    "DCOMM_TEST_RELEASE": "a file that a waiting test process looks for",
+    "DCOMM_TEST_VERSION": "the version that a rank claims to have",
+}
+KNOWN = {**SETTINGS, **BUILD, **TESTS}
