@@ -6,6 +6,7 @@ No GPU has run what comes after "no GPU" here; the tests do, with a driver of th
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from dcomm.doctor import cuda_driver, cuda_part, gpu_ranks, peer_access
 from dcomm.doctor.cuda_driver import Driver, DriverError, Gpu
 from dcomm.doctor.cuda_part import Build
 from dcomm.doctor.finding import Finding, fail, ok, skip, warn
-from dcomm.doctor.installation import torch_cuda
+from dcomm.doctor.installation import torch_cuda, version_of
 
 NAMES = (cuda_part.NAME, "driver", "gpus", "torch_gpu", peer_access.NAME, "mps", gpu_ranks.NAME)
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
@@ -52,22 +53,34 @@ def _no_driver(error: OSError, root: Path) -> Finding:
     return fail("driver", f"{signs}, but {cuda_driver.LIBRARY} does not load ({error})", fix, cuda=None)
 
 
-def _driver(driver: Driver, build: Build | None) -> Finding:
+def _release(root: Path) -> str:
+    """580.65.06, as the kernel module gives it; "" where it does not."""
+    try:
+        text = (root / "proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    match = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", text)
+    return match[1] if match else ""
+
+
+def _driver(driver: Driver, build: Build | None, root: Path) -> Finding:
     try:
         driver.initialise()
         served = driver.cuda_version()
     except DriverError as error:
         return fail("driver", str(error), error.fix, cuda=None)
-    text = f"serves CUDA {served[0]}.{served[1]}"
+    release = _release(root)
+    text = f"driver {release or '(release unknown)'} serves CUDA {served[0]}.{served[1]}"
     if build is not None and served[0] < build.cuda[0]:
         needed = f"{build.cuda[0]}.{build.cuda[1]}"
         return fail(
             "driver",
-            f"the driver {text}, which is too old for dcomm's CUDA part, built with CUDA {needed}",
+            f"{text}, which is too old for dcomm's CUDA part, built with CUDA {needed}",
             f"update the driver to one for CUDA {needed}, or install dcomm again with an nvcc of CUDA {served[0]}",
             cuda=list(served),
+            release=release,
         )
-    return ok("driver", text, cuda=list(served))
+    return ok("driver", text, cuda=list(served), release=release)
 
 
 def _gpus(found: list[Gpu], build: Build | None) -> Finding:
@@ -87,9 +100,7 @@ def _gpus(found: list[Gpu], build: Build | None) -> Finding:
 
 
 def _torch(served: tuple[int, int]) -> Finding:
-    from dcomm.doctor.installation import _version
-
-    installed = _version("torch")
+    installed = version_of("torch")
     if installed is None:
         return skip("torch_gpu", "torch is not installed", "pip install torch, if GPUs are to be used from it")
     built = torch_cuda()
@@ -140,12 +151,17 @@ def look(
         yield missing
         yield from _skipped(NAMES[2:], "no driver", missing.fix)
         return
-    finding = _driver(driver, build)
+    finding = _driver(driver, build, root)
     yield finding
     if finding.details["cuda"] is None:
         yield from _skipped(NAMES[2:], "the driver does not start", finding.fix)
         return
-    gpus = driver.gpus()
+    try:
+        gpus = driver.gpus()
+    except DriverError as error:
+        yield fail("gpus", str(error), error.fix, gpus=[])
+        yield from _skipped(NAMES[3:], "the GPUs do not answer", error.fix)
+        return
     if not gpus:
         fix = cuda_driver.INIT_FIXES[100]
         yield fail("gpus", "the driver works, but this process sees no GPU", fix, gpus=[])

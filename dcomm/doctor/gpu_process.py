@@ -7,12 +7,14 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from dcomm.doctor.finding import Finding, fail, skip
 from dcomm.doctor.gpu import NAMES
+from dcomm.doctor.output import last_line
 
 _COMMAND = ("-m", "dcomm", "doctor", "--gpu-side")
 _SLOW = (
@@ -48,24 +50,26 @@ def _end(process: subprocess.Popen[bytes]) -> int | None:
 
 def gpu_side(deadline: float, command: Sequence[str] = _COMMAND) -> Iterator[Finding]:
     """What the process says, then a finding for the first name that it owes."""
-    start = time.monotonic()
+    start, owed, why, words = time.monotonic(), list(NAMES), "", ""
     arguments = [sys.executable, *command, str(os.getpid())]
-    nothing = subprocess.DEVNULL
-    process = subprocess.Popen(arguments, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing, start_new_session=True)
-    owed, why = list(NAMES), ""
-    try:
-        for line in _lines(process, deadline):
-            finding = Finding(**json.loads(line))
-            yield finding
-            owed.remove(finding.name)
-    except TimeoutError:
-        why = f"no answer within {time.monotonic() - start:.1f} s"
-    finally:
-        code = _end(process)
-        if process.stdout is not None:
-            process.stdout.close()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+        )
+        try:
+            for line in _lines(process, deadline):
+                finding = Finding(**json.loads(line))
+                yield finding
+                owed.remove(finding.name)
+        except TimeoutError:
+            why = f"no answer within {time.monotonic() - start:.1f} s"
+        finally:
+            code = _end(process)
+            if process.stdout is not None:
+                process.stdout.close()
+        words = last_line(errors)
     if owed:
-        fix = _SLOW if why else "run `python -m dcomm doctor --gpu-side 0` to see its own words, and report them"
-        yield fail(owed[0], why or f"the process of the GPU checks ended (exit status {code})", fix)
+        fix = _SLOW if why else "report it with this line; CPU ranks do not need it"
+        yield fail(owed[0], (why or f"the process of the GPU checks ended (exit status {code})") + words, fix)
         for name in owed[1:]:
             yield skip(name, f"not reached: see {owed[0]}", fix)

@@ -55,7 +55,7 @@ def core(error: ImportError | None) -> Finding:
     return ok("core", found, version=dcomm.__version__, isa=isa, folder=folder)
 
 
-def _version(*names: str) -> tuple[str, str] | None:
+def version_of(*names: str) -> tuple[str, str] | None:
     """The first of these distributions that is installed, and its version."""
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -89,7 +89,7 @@ def packages() -> Iterator[Finding]:
     """Versions, from the metadata of what is installed."""
     for name in PACKAGES:
         distributions = {"nccl": _NCCL_NAMES, "cupy": _CUPY_NAMES}.get(name, (name,))
-        installed = _version(*distributions)
+        installed = version_of(*distributions)
         if installed is None and name == "numpy":
             yield fail(name, "not installed", "pip install numpy", version=None)
         elif installed is None:

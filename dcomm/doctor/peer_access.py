@@ -69,7 +69,7 @@ def judge(rows: list[list[str]]) -> Finding:
         return fail(
             NAME,
             f"of {total} copies of {_NBYTES >> 20} MiB between GPUs these failed: {', '.join(broken)}",
-            "switch PCIe ACS and the IOMMU's translation off for these slots (kernel option iommu=pt, or the firmware), and "
+            "switch PCIe ACS and the IOMMU's translation off for them (kernel option iommu=pt, or firmware), and "
             "run `nvidia-smi topo -p2p r`",
             matrix=rows,
         )

@@ -7,9 +7,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import IO
 
 from dcomm.doctor.finding import Finding, Part, fail, ok, skip
+from dcomm.doctor.output import last_line
 
 NAMES = ("two_processes", "two_threads")
 _KINDS = dict(zip(NAMES, ("processes", "threads"), strict=True))
@@ -19,12 +19,6 @@ _FIXES = {
     "two_processes": "read the lines above: memfd, sockets and seccomp first; if they are ok, report it",
     "two_threads": "reinstall dcomm; if that does not help, report it",
 }
-
-
-def _last_line(errors: IO[bytes]) -> str:
-    errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
-    return f" ({lines[-1].strip()})" if lines else ""
 
 
 def two_ranks(name: str, deadline: float, program: Sequence[str] = _PROGRAM) -> Finding:
@@ -50,7 +44,7 @@ def two_ranks(name: str, deadline: float, program: Sequence[str] = _PROGRAM) -> 
                 codes = ranks.leave()
         except (RankError, OSError) as error:
             late = "give it more time with `dcomm doctor --seconds 30`; if that fails, too, " if left_s() == 0 else ""
-            return fail(name, f"{error}{_last_line(errors)}", late + _FIXES[name], world_size=2)
+            return fail(name, f"{error}{last_line(errors)}", late + _FIXES[name], world_size=2)
     details = {"world_size": 2, "num_wrong": num_wrong, "isa": isa, "p50_us": {str(k): v for k, v in p50_us.items()}}
     if num_wrong:
         return fail(name, f"{num_wrong} wrong elements in all_reduce of 2 {_KINDS[name]}", _FIXES[name], **details)

@@ -11,8 +11,11 @@ from dcomm.doctor.finding import Finding, fail, ok, warn
 
 
 def _advice(name: str) -> str:
-    near = difflib.get_close_matches(name, environment.KNOWN, n=1, cutoff=0.6)
-    return f"unset {name}" + (f", or did you mean {near[0]}?" if near else "; docs/doctor.md lists what there is")
+    # Without the prefix, which would make everything similar.
+    known = [each.removeprefix(environment.PREFIX) for each in environment.KNOWN]
+    near = difflib.get_close_matches(name.removeprefix(environment.PREFIX), known, n=1, cutoff=0.6)
+    advice = f", or did you mean {environment.PREFIX}{near[0]}?" if near else "; docs/doctor.md lists what there is"
+    return f"unset {name}{advice}"
 
 
 def _try_values() -> None:
