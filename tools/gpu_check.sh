@@ -4,11 +4,11 @@
 #   bash tools/gpu_check.sh            results in benchmarks/results, or in $OUT
 #   PARTS="build correct" bash tools/gpu_check.sh
 #
-# Needs python with torch (CUDA), NumPy, pybind11, setuptools, cmake, ninja; nvcc; no network. Parts: build correct
-# sanitize tests timing lists. A failed part does not stop the later ones; the exit status is that of the whole.
+# Needs python with torch (CUDA), NumPy, pybind11, setuptools, cmake, ninja; nvcc; no network. Parts: build doctor
+# correct sanitize tests timing lists. A failed part does not stop the later ones; the exit status is that of the whole.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-PARTS=${PARTS:-build correct sanitize tests timing lists}
+PARTS=${PARTS:-build doctor correct sanitize tests timing lists}
 PYTHON=${PYTHON:-python}
 OUT=${OUT:-benchmarks/results}
 mkdir -p "$OUT"
@@ -43,6 +43,10 @@ check() {
   return "$status"
 }
 
+doctor() {
+  (cd / && "$PYTHON" -m dcomm doctor --seconds 60)
+}
+
 sanitize() {
   local tool folder status=0
   if ! command -v compute-sanitizer >/dev/null; then
@@ -61,6 +65,7 @@ sanitize() {
 }
 
 part build build
+part doctor doctor
 part correct check correct --json "$OUT/gpu_correct.json"
 part sanitize sanitize
 part tests "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu

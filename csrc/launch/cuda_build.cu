@@ -1,4 +1,4 @@
-// What this CUDA part was built with, as text for whoever opens _cuda.so without the core (`dcomm doctor`). Floor: launch.
+// What this CUDA part was built with, as text for who opens _cuda.so without the core (`dcomm doctor`). Floor: launch.
 #include <cuda_runtime.h>
 
 // __CUDA_ARCH_LIST__ is nvcc's own list, ascending: 800,900. CMakeLists.txt gives the last one PTX too.

@@ -40,7 +40,7 @@ class _Runner:
 
     def findings(self, seconds: float) -> list[Finding]:
         """One for each name; waits until the deadline and a little longer."""
-        self._thread.join(max(0.0, self._deadline - time.monotonic()) + _GRACE_S)
+        self._thread.join(max(0.0, self._deadline + _GRACE_S - time.monotonic()))
         hangs, found = self._thread.is_alive(), dict(self._found)
         return [found[name] if name in found else self._missing(name, hangs, seconds) for name in self.part.names]
 
