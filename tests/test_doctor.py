@@ -130,6 +130,57 @@ def test_torch_is_not_imported() -> None:
     assert [torch["version"], torch["cuda"]] == json.loads(run("-c", code).stdout)
 
 
+def build_driver(folder: Path, code: str) -> dict[str, str]:
+    """The environment in which this C code is libcuda, found as the real one is."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler is not None
+    flags = ["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-I/usr/local/cuda/include"]
+    command = [compiler, *flags, "-x", "c", "-", "-o", str(folder / "libcuda.so.1")]
+    subprocess.run(command, input=code, text=True, check=True)
+    return {"LD_LIBRARY_PATH": str(folder)}
+
+
+def test_a_driver_that_hangs_costs_its_line_and_no_more_time(tmp_path: Path) -> None:
+    code = "#include <unistd.h>\nint cuInit(unsigned flags) { (void)flags; for (;;) pause(); }\n"
+    environment = build_driver(tmp_path, code)
+    found = document(run("-m", "dcomm", "doctor", "--json", **environment))
+    assert check(found, "driver")["status"] == "fail"
+    assert check(found, "driver")["found"].startswith("no answer within ")
+    assert check(found, "two_gpu_ranks")["status"] == "skip"
+    assert check(found, "two_processes")["status"] == "ok"
+    assert found["elapsed_s"] < 4  # 2.5 s for the checks, and a moment to end the process
+    owner = f"LD_LIBRARY_PATH={tmp_path}".encode()
+    assert not [path for path in Path("/proc").glob("[0-9]*/environ") if owner in read_bytes(path)]
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it ended meanwhile, or is another user's
+        return b""
+
+
+def test_gpus_of_a_driver_written_in_c(tmp_path: Path) -> None:
+    """What Python hands over arrives in C: names, sizes, addresses, bytes between three GPUs."""
+    environment = build_driver(tmp_path, (ROOT / "tests" / "support" / "fake_libcuda.c").read_text())
+    found = document(run("-m", "dcomm", "doctor", "--json", FAKE_GPUS="3", **environment))
+    assert check(found, "driver")["details"]["cuda"] == [13, 1]
+    assert check(found, "gpus")["details"]["gpus"] == [
+        {"number": number, "name": f"Fake GPU {number}", "nbytes": (80 << 30) + number, "capability": [9, 0]}
+        for number in range(3)
+    ]
+    assert check(found, "peer_access")["status"] == "ok"
+    assert check(found, "peer_access")["found"] == "6 copies between 3 GPUs, all direct, gave the right bytes"
+
+    found = document(run("-m", "dcomm", "doctor", "--json", FAKE_GPUS="2", FAKE_CORRUPT="1", **environment))
+    assert check(found, "peer_access")["status"] == "fail"
+    assert check(found, "peer_access")["details"]["matrix"] == [["-", "wrong"], ["wrong", "-"]]
+
+    found = document(run("-m", "dcomm", "doctor", "--json", FAKE_GPUS="0", **environment))
+    assert check(found, "driver")["found"] == "cuInit: CUDA_ERROR_FAKE (100)"
+    assert "CUDA_VISIBLE_DEVICES" in check(found, "driver")["fix"]
+
+
 @needs_seccomp
 def test_memfd_refused_by_a_seccomp_filter() -> None:
     found = document(run(str(SECCOMP), "memfd_create,pidfd_open", "--", "dcomm", "doctor", "--json"))

@@ -1,8 +1,8 @@
 """The few calls of the CUDA driver API that the doctor makes, by ctypes: neither torch nor a toolkit is needed.
 
 Every argument is a ctypes object of the width that the C function takes, so that no prototype has to be declared and
-tests can pass an object of their own instead of libcuda. Compiled code and GPUs have not met this file yet: no GPU has
-run it.
+tests can pass an object of their own instead of libcuda. Tried against a libcuda in C (tests/support/fake_libcuda.c),
+compiled with NVIDIA's header; no GPU has run it yet.
 """
 
 from __future__ import annotations
