@@ -1,149 +1,195 @@
-"""The kernels that no public method reaches yet, through the core: moves byte for byte, sums with the host's bits.
+"""Collectives, messages, streams, failures and dcomm.group of CUDA tensors: the bodies that CI runs on an emulated GPU.
 
-They are called as `Communicator.all_reduce` calls its own; ranks are threads on one GPU.
+And what that cannot show: torch's and CuPy's own arrays and streams, and CUDA graphs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import cuda_cases
+import numpy as np
 import pytest
-from cuda_arrays import bits, make_input
-from rank_threads import run_threads
+from cuda_cases import MOVE_DTYPES, REDUCING, SUM_DTYPES
+from rank_threads import values
+from torch_gpu import TorchGpu
 
 import dcomm
 
 pytestmark = pytest.mark.gpu
 
-# csrc/protocol/control.h and base/dtype.h.
-KINDS = {
-    "broadcast": 2,
-    "barrier": 3,
-    "reduce_scatter": 4,
-    "all_gather": 5,
-    "reduce": 6,
-    "gather": 7,
-    "scatter": 8,
-    "all_to_all": 9,
-}
-CODES = {"float32": 0, "float16": 1, "bfloat16": 2}
-COUNTS = (0, 1, 7, 1000, 65536 + 3)  # of a block, or of the message
-UNTOUCHED = 7.0
+GPU = TorchGpu()
+Make = Callable[[int], list[dcomm.Communicator]]
 
 
-def call(comm: dcomm.Communicator, name: str, source: Any, target: Any, count: int, root: int, op: int = 0) -> None:
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes communicators that are closed at the end."""
+    made: list[dcomm.Communicator] = []
+
+    def make_some(world_size: int) -> list[dcomm.Communicator]:
+        comms = dcomm.init_threads(world_size, device="cuda")
+        made.extend(comms)
+        return comms
+
+    yield make_some
+    for comm in made:
+        comm.close()
+
+
+@pytest.mark.parametrize("op", ["sum", "avg"])
+@pytest.mark.parametrize("dtype", SUM_DTYPES)
+@pytest.mark.parametrize("name", REDUCING)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
+def test_sums(make: Make, n: int, name: str, dtype: str, op: str) -> None:
+    cuda_cases.check_collective(GPU, make(n), name, dtype, op=op)
+
+
+@pytest.mark.parametrize("name", ["all_gather", "broadcast", "gather", "scatter", "all_to_all"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
+def test_moves(make: Make, n: int, name: str) -> None:
+    comms = make(n)
+    for dtype in MOVE_DTYPES:
+        cuda_cases.check_collective(GPU, comms, name, dtype)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_messages(make: Make, n: int) -> None:
+    cuda_cases.check_messages(GPU, make(n), "bfloat16")
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_stream_order(make: Make, n: int) -> None:
+    cuda_cases.check_stream_order(GPU, make(n))
+
+
+def test_barrier_of_streams(make: Make) -> None:
+    cuda_cases.check_barrier(GPU, make(3))
+
+
+def test_failures(make: Make) -> None:
+    cuda_cases.check_mismatch(GPU, make(3))
+    cuda_cases.check_missing_rank(GPU, make(3))
+    cuda_cases.check_message_errors(GPU, lambda: make(3))
+    cuda_cases.check_abort(GPU, make(3))
+
+
+def test_group(make: Make) -> None:
+    cuda_cases.check_group(GPU, make(4))
+    cuda_cases.check_group_errors(GPU, make(3))
+
+
+def test_torch_s_current_stream_is_the_default(make: Make) -> None:
     import torch
 
-    code = CODES[str(source.dtype).removeprefix("torch.")]
-    stream = torch.cuda.current_stream().cuda_stream
-    arrays = (source.device.index, source.data_ptr(), target.data_ptr())
-    comm._core.collective_cuda(KINDS[name], *arrays, count, code, code, op, 0, root, 0, stream, 30_000_000_000, False)
-
-
-def run(name: str, inputs: list[Any], out_count: int, count: int, root: int, op: int = 0) -> list[Any]:
-    """Every rank's result on the CPU; what lies around it must stay as it is. Arrays miss the alignment of packs on odd
-    ranks."""
-    import torch
-
-    def body(comm: dcomm.Communicator) -> Any:
-        shift = comm.rank % 2
-        x = inputs[comm.rank]
-        storages = [torch.full((n + 8,), UNTOUCHED, dtype=x.dtype, device="cuda") for n in (x.numel(), out_count)]
-        source = storages[0][shift : shift + x.numel()]
-        source.copy_(x)
-        target = source if name == "broadcast" else storages[1][shift : shift + out_count]
-        call(comm, name, source, target, count, root, op)
-        torch.cuda.synchronize()
-        for storage, n in zip(storages, (x.numel(), out_count), strict=True):
-            around = torch.cat([storage[:shift], storage[shift + n :]])
-            assert bool((around == UNTOUCHED).all()), "wrote beyond an array"
-        return target.cpu()
-
-    return run_threads(len(inputs), body)
-
-
-def untouched(count: int, dtype: str) -> Any:
-    import torch
-
-    return torch.full((count,), UNTOUCHED, dtype=getattr(torch, dtype))
-
-
-def expect(results: list[Any], expected: list[Any], what: str) -> None:
-    import torch
-
-    for rank, (result, wanted) in enumerate(zip(results, expected, strict=True)):
-        assert torch.equal(bits(result), bits(wanted)), f"{what}, rank {rank}"
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
-def test_moves(world_size: int, dtype: str) -> None:
-    import torch
-
-    ranks = range(world_size)
-    for turn, count in enumerate(COUNTS):
-        root = turn % world_size
-        blocks = [make_input(rank, count, dtype) for rank in ranks]
-        whole = [make_input(rank, count * world_size, dtype) for rank in ranks]
-        gathered = torch.cat(blocks)
-        empty = untouched(count * world_size, dtype)
-        expect(run("broadcast", blocks, 0, count, root), [blocks[root]] * world_size, "broadcast")
-        all_gathered = run("all_gather", blocks, gathered.numel(), count, 0)
-        expect(all_gathered, [gathered] * world_size, "all_gather")
-        at_root = run("gather", blocks, gathered.numel(), count, root)
-        expect(at_root, [gathered if rank == root else empty for rank in ranks], "gather")
-        parts = [whole[root][rank * count : (rank + 1) * count] for rank in ranks]
-        expect(run("scatter", whole, count, count, root), parts, "scatter")
-        swapped = [torch.cat([x[rank * count : (rank + 1) * count] for x in whole]) for rank in ranks]
-        expect(run("all_to_all", whole, count * world_size, count, 0), swapped, "all_to_all")
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
-def test_sums_have_the_host_s_bits(world_size: int, dtype: str) -> None:
-    """All canonical sums are alike: the host's two_shot all-reduce of the whole arrays says what they are."""
-
-    def host_sum(inputs: list[Any], op: str) -> Any:
-        return run_threads(world_size, lambda comm: comm.all_reduce(inputs[comm.rank].clone(), op, algo="two_shot"))[0]
-
-    ranks = range(world_size)
-    for turn, count in enumerate(COUNTS):
-        for op_code, op in enumerate(("sum", "avg")):
-            root = (turn + 1) % world_size
-            whole = [make_input(rank, count * world_size, dtype) for rank in ranks]
-            total = host_sum(whole, op)
-            blocks = [total[rank * count : (rank + 1) * count] for rank in ranks]
-            expect(run("reduce_scatter", whole, count, count, 0, op_code), blocks, f"reduce_scatter {op} of {count}")
-            short = [x[:count] for x in whole]
-            wanted = [blocks[0] if rank == root else untouched(count, dtype) for rank in ranks]
-            expect(run("reduce", short, count, count, root, op_code), wanted, f"reduce {op} of {count}")
-
-
-def test_barrier_orders_streams() -> None:
-    """What one rank's stream did before the barrier is seen by another's after it."""
-    import torch
-
-    shared = torch.zeros(1, device="cuda")
-
-    def body(comm: dcomm.Communicator) -> float:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            if comm.rank == 0:
-                torch.cuda._sleep(200_000_000)
-                shared.fill_(5)
-            call(comm, "barrier", shared, shared, 0, 0)
-            seen = shared.clone()
-            torch.cuda.current_stream().synchronize()
-        return float(seen)
-
-    assert run_threads(3, body) == [5.0] * 3
-
-
-def test_different_roots_are_a_mismatch() -> None:
-    import torch
+    comms = make(2)
 
     def body(comm: dcomm.Communicator) -> None:
-        x = torch.ones(8, device="cuda")
-        with pytest.raises(dcomm.MismatchError, match="rank 1"):
-            call(comm, "broadcast", x, x, 8, comm.rank)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            x = torch.zeros(1000, device="cuda")
+            torch.cuda._sleep(100_000_000)
+            x.fill_(comm.rank + 1)
+            gathered = comm.all_gather(x)
+            assert gathered.shape == (2000,)
+            total = gathered.sum()
+            torch.cuda.current_stream().synchronize()
+        assert float(total) == 3000
 
-    run_threads(2, body)
+    values(comms, body)
+
+
+def test_other_libraries_arrays(make: Make) -> None:
+    """The interface and DLPack of torch's own memory."""
+    import torch
+
+    class Interface:
+        def __init__(self, tensor: Any) -> None:
+            self.__cuda_array_interface__ = tensor.__cuda_array_interface__
+
+    class DLPack:
+        def __init__(self, tensor: Any) -> None:
+            self.__dlpack__, self.__dlpack_device__ = tensor.__dlpack__, tensor.__dlpack_device__
+
+    comms = make(2)
+    for wrap in (Interface, DLPack):
+        x = [torch.full((100,), rank + 1.0, device="cuda") for rank in range(2)]
+        with dcomm.group(comms):
+            for comm in comms:
+                comm.all_reduce(wrap(x[comm.rank]))
+        torch.cuda.synchronize()
+        assert all(bool((each == 3).all()) for each in x)
+
+
+def test_cupy(make: Make) -> None:
+    cupy = pytest.importorskip("cupy")
+    comms = make(2)
+
+    def body(comm: dcomm.Communicator) -> None:
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            x = cupy.full(100, comm.rank + 1.0, "float32")
+            gathered = comm.all_gather(x)
+            assert isinstance(gathered, cupy.ndarray)
+            stream.synchronize()
+            assert float(gathered.sum()) == 300
+
+    values(comms, body)
+
+
+def test_graph_of_all_ranks(make: Make) -> None:
+    """One thread captures several operations for all ranks; replays follow their inputs, between eager calls too."""
+    import torch
+
+    n, count = 3, 70_000
+    comms = make(n)
+    x = [torch.zeros(count, device="cuda") for _ in range(n)]
+    gathered = [torch.zeros(n * count, device="cuda") for _ in range(n)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), dcomm.group(comms):
+        for comm in comms:
+            comm.all_reduce(x[comm.rank])
+            comm.all_gather(x[comm.rank], out=gathered[comm.rank])
+    stream = torch.cuda.current_stream()
+    for turn in range(20):
+        for rank in range(n):
+            x[rank].fill_(turn + rank)
+        graph.replay()
+        with dcomm.group(comms):
+            for comm in comms:
+                comm.all_reduce(x[comm.rank], stream=stream)
+        torch.cuda.synchronize()
+        total = float(n * turn + sum(range(n)))
+        assert all(bool((each == total).all()) for each in gathered)
+        assert all(bool((each == n * total).all()) for each in x)
+    graph.reset()
+
+
+def test_a_graph_across_streams(make: Make) -> None:
+    """Every rank on a stream of its own, forked from the capturing one and joined again."""
+    import torch
+
+    n = 2
+    comms = make(n)
+    x = [torch.zeros(5000, device="cuda") for _ in range(n)]
+    streams = [torch.cuda.Stream() for _ in range(n)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), dcomm.group(comms):
+        origin = torch.cuda.current_stream()
+        for stream in streams:
+            stream.wait_stream(origin)
+        for comm in comms:
+            with torch.cuda.stream(streams[comm.rank]):
+                x[comm.rank].add_(1)
+                comm.all_reduce(x[comm.rank])
+                x[comm.rank].mul_(2)
+        for stream in streams:
+            origin.wait_stream(stream)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(bool((each == 4).all()) for each in x)
+    graph.reset()
+
+
+def test_arrays_of_numpy_stay_on_the_host(make: Make) -> None:
+    for result in values(make(2), lambda comm: comm.all_reduce(np.ones(3)).tolist()):
+        assert result == [2.0] * 3

@@ -165,7 +165,7 @@ def test_more_ranks_than_the_gpu_holds() -> None:
         assert "200 ranks" in str(outcome)
 
 
-def test_graph_capture_is_refused() -> None:
+def test_a_capture_of_one_rank_alone_is_refused() -> None:
     import torch
 
     def body(comm: dcomm.Communicator) -> None:
