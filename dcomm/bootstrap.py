@@ -210,13 +210,20 @@ def init_threads(world_size: int, *, deterministic: bool | None = None, device: 
             refused. CPU arrays are served all the same. None: at the first call with a CUDA array, on its device.
 
     Raises:
-        ValueError: `world_size` is not at least 1, `device` is none, or an environment variable is bad.
-        CudaError: No CUDA part, no such GPU, or more ranks than it holds at once.
+        ValueError: `world_size` is not at least 1, `device` is no GPU of this process, or an environment variable is bad.
+        CudaError: No CUDA part, no GPU, or more ranks than it holds at once.
     """
     if not isinstance(world_size, int) or world_size < 1:
         raise ValueError(f"world_size={world_size!r}: expected a whole number of at least 1")
     canonical_only = _is_deterministic(deterministic)
-    index = None if device is None else device_index(device)
+    index = None
+    if device is not None:
+        index = device_index(device)
+        num_devices = _core.cuda_device_count()
+        if index >= num_devices:
+            raise ValueError(
+                f"device={device!r}: this process sees {num_devices} GPUs; expected cuda:0 or one of these"
+            )
     comms = [Communicator(core, device=index) for core in _core.Communicator.of_threads(world_size, canonical_only)]
     if index is not None:
         try:

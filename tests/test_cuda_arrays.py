@@ -283,7 +283,7 @@ def test_bound_communicators(emulated_gpu: EmulatedGpu) -> None:
     for bad in ("cpu", "cuda:x", -1, True, 1.5, "cuda:-1"):
         with pytest.raises(ValueError, match=r"expected 'cuda', 'cuda:0', the number of a GPU or a torch\.device"):
             dcomm.init_threads(1, device=bad)
-    with pytest.raises(ValueError, match="device 7 of 2"):
+    with pytest.raises(ValueError, match=r"device='cuda:7': this process sees 2 GPUs"):
         dcomm.init_threads(2, device="cuda:7")
 
 
