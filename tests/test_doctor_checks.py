@@ -345,6 +345,13 @@ def test_the_gpu_process_hangs_after_its_first_words() -> None:
     assert "nvidia-persistenced" in found[1].fix
 
 
+def test_a_gpu_process_that_never_ends_its_line_is_ended_too() -> None:
+    start = time.monotonic()
+    found = list(gpu_process.gpu_side(start + 0.5, child("while True: print(end='.', flush=True)")))
+    assert time.monotonic() - start < 5
+    assert (found[0].status, found[0].found[:17]) == ("fail", "no answer within ")
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [

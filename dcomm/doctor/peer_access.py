@@ -1,7 +1,8 @@
 """Which GPU reaches which, found by moving data: a driver that claims peer access may still deliver other bytes.
 
-Method: for each ordered pair, 1 MiB of random bytes of that pair's own on the one, zeros on the other; peer access
-enabled where the driver offers it; one copy, read back and compared. No GPU has run this file yet.
+Method: for each ordered pair, 1 MiB of random bytes that no other pair has, so that neither what an earlier copy left
+nor what another GPU holds can pass for it; peer access enabled where the driver offers it; one copy, read back and
+compared. No GPU has run this file yet.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ _NBYTES = 1 << 20
 
 def _move(source: tuple[Context, int], target: tuple[Context, int], pattern: bytes) -> bool:
     source[0].write(source[1], pattern)
-    target[0].write(target[1], bytes(len(pattern)))
     source[0].copy_to(target[0], target[1], source[1], len(pattern))
     return target[0].read(target[1], len(pattern)) == pattern
 
