@@ -6,13 +6,18 @@
 // Message counters live in device memory and are read at the kernel's start and stored at its end, so that a
 // kernel has no argument that changes from call to call.
 //
-// A wait that fails stores why in the group's error word (first one wins), raises every rank's abort line and
-// returns; the block leaves, the kernel ends normally and the CUDA context stays usable. The group does not.
+// A wait that fails stores why in its process' error word (first one wins) and in every rank's abort line, and returns;
+// the block leaves, the kernel ends normally and the CUDA context stays usable. The group does not.
+//
+// Ranks of different processes compare their calls here, on channel 0 (docs/gpu_processes.md): before its first message
+// of an operation a rank writes a word of the call's fingerprint and all before it into its header line in each
+// window; a wait that takes long, and the end of the operation, look at the peers' words.
 #pragma once
 
 #include "exec/cuda_lanes.cuh"
 #include "protocol/control.h"
 #include "protocol/exec.h"
+#include "protocol/fingerprint.h"
 #include "schedule/partition.h"
 #include "schedule/window_layout.h"
 
@@ -31,10 +36,13 @@ inline constexpr size_t kCudaPacketBytes =
 /// Their data.
 inline constexpr size_t kCudaPacketDataBytes = kCudaPacketBytes / 4 * 3;
 
-/// Words of message counters of one (local rank, channel), in device memory: whole lines, by cuda_counter_index.
+/// Of one (local rank, channel), in device memory: message counters by cuda_counter_index, then, on channel 0, how many
+/// operations are done and the mix of their fingerprints. Whole lines.
+DCOMM_HOST_DEVICE constexpr size_t cuda_operation_index(int world_size) {
+  return kNumGroupCounters + kNumPeerCounters * static_cast<size_t>(world_size);
+}
 DCOMM_HOST_DEVICE constexpr size_t cuda_counter_words(int world_size) {
-  return round_up(kNumGroupCounters + kNumPeerCounters * static_cast<size_t>(world_size),
-                  kFlagBytes / sizeof(uint64_t));
+  return round_up(cuda_operation_index(world_size) + 2, kFlagBytes / sizeof(uint64_t));
 }
 DCOMM_HOST_DEVICE constexpr size_t cuda_counter_index(Counter counter, int peer, int world_size) {
   const auto number = static_cast<size_t>(counter);
@@ -57,6 +65,7 @@ struct CudaJob {
   float divisor;  // what an average divides by; 1 for a sum
   size_t slot_bytes;
   uint64_t timeout_ns;        // of each wait
+  uint64_t fingerprint;       // of the call, without its number; 0: the host has compared the calls
   std::byte* const* windows;  // device memory: world_size window addresses, as this GPU maps them
   uint64_t* counters;         // device memory: [local rank][channel][cuda_counter_words]
   uint32_t* abort;            // mapped host memory: nonzero tells every wait to end
@@ -86,14 +95,49 @@ DCOMM_HOST_DEVICE constexpr uint64_t cuda_failure_word(ErrorCode code, Flow flow
          (seq & 0xffffu);
 }
 
+/// Operations of which a rank's header line keeps a word: a peer may be some broadcasts ahead.
+inline constexpr uint64_t kCudaHeaderWords = kFlagBytes / sizeof(uint64_t);
+
+/// [hash of all calls up to operation number `op` 48 | low bits of op 16]: an older or later word is not compared.
+DCOMM_HOST_DEVICE constexpr uint64_t cuda_header_word(uint64_t history, uint64_t op) {
+  return (history & ~uint64_t{0xffff}) | (op & 0xffffu);
+}
+DCOMM_HOST_DEVICE constexpr bool cuda_calls_differ(uint64_t mine, uint64_t theirs) {
+  return ((mine ^ theirs) & 0xffffu) == 0 && mine != theirs;
+}
+
 class CudaBlockExec : public CudaLanes {
  public:
   /// All threads. windows: shared memory of world_size pointers, filled here.
   DCOMM_DEVICE CudaBlockExec(const CudaJob& job, int local_rank, int channel, std::byte** windows)
       : job_(job), windows_(windows), local_rank_(local_rank), channel_(channel) {
     DCOMM_ROLLED
-    for (int r = lane(); r < world_size(); r += num_lanes()) windows[r] = job.windows[r];
+    for (int r = lane(); r < world_size(); r += num_lanes()) {
+      windows[r] = job.windows[r];
+      if (compares_calls()) gpu::store_relaxed(header_word(r, rank()), own_header_word());
+    }
     sync();
+  }
+
+  /// All threads, when the algorithm has returned. Of every rank that this one has heard from the header is there.
+  DCOMM_DEVICE void end_operation() {
+    if (!compares_calls()) return;
+    DCOMM_ROLLED
+    for (int r = lane(); r < world_size(); r += num_lanes()) {
+      uint64_t failure = 0;
+      if (r == rank()) {
+        failure = gpu::load_relaxed(reason(r));  // it may have had nothing to wait for
+      } else if (calls_differ(r)) {
+        failure = mismatch(r);
+      }
+      if (failure != 0) fail(failure);
+    }
+    const uint64_t number = operation_number();
+    const uint64_t mixed = history();
+    sync();  // every thread has read the old values
+    if (lane() != 0) return;
+    operation_counters()[0] = number;
+    operation_counters()[1] = mixed;
   }
 
   DCOMM_DEVICE int rank() const { return job_.first_rank + local_rank_; }
@@ -177,11 +221,11 @@ class CudaBlockExec : public CudaLanes {
       packet = gpu::load_packet(from);
       if (packet.flag == flag) return true;
       if (polls % gpu::kPollsPerCheck != 0) continue;
-      const ErrorCode code = look_around(deadline);
-      if (code == ErrorCode::kOk) continue;
+      const uint64_t failure = look_around(deadline, peer, Flow::kPacket, seq);
+      if (failure == 0) continue;
       packet = gpu::load_packet(from);  // what was sent before the abort counts
       if (packet.flag == flag) return true;
-      fail(code, peer, Flow::kPacket, seq);
+      fail(failure);
       return false;
     }
   }
@@ -201,8 +245,9 @@ class CudaBlockExec : public CudaLanes {
     std::byte* const line = windows_[window] + layout().flag_offset(channel_, flow, from);
     return &reinterpret_cast<Flag*>(line)->value;
   }
-  DCOMM_DEVICE uint32_t* attention(int window) const {
-    return &reinterpret_cast<ControlPage*>(windows_[window])->abort.attention;
+  /// The failure word that some rank has told `window`'s; 0: none.
+  DCOMM_DEVICE uint64_t* reason(int window) const {
+    return &reinterpret_cast<ControlPage*>(windows_[window])->abort.reason;
   }
   DCOMM_DEVICE uint64_t* counter_at(Counter counter, int peer) const {
     const size_t row =
@@ -228,30 +273,58 @@ class CudaBlockExec : public CudaLanes {
     uint64_t deadline = 0;
     for (uint32_t polls = 1; gpu::load_relaxed(value) < target; ++polls) {
       if (polls % gpu::kPollsPerCheck != 0) continue;
-      const ErrorCode code = look_around(deadline);
-      if (code == ErrorCode::kOk) continue;
+      const uint64_t failure = look_around(deadline, peer, flow, seq);
+      if (failure == 0) continue;
       if (gpu::load_acquire(value) >= target) return true;  // what was published before the abort counts
-      fail(code, peer, flow, seq);
+      fail(failure);
       return false;
     }
     gpu::load_acquire(value);
     return true;
   }
 
-  /// Whether a wait must end. The deadline starts at its first look.
-  DCOMM_DEVICE ErrorCode look_around(uint64_t& deadline) const {
-    if (gpu::load_relaxed(attention(rank())) != 0 || gpu::load_relaxed(job_.abort) != 0) return ErrorCode::kAborted;
+  /// 0, or why a wait must end: a failure word. The deadline starts at its first look.
+  DCOMM_DEVICE uint64_t look_around(uint64_t& deadline, int peer, Flow flow, uint64_t seq) const {
+    const uint64_t told = gpu::load_relaxed(reason(rank()));
+    if (told != 0) return told;
+    if (gpu::load_relaxed(job_.abort) != 0) {
+      gpu::fence_acq_rel();  // a block that failed has set `error` first
+      const uint64_t error = gpu::load_relaxed(job_.error);
+      return error != 0 ? error : cuda_failure_word(ErrorCode::kAborted, flow, rank(), peer, seq);
+    }
+    if (compares_calls() && calls_differ(peer)) return mismatch(peer);
     const uint64_t now = gpu::now_ns();
     if (deadline == 0) deadline = now + job_.timeout_ns;
-    return now >= deadline ? ErrorCode::kTimeout : ErrorCode::kOk;
+    return now >= deadline ? cuda_failure_word(ErrorCode::kTimeout, flow, rank(), peer, seq) : 0;
   }
 
-  DCOMM_DEVICE void fail(ErrorCode code, int peer, Flow flow, uint64_t seq) const {
-    gpu::set_once(job_.error, cuda_failure_word(code, flow, rank(), peer, seq));
+  DCOMM_DEVICE void fail(uint64_t failure) const {
+    gpu::set_once(job_.error, failure);
     gpu::fence_acq_rel();  // whoever leaves because of this must find the word set
     gpu::store_relaxed(job_.abort, 1u);
     DCOMM_ROLLED
-    for (int r = 0; r < world_size(); ++r) gpu::store_relaxed(attention(r), 1u);
+    for (int r = 0; r < world_size(); ++r) gpu::store_relaxed(reason(r), failure);
+  }
+
+  // ---- What ranks of different processes tell each other of their calls. The line is that of a flow which no kernel
+  // ---- uses; operations count from 1.
+
+  DCOMM_DEVICE bool compares_calls() const { return channel_ == 0 && job_.fingerprint != 0; }
+  DCOMM_DEVICE uint64_t* operation_counters() const {
+    return counter_at(Counter::kTwoShot, 0) + cuda_operation_index(world_size());
+  }
+  DCOMM_DEVICE uint64_t operation_number() const { return operation_counters()[0] + 1; }
+  DCOMM_DEVICE uint64_t history() const { return hash_mix(operation_counters()[1], job_.fingerprint); }
+  DCOMM_DEVICE uint64_t own_header_word() const { return cuda_header_word(history(), operation_number()); }
+  DCOMM_DEVICE uint64_t* header_word(int window, int from) const {
+    std::byte* const line = windows_[window] + layout().flag_offset(0, Flow::kDirect, from);
+    return reinterpret_cast<uint64_t*>(line) + operation_number() % kCudaHeaderWords;
+  }
+  DCOMM_DEVICE bool calls_differ(int peer) const {
+    return cuda_calls_differ(own_header_word(), gpu::load_relaxed(header_word(rank(), peer)));
+  }
+  DCOMM_DEVICE uint64_t mismatch(int peer) const {
+    return cuda_failure_word(ErrorCode::kMismatch, Flow::kDirect, rank(), peer, operation_number());
   }
 
   const CudaJob& job_;

@@ -8,7 +8,7 @@
 namespace dcomm {
 
 /// Mixes one word in; the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
-constexpr uint64_t hash_mix(uint64_t state, uint64_t word) {
+DCOMM_HOST_DEVICE constexpr uint64_t hash_mix(uint64_t state, uint64_t word) {
   uint64_t z = state + 0x9e3779b97f4a7c15ull + word;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;

@@ -64,6 +64,7 @@ struct Launch {
   void (*body)(CudaBlockExec&, const CudaJob&, const CudaArrays&);
   CudaJob job;
   int num_channels;  // of the grid
+  int num_local_ranks;
 };
 
 template <class Body>
@@ -101,7 +102,7 @@ inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   const CudaRequest request{call.collective, call.algo, call.dtype, call.wire, call.count};
   const CudaShape shape{group.world_size, group.num_channels, group.slot_bytes, kCudaPacketDataBytes};
   const CudaChoice choice = choose_cuda(request, shape);
-  Launch launch{nullptr, {}, choice.num_channels};
+  Launch launch{nullptr, {}, choice.num_channels, group.world_size};
   take_all_reduce<CudaF32, CudaF32>(choice.key, group.world_size, launch);
   take_all_reduce<CudaF32, CudaBF16>(choice.key, group.world_size, launch);
   take_all_reduce<CudaF32, CudaF16>(choice.key, group.world_size, launch);
@@ -139,13 +140,13 @@ inline Launch make_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   return launch;
 }
 
-/// One grid: ranks x channels blocks; `absent` (if >= 0) stays away.
+/// One grid: local ranks x channels blocks; local rank `absent` (if >= 0) stays away.
 inline void run_grid(const Launch& launch, int absent = -1) {
   const CudaJob& job = launch.job;
   std::vector<std::thread> threads;
   std::vector<std::unique_ptr<gpu::Block>> blocks;
   std::vector<std::vector<std::byte*>> shared;
-  const auto num_blocks = static_cast<size_t>(job.world_size * launch.num_channels);
+  const auto num_blocks = static_cast<size_t>(launch.num_local_ranks * launch.num_channels);
   shared.resize(num_blocks, std::vector<std::byte*>(static_cast<size_t>(job.world_size)));
   for (size_t b = 0; b < num_blocks; ++b) blocks.push_back(std::make_unique<gpu::Block>());
   for (size_t b = 0; b < num_blocks; ++b) {
@@ -159,6 +160,7 @@ inline void run_grid(const Launch& launch, int absent = -1) {
         gpu::current_vote = 0;
         CudaBlockExec exec(job, rank, channel, shared[b].data());
         launch.body(exec, job, job.arrays[rank]);
+        exec.end_operation();
       });
     }
   }
