@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-inline constexpr uint32_t kDcommCudaAbi = 4;
+inline constexpr uint32_t kDcommCudaAbi = 5;
 
 extern "C" {
 
@@ -22,7 +22,8 @@ enum DcommCudaStatus : int32_t {
   kDcommCudaTimeout = 5,   // the GPU had not finished in time
 };
 
-/// The ranks of one process on one GPU: their windows, counters, events and stop words.
+/// The ranks of one process on one GPU: their windows, counters, events and stop words. All ranks of a communicator
+/// (group_create), or those of one of its processes (group_join).
 struct DcommCudaGroup;
 
 struct DcommCudaGroupOptions {
@@ -40,8 +41,8 @@ struct DcommCudaGroupInfo {
   uint64_t window_bytes;  // per rank
 };
 
-/// One collective of all ranks; the arrays are indexed by rank. The enumerations are those of base/dtype.h and
-/// protocol/control.h. all_to_all: blocks of one length.
+/// One collective; the arrays are indexed by local rank, in the order of ranks. The enumerations are those of
+/// base/dtype.h and protocol/control.h. all_to_all: blocks of one length.
 struct DcommCudaCall {
   int32_t collective;
   int32_t algo;  // all_reduce only
@@ -55,6 +56,8 @@ struct DcommCudaCall {
   const void* const* in;
   void* const* out;      // what of `in` and `out` may be the same: as in algo/; nullptr where a rank has none
   void* const* streams;  // cudaStream_t; each rank's part is ordered on its stream
+  // Of the call, without its number. Kernels of different processes compare it, and report kMismatch; 0: they do not.
+  uint64_t fingerprint = 0;
 };
 
 /// Why a kernel gave up; the group is of no further use.
@@ -62,8 +65,56 @@ struct DcommCudaFailure {
   int32_t code;  // ErrorCode; 0: no failure
   int32_t flow;
   int32_t rank;  // that gave up first
-  int32_t peer;  // that it waited for
-  uint32_t seq;  // low 16 bits of the message's number
+  int32_t peer;  // that it waited for, or whose call differs
+  uint32_t seq;  // low 16 bits of the message's number; where calls differ: of the operation's, from 1
+};
+
+// ---- Ranks of different processes. Each asks for the facts of its GPU, all agree on a shape and on a kind of window;
+// ---- then: window_create, window_export, window_import of all peers, group_join.
+
+/// How a process reaches the window of another. A bit each.
+enum DcommCudaWindowKind : int32_t {
+  kDcommCudaWindowVmm = 1,  // a descriptor; the memory stays valid until the last process has let it go
+  kDcommCudaWindowIpc = 2,  // a legacy handle of 64 bytes; see group_keep_windows
+};
+
+/// What all ranks must know of each one's GPU before they can agree.
+struct DcommCudaDeviceFacts {
+  unsigned char uuid[16];
+  int32_t window_kinds;     // those that work here, tried out
+  int32_t resident_blocks;  // that it holds at once, of the kernel that needs most
+  uint64_t l2_bytes;
+  char why_not[192];  // of a kind that does not work; "" where both do
+};
+
+/// A rank's window: made here, or another process' as mapped here.
+struct DcommCudaWindow;
+
+struct DcommCudaWindowOptions {
+  int32_t device;
+  int32_t kind;  // DcommCudaWindowKind
+  int32_t world_size;
+  int32_t num_channels;
+  uint64_t slot_bytes;
+};
+
+struct DcommCudaWindowHandle {
+  int32_t kind;
+  int32_t descriptor;  // kind Vmm: whoever has the handle closes it; else -1
+  uint64_t mapped_bytes;
+  unsigned char uuid[16];  // of the owner's GPU
+  unsigned char ipc[64];
+};
+
+struct DcommCudaMembership {
+  int32_t device;
+  int32_t world_size;
+  int32_t first_rank;  // of this process
+  int32_t num_local_ranks;
+  int32_t num_channels;
+  int32_t unused;
+  uint64_t slot_bytes;
+  DcommCudaWindow* const* windows;  // of all ranks
 };
 
 struct DcommCudaKernelInfo {
@@ -135,6 +186,25 @@ struct DcommCudaTable {
   int32_t (*pointer_device)(const void* address, int32_t* device, char* message, size_t message_bytes);
   /// What is enqueued on `after` from now on waits for what `before` has been given so far; asynchronous to the host.
   int32_t (*order_streams)(int32_t device, void* before, void* after, char* message, size_t message_bytes);
+
+  /// Loads every kernel; makes a window of each kind and gives it up again.
+  int32_t (*device_facts)(int32_t device, int32_t world_size, DcommCudaDeviceFacts* facts, char* message,
+                          size_t message_bytes) = nullptr;
+  /// Zeroed.
+  int32_t (*window_create)(const DcommCudaWindowOptions* options, DcommCudaWindow** window, char* message,
+                           size_t message_bytes) = nullptr;
+  int32_t (*window_export)(const DcommCudaWindow* window, DcommCudaWindowHandle* handle, char* message,
+                           size_t message_bytes) = nullptr;
+  /// The handle's descriptor stays the caller's.
+  int32_t (*window_import)(int32_t device, const DcommCudaWindowHandle* handle, DcommCudaWindow** window, char* message,
+                           size_t message_bytes) = nullptr;
+  void (*window_destroy)(DcommCudaWindow* window) = nullptr;
+  /// As group_create, over windows that all ranks have zeroed and mapped; they are the group's unless it fails.
+  int32_t (*group_join)(const DcommCudaMembership* membership, DcommCudaGroup** group, char* message,
+                        size_t message_bytes) = nullptr;
+  /// Before group_destroy, where another process may still have this one's windows open: windows of kind Ipc then stay
+  /// allocated until the process ends (to free them would be undefined).
+  void (*group_keep_windows)(DcommCudaGroup* group) = nullptr;
 };
 
 /// The library's only symbol. nullptr for an ABI number that it does not know.

@@ -25,11 +25,12 @@ inline bool takes_part(const DcommCudaCall& call, int rank) {
   return static_cast<Collective>(call.collective) != Collective::kSend || rank == call.root || rank == call.peer;
 }
 
-/// The first of equal streams; the others' events would say the same.
-inline bool is_first_of_its_stream(const DcommCudaCall& call, int rank) {
+/// The first of equal streams; the others' events would say the same. first_rank: whose arrays and streams the call has
+/// first.
+inline bool is_first_of_its_stream(const DcommCudaCall& call, int rank, int first_rank = 0) {
   if (!takes_part(call, rank)) return false;
-  for (int r = 0; r < rank; ++r) {
-    if (takes_part(call, r) && call.streams[r] == call.streams[rank]) return false;
+  for (int r = first_rank; r < rank; ++r) {
+    if (takes_part(call, r) && call.streams[r - first_rank] == call.streams[rank - first_rank]) return false;
   }
   return true;
 }
@@ -46,10 +47,10 @@ inline bool needs_out(const DcommCudaCall& call, int rank) {
 }
 
 /// Addresses where the call needs them, at multiples of an element.
-inline bool has_good_arrays(const DcommCudaCall& call, int rank) {
+inline bool has_good_arrays(const DcommCudaCall& call, int rank, int first_rank = 0) {
   if (call.count == 0) return true;
-  const auto in = reinterpret_cast<uintptr_t>(call.in[rank]);
-  const auto out = reinterpret_cast<uintptr_t>(call.out[rank]);
+  const auto in = reinterpret_cast<uintptr_t>(call.in[rank - first_rank]);
+  const auto out = reinterpret_cast<uintptr_t>(call.out[rank - first_rank]);
   if ((in == 0 && needs_in(call, rank)) || (out == 0 && needs_out(call, rank))) return false;
   return (in | out) % dtype_bytes(static_cast<DType>(call.dtype)) == 0;
 }

@@ -1,4 +1,4 @@
-// The ranks of one process on one GPU: what is made for them, and how it ends. Floor: launch.
+// The ranks of a group on one GPU: what is made for them, and how it ends. Floor: launch.
 //
 // Everything is allocated and every kernel is loaded when the group is made: an allocation, or the loading of a
 // kernel, between one rank's launch and another's could wait for a kernel that spins (CUDA's lazy loading).
@@ -15,15 +15,13 @@
 #include "exec/cuda_block_exec.cuh"
 #include "launch/cuda_device_group.cuh"
 #include "launch/cuda_kernels.h"
+#include "launch/cuda_plan.h"
 #include "launch/cuda_status.cuh"
 
 namespace dcomm {
 
 namespace {
 
-constexpr int kDefaultChannels = 32;
-constexpr size_t kMinSlotBytes = 4096;
-constexpr size_t kMaxSlotBytes = size_t{128} << 10;
 constexpr auto kDestroyPatience = std::chrono::seconds(10);
 constexpr auto kStopPatience = std::chrono::seconds(1);
 
@@ -41,36 +39,7 @@ cudaError_t find_launch_queue(int device, std::shared_ptr<LaunchQueue>* found) {
   return cudaSuccess;
 }
 
-constexpr size_t floor_pow2(size_t value) {
-  size_t power = 1;
-  while (power <= value / 2) power *= 2;
-  return power;
-}
-
-/// All slots that two_shot uses, of all ranks, shall stay in L2 (docs/decisions.md).
-size_t choose_slot_bytes(size_t l2_bytes, int num_ranks, int num_channels) {
-  const auto n = static_cast<size_t>(num_ranks);
-  const size_t share = l2_bytes / 2 / (n * static_cast<size_t>(num_channels) * 2 * n);
-  return std::clamp(floor_pow2(share), kMinSlotBytes, kMaxSlotBytes);
-}
-
-struct DeviceLimits {
-  int num_multiprocessors = 0;
-  int l2_bytes = 0;
-  int cooperative = 0;
-};
-
-DcommCudaStatus read_limits(int device, DeviceLimits* limits, const CudaMessage& message) {
-  cudaError_t error = cudaDeviceGetAttribute(&limits->num_multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&limits->l2_bytes, cudaDevAttrL2CacheSize, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&limits->cooperative, cudaDevAttrCooperativeLaunch, device);
-  if (error != cudaSuccess) return message.failed("cudaDeviceGetAttribute", error);
-  if (limits->cooperative != 0) return kDcommCudaOk;
-  return message.say(kDcommCudaNoDevice, "cuda:%d has no cooperative launch, which several ranks on a GPU need",
-                     device);
-}
-
-/// Loads every kernel and finds how many blocks of any that this group may launch are resident at once.
+/// Loads every kernel and finds how many blocks of any that a group of num_ranks may launch are resident at once.
 DcommCudaStatus load_kernels(int num_ranks, int num_multiprocessors, int* resident, const CudaMessage& message) {
   *resident = INT32_MAX;
   for (int k = 0; k < num_cuda_kernels(); ++k) {
@@ -94,67 +63,43 @@ DcommCudaStatus load_kernels(int num_ranks, int num_multiprocessors, int* reside
   return kDcommCudaOk;
 }
 
-DcommCudaStatus choose_shape(const DcommCudaGroupOptions& options, const DeviceLimits& limits, int resident,
-                             DcommCudaGroup* group, const CudaMessage& message) {
+DcommCudaStatus choose_shape(const DcommCudaGroupOptions& options, const CudaLimits& limits, DcommCudaGroup* group,
+                             const CudaMessage& message) {
   const int n = options.num_ranks;
   const int channels =
-      options.num_channels != 0 ? options.num_channels : std::max(1, std::min(kDefaultChannels, resident / n));
-  if (n > kMaxLocalRanks || static_cast<int64_t>(n) * channels > resident) {
+      options.num_channels != 0 ? options.num_channels : choose_cuda_channels(limits.resident_blocks, n);
+  if (n > kMaxLocalRanks || static_cast<int64_t>(n) * channels > limits.resident_blocks) {
     return message.say(kDcommCudaTooLarge,
                        "%d ranks with %d channels each need %lld thread blocks at once, but cuda:%d holds %d (and at "
                        "most %d ranks); start fewer ranks%s",
-                       n, channels, static_cast<long long>(n) * channels, options.device, resident, kMaxLocalRanks,
+                       n, channels, static_cast<long long>(n) * channels, options.device, limits.resident_blocks,
+                       kMaxLocalRanks,
                        options.num_channels > 1 ? ", or choose fewer channels (DCOMM_CUDA_CHANNELS)" : "");
   }
-  if (options.slot_bytes % kMinSlotBytes != 0 || options.slot_bytes > (size_t{1} << 30)) {
+  if (!is_cuda_slot_bytes(options.slot_bytes) && options.slot_bytes != 0) {
     return message.say(kDcommCudaInvalid, "slot_bytes is %llu, expected a multiple of %zu up to 1 GiB",
-                       static_cast<unsigned long long>(options.slot_bytes), kMinSlotBytes);
+                       static_cast<unsigned long long>(options.slot_bytes), kCudaMinSlotBytes);
   }
   group->device = options.device;
-  group->num_ranks = n;
+  group->world_size = group->num_local_ranks = n;
   group->num_channels = channels;
-  group->slot_bytes = options.slot_bytes != 0 ? options.slot_bytes
-                                              : choose_slot_bytes(static_cast<size_t>(limits.l2_bytes), n, channels);
+  group->slot_bytes = options.slot_bytes != 0
+                          ? options.slot_bytes
+                          : choose_cuda_slot_bytes(static_cast<size_t>(limits.l2_bytes), n, n, channels);
   return kDcommCudaOk;
 }
 
-/// Windows and counters are zeroed once, here.
-cudaError_t allocate(DcommCudaGroup* group, size_t window_bytes) {
-  const auto n = static_cast<size_t>(group->num_ranks);
+/// Plain memory, zeroed when the queue's stream has come to it.
+cudaError_t allocate_windows(DcommCudaGroup* group, size_t window_bytes) {
   cudaError_t error = find_launch_queue(group->device, &group->queue);
-  if (error != cudaSuccess) return error;
-  const cudaStream_t stream = group->queue->stream;
-  for (size_t r = 0; r < n; ++r) {
+  for (int r = 0; r < group->world_size && error == cudaSuccess; ++r) {
     void* window = nullptr;
     if ((error = cudaMalloc(&window, window_bytes)) != cudaSuccess) return error;
+    group->allocated.push_back(static_cast<std::byte*>(window));
     group->windows.push_back(static_cast<std::byte*>(window));
-    if ((error = cudaMemsetAsync(window, 0, window_bytes, stream)) != cudaSuccess) return error;
+    error = cudaMemsetAsync(window, 0, window_bytes, group->queue->stream);
   }
-  const size_t counter_bytes =
-      n * static_cast<size_t>(group->num_channels) * cuda_counter_words(group->num_ranks) * sizeof(uint64_t);
-  if ((error = cudaMalloc(&group->counters, counter_bytes)) != cudaSuccess) return error;
-  if ((error = cudaMemsetAsync(group->counters, 0, counter_bytes, stream)) != cudaSuccess) return error;
-  if ((error = cudaMalloc(&group->window_table, n * sizeof(std::byte*))) != cudaSuccess) return error;
-  error = cudaMemcpyAsync(group->window_table, group->windows.data(), n * sizeof(std::byte*), cudaMemcpyHostToDevice,
-                          stream);
-  if (error != cudaSuccess) return error;
-
-  error = cudaHostAlloc(&group->host_words, sizeof(HostWords), cudaHostAllocMapped | cudaHostAllocPortable);
-  if (error != cudaSuccess) return error;
-  *group->host_words = HostWords{};
-  error = cudaHostGetDevicePointer(&group->device_words, group->host_words, 0);
-  if (error != cudaSuccess) return error;
-
-  for (size_t r = 0; r <= n; ++r) {
-    cudaEvent_t event = nullptr;
-    if ((error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming)) != cudaSuccess) return error;
-    if (r < n) {
-      group->ready.push_back(event);
-    } else {
-      group->done = event;
-    }
-  }
-  return cudaStreamSynchronize(stream);
+  return error;
 }
 
 /// cudaErrorNotReady when the last kernel has not ended in time.
@@ -169,6 +114,53 @@ cudaError_t wait_done(const DcommCudaGroup& group, std::chrono::nanoseconds time
 
 }  // namespace
 
+DcommCudaStatus find_cuda_limits(int device, int world_size, CudaLimits* limits, const CudaMessage& message) {
+  int cooperative = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&limits->num_multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&limits->l2_bytes, cudaDevAttrL2CacheSize, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device);
+  if (error != cudaSuccess) return message.failed("cudaDeviceGetAttribute", error);
+  if (cooperative == 0) {
+    return message.say(kDcommCudaNoDevice,
+                       "cuda:%d has no cooperative launch, which kernels that wait for each other "
+                       "need",
+                       device);
+  }
+  return load_kernels(world_size, limits->num_multiprocessors, &limits->resident_blocks, message);
+}
+
+cudaError_t prepare_cuda_group(DcommCudaGroup* group) {
+  cudaError_t error = find_launch_queue(group->device, &group->queue);
+  if (error != cudaSuccess) return error;
+  const cudaStream_t stream = group->queue->stream;
+  const auto num_local = static_cast<size_t>(group->num_local_ranks);
+  const size_t counter_bytes =
+      num_local * static_cast<size_t>(group->num_channels) * cuda_counter_words(group->world_size) * sizeof(uint64_t);
+  if ((error = cudaMalloc(&group->counters, counter_bytes)) != cudaSuccess) return error;
+  if ((error = cudaMemsetAsync(group->counters, 0, counter_bytes, stream)) != cudaSuccess) return error;
+  const size_t table_bytes = group->windows.size() * sizeof(std::byte*);
+  if ((error = cudaMalloc(&group->window_table, table_bytes)) != cudaSuccess) return error;
+  error = cudaMemcpyAsync(group->window_table, group->windows.data(), table_bytes, cudaMemcpyHostToDevice, stream);
+  if (error != cudaSuccess) return error;
+
+  error = cudaHostAlloc(&group->host_words, sizeof(HostWords), cudaHostAllocMapped | cudaHostAllocPortable);
+  if (error != cudaSuccess) return error;
+  *group->host_words = HostWords{};
+  error = cudaHostGetDevicePointer(&group->device_words, group->host_words, 0);
+  if (error != cudaSuccess) return error;
+
+  for (size_t r = 0; r <= num_local; ++r) {
+    cudaEvent_t event = nullptr;
+    if ((error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming)) != cudaSuccess) return error;
+    if (r < num_local) {
+      group->ready.push_back(event);
+    } else {
+      group->done = event;
+    }
+  }
+  return cudaStreamSynchronize(stream);
+}
+
 DcommCudaStatus create_cuda_group(const DcommCudaGroupOptions& options, DcommCudaGroup** group,
                                   DcommCudaGroupInfo* info, const CudaMessage& message) {
   int num_devices = 0;
@@ -180,20 +172,19 @@ DcommCudaStatus create_cuda_group(const DcommCudaGroupOptions& options, DcommCud
   }
   const ScopedDevice scope(options.device);
   if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());
-  DeviceLimits limits;
-  int resident = 0;
+  CudaLimits limits;
   auto made = std::make_unique<DcommCudaGroup>();
-  if ((status = read_limits(options.device, &limits, message)) != kDcommCudaOk) return status;
-  status = load_kernels(options.num_ranks, limits.num_multiprocessors, &resident, message);
+  status = find_cuda_limits(options.device, options.num_ranks, &limits, message);
   if (status != kDcommCudaOk) return status;
-  if ((status = choose_shape(options, limits, resident, made.get(), message)) != kDcommCudaOk) return status;
-  const size_t window_bytes = cuda_window_layout(made->num_ranks, made->num_channels, made->slot_bytes).window_bytes();
-  const cudaError_t error = allocate(made.get(), window_bytes);
+  if ((status = choose_shape(options, limits, made.get(), message)) != kDcommCudaOk) return status;
+  const size_t window_bytes = cuda_window_layout(made->world_size, made->num_channels, made->slot_bytes).window_bytes();
+  cudaError_t error = allocate_windows(made.get(), window_bytes);
+  if (error == cudaSuccess) error = prepare_cuda_group(made.get());
   if (error != cudaSuccess) {
-    return message.say(kDcommCudaFailed, "allocating %d windows of %zu bytes on cuda:%d failed: %s", made->num_ranks,
+    return message.say(kDcommCudaFailed, "allocating %d windows of %zu bytes on cuda:%d failed: %s", made->world_size,
                        window_bytes, options.device, cudaGetErrorString(error));
   }
-  *info = {made->num_channels, resident, made->slot_bytes, window_bytes};
+  *info = {made->num_channels, limits.resident_blocks, made->slot_bytes, window_bytes};
   *group = made.release();
   return kDcommCudaOk;
 }

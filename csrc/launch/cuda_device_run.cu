@@ -1,4 +1,4 @@
-// A collective of ranks on one GPU: the way from N streams through one launch. Floor: launch.
+// A collective of a process' ranks on one GPU: the way from N streams through one launch. Floor: launch.
 //
 //   rank r's stream: ... -> ready[r] -\                               /-> rank r's stream waits for `done`
 //                                      launch stream: kernel -> done
@@ -17,14 +17,22 @@ namespace dcomm {
 
 namespace {
 
-DcommCudaStatus check_rank(const DcommCudaCall& call, int rank, const CudaMessage& message) {
-  if (!has_good_arrays(call, rank)) {
+/// The first of the equal streams of this process' ranks.
+bool is_first_of_its_stream(const DcommCudaGroup& group, const DcommCudaCall& call, int local) {
+  return is_first_of_its_stream(call, group.first_rank + local, group.first_rank);
+}
+
+DcommCudaStatus check_rank(const DcommCudaGroup& group, const DcommCudaCall& call, int local,
+                           const CudaMessage& message) {
+  const int rank = group.first_rank + local;
+  if (!has_good_arrays(call, rank, group.first_rank)) {
     return message.say(kDcommCudaInvalid,
                        "rank %d's arrays are at %p and %p, expected addresses that are multiples of "
                        "%zu; pass a copy",
-                       rank, call.in[rank], call.out[rank], dtype_bytes(static_cast<DType>(call.dtype)));
+                       rank, call.in[local], call.out[local], dtype_bytes(static_cast<DType>(call.dtype)));
   }
-  if (is_first_of_its_stream(call, rank) && call.streams[rank] == cudaStreamPerThread) {
+  if (group.num_local_ranks > 1 && is_first_of_its_stream(group, call, local) &&
+      call.streams[local] == cudaStreamPerThread) {
     return message.say(kDcommCudaInvalid,
                        "rank %d passes the per-thread default stream, which means another stream in the thread that "
                        "launches for all ranks; pass a stream of its own",
@@ -34,11 +42,12 @@ DcommCudaStatus check_rank(const DcommCudaCall& call, int rank, const CudaMessag
 }
 
 /// Whether all streams belong to one capture of a graph; either all do or none.
-DcommCudaStatus check_capture(const DcommCudaCall& call, int num_ranks, bool* captured, const CudaMessage& message) {
+DcommCudaStatus check_capture(const DcommCudaGroup& group, const DcommCudaCall& call, bool* captured,
+                              const CudaMessage& message) {
   int first = -1;
   unsigned long long first_id = 0;  // 0: not capturing
-  for (int r = 0; r < num_ranks; ++r) {
-    if (!is_first_of_its_stream(call, r)) continue;
+  for (int r = 0; r < group.num_local_ranks; ++r) {
+    if (!is_first_of_its_stream(group, call, r)) continue;
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     unsigned long long id = 0;
     const cudaError_t error = cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(call.streams[r]), &status, &id);
@@ -46,7 +55,7 @@ DcommCudaStatus check_capture(const DcommCudaCall& call, int num_ranks, bool* ca
       return message.say(kDcommCudaInvalid,
                          "rank %d's stream is the legacy default one, which cannot be used while another captures a "
                          "CUDA graph; pass the capturing stream",
-                         r);
+                         group.first_rank + r);
     }
     if (error != cudaSuccess) return message.failed("cudaStreamGetCaptureInfo", error);
     if (status == cudaStreamCaptureStatusNone) id = 0;
@@ -66,20 +75,21 @@ DcommCudaStatus check_capture(const DcommCudaCall& call, int num_ranks, bool* ca
 
 CudaJob make_job(const DcommCudaGroup& group, const DcommCudaCall& call, const ChunkPlan& plan) {
   CudaJob job{};
-  job.first_rank = 0;
-  job.world_size = group.num_ranks;
+  job.first_rank = group.first_rank;
+  job.world_size = group.world_size;
   job.num_channels = group.num_channels;
   job.root = call.root;
   job.peer = call.peer;
-  job.divisor = static_cast<ReduceOp>(call.op) == ReduceOp::kAvg ? static_cast<float>(group.num_ranks) : 1.0f;
+  job.divisor = static_cast<ReduceOp>(call.op) == ReduceOp::kAvg ? static_cast<float>(group.world_size) : 1.0f;
   job.slot_bytes = group.slot_bytes;
   job.timeout_ns = call.timeout_ns;
+  job.fingerprint = call.fingerprint;
   job.windows = group.window_table;
   job.counters = group.counters;
   job.abort = &group.device_words->stop;
   job.error = &group.device_words->error;
   job.plan = plan;
-  for (int r = 0; r < group.num_ranks; ++r) job.arrays[r] = CudaArrays{call.in[r], call.out[r]};
+  for (int r = 0; r < group.num_local_ranks; ++r) job.arrays[r] = CudaArrays{call.in[r], call.out[r]};
   return job;
 }
 
@@ -90,49 +100,50 @@ cudaError_t enqueue_captured(DcommCudaGroup& group, const DcommCudaCall& call, c
                              const CudaChoice& choice) {
   const CudaJob job = make_job(group, call, choice.plan);
   int first = 0;
-  while (!takes_part(call, first)) ++first;
+  while (!takes_part(call, group.first_rank + first)) ++first;
   const auto launch = static_cast<cudaStream_t>(call.streams[first]);
   bool alone = true;
   cudaError_t error = cudaSuccess;
-  for (int r = first + 1; r < group.num_ranks && error == cudaSuccess; ++r) {
-    if (!is_first_of_its_stream(call, r)) continue;
+  for (int r = first + 1; r < group.num_local_ranks && error == cudaSuccess; ++r) {
+    if (!is_first_of_its_stream(group, call, r)) continue;
     alone = false;
     const cudaEvent_t ready = group.ready[static_cast<size_t>(r)];
     error = cudaEventRecord(ready, static_cast<cudaStream_t>(call.streams[r]));
     if (error == cudaSuccess) error = cudaStreamWaitEvent(launch, ready, 0);
   }
   if (error == cudaSuccess) {
-    error = static_cast<cudaError_t>(launch_cuda_kernel(kernel, job, choice.num_channels, group.num_ranks, launch));
+    error =
+        static_cast<cudaError_t>(launch_cuda_kernel(kernel, job, choice.num_channels, group.num_local_ranks, launch));
   }
   if (alone || error != cudaSuccess) return error;
   const cudaEvent_t over = group.ready[static_cast<size_t>(first)];
   error = cudaEventRecord(over, launch);
-  for (int r = first + 1; r < group.num_ranks && error == cudaSuccess; ++r) {
-    if (is_first_of_its_stream(call, r)) {
+  for (int r = first + 1; r < group.num_local_ranks && error == cudaSuccess; ++r) {
+    if (is_first_of_its_stream(group, call, r)) {
       error = cudaStreamWaitEvent(static_cast<cudaStream_t>(call.streams[r]), over, 0);
     }
   }
   return error;
 }
 
-/// Every rank's stream -> launch stream -> every rank's stream.
+/// Every local rank's stream -> launch stream -> every local rank's stream.
 cudaError_t enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const CudaKernel& kernel,
                     const CudaChoice& choice) {
   const CudaJob job = make_job(group, call, choice.plan);
   const std::lock_guard lock(group.queue->mutex);
   const cudaStream_t launch = group.queue->stream;
-  for (int r = 0; r < group.num_ranks; ++r) {
-    if (!is_first_of_its_stream(call, r)) continue;
+  for (int r = 0; r < group.num_local_ranks; ++r) {
+    if (!is_first_of_its_stream(group, call, r)) continue;
     const cudaEvent_t ready = group.ready[static_cast<size_t>(r)];
     cudaError_t error = cudaEventRecord(ready, static_cast<cudaStream_t>(call.streams[r]));
     if (error == cudaSuccess) error = cudaStreamWaitEvent(launch, ready, 0);
     if (error != cudaSuccess) return error;
   }
   cudaError_t error =
-      static_cast<cudaError_t>(launch_cuda_kernel(kernel, job, choice.num_channels, group.num_ranks, launch));
+      static_cast<cudaError_t>(launch_cuda_kernel(kernel, job, choice.num_channels, group.num_local_ranks, launch));
   if (error == cudaSuccess) error = cudaEventRecord(group.done, launch);
-  for (int r = 0; r < group.num_ranks && error == cudaSuccess; ++r) {
-    if (is_first_of_its_stream(call, r)) {
+  for (int r = 0; r < group.num_local_ranks && error == cudaSuccess; ++r) {
+    if (is_first_of_its_stream(group, call, r)) {
       error = cudaStreamWaitEvent(static_cast<cudaStream_t>(call.streams[r]), group.done, 0);
     }
   }
@@ -142,11 +153,11 @@ cudaError_t enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Cuda
 }  // namespace
 
 DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call, const CudaMessage& message) {
-  if (!is_known_call(call, group.num_ranks)) {
+  if (!is_known_call(call, group.world_size)) {
     return message.say(kDcommCudaInvalid,
                        "dtype %d, wire %d, op %d, root %d of %d ranks: on CUDA, sums and averages only so far; use a "
                        "CPU array for other operations",
-                       call.dtype, call.wire, call.op, call.root, group.num_ranks);
+                       call.dtype, call.wire, call.op, call.root, group.world_size);
   }
   CudaRequest request;
   request.collective = static_cast<Collective>(call.collective);
@@ -155,8 +166,8 @@ DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call,
   request.wire = static_cast<DType>(call.wire);
   request.count = call.count;
   const CudaChoice choice =
-      choose_cuda(request, CudaShape{group.num_ranks, group.num_channels, group.slot_bytes, kCudaPacketDataBytes});
-  const CudaKernel* const kernel = find_cuda_kernel(choice.key, group.num_ranks);
+      choose_cuda(request, CudaShape{group.world_size, group.num_channels, group.slot_bytes, kCudaPacketDataBytes});
+  const CudaKernel* const kernel = find_cuda_kernel(choice.key, group.world_size);
   if (kernel == nullptr) {
     return message.say(kDcommCudaInvalid,
                        "no CUDA kernel for %s (%s) of %s arrays on a %s wire; sums are of float32, float16 or bfloat16 "
@@ -166,12 +177,12 @@ DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call,
   }
   const ScopedDevice scope(group.device);
   if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());
-  for (int r = 0; r < group.num_ranks; ++r) {
-    const DcommCudaStatus status = check_rank(call, r, message);
+  for (int r = 0; r < group.num_local_ranks; ++r) {
+    const DcommCudaStatus status = check_rank(group, call, r, message);
     if (status != kDcommCudaOk) return status;
   }
   bool captured = false;
-  const DcommCudaStatus status = check_capture(call, group.num_ranks, &captured, message);
+  const DcommCudaStatus status = check_capture(group, call, &captured, message);
   if (status != kDcommCudaOk) return status;
   const cudaError_t error = (captured ? enqueue_captured : enqueue)(group, call, *kernel, choice);
   return error == cudaSuccess ? kDcommCudaOk : message.failed(kernel->name, error);

@@ -15,6 +15,32 @@ inline constexpr size_t kCudaMinSegmentBytes = 512;
 /// From what other libraries do (64 KiB for eight ranks); no GPU has measured it.
 inline constexpr size_t kCudaOneShotBytes = size_t{512} << 10;
 
+/// Of a rank, in slots: what is worth a flag, and what two_shot still keeps in L2.
+inline constexpr size_t kCudaMinSlotBytes = 4096;
+inline constexpr size_t kCudaMaxSlotBytes = size_t{128} << 10;
+inline constexpr int kCudaDefaultChannels = 32;
+
+inline bool is_cuda_slot_bytes(uint64_t slot_bytes) {
+  return slot_bytes >= kCudaMinSlotBytes && slot_bytes % kCudaMinSlotBytes == 0 && slot_bytes <= uint64_t{1} << 30;
+}
+
+/// num_sharing: ranks on one GPU, whose blocks shall all be resident.
+inline int choose_cuda_channels(int resident_blocks, int num_sharing) {
+  const int share = resident_blocks / num_sharing;
+  return share < 1 ? 1 : share < kCudaDefaultChannels ? share : kCudaDefaultChannels;
+}
+
+/// All slots that two_shot uses, of all ranks on a GPU, shall stay in L2 (docs/decisions.md); a rank that has one for
+/// itself gets 64 KiB at least.
+inline size_t choose_cuda_slot_bytes(size_t l2_bytes, int num_sharing, int world_size, int num_channels) {
+  const size_t share =
+      l2_bytes / 2 /
+      (static_cast<size_t>(num_sharing) * static_cast<size_t>(num_channels) * 2 * static_cast<size_t>(world_size));
+  size_t slot_bytes = num_sharing > 1 || world_size == 1 ? kCudaMinSlotBytes : kCudaMaxSlotBytes / 2;
+  while (slot_bytes < kCudaMaxSlotBytes && slot_bytes * 2 <= share) slot_bytes *= 2;
+  return slot_bytes;
+}
+
 /// Segments as large as a slot only where every channel gets one: a small message is spread over all channels.
 /// Chunks, and with them every bit of the result, do not depend on this.
 inline ChunkPlan cuda_plan(size_t count, int num_chunks, size_t element_bytes, size_t slot_bytes, int num_channels) {

@@ -65,6 +65,18 @@ DcommCudaStatus chain_cuda_streams(int device, void* before, void* after, const 
 
 DcommCudaStatus create_cuda_group(const DcommCudaGroupOptions& options, DcommCudaGroup** group,
                                   DcommCudaGroupInfo* info, const CudaMessage& message);
+DcommCudaStatus describe_cuda_device(int device, int world_size, DcommCudaDeviceFacts* facts,
+                                     const CudaMessage& message);
+DcommCudaStatus make_cuda_window(const DcommCudaWindowOptions& options, DcommCudaWindow** window,
+                                 const CudaMessage& message);
+DcommCudaStatus export_cuda_window(const DcommCudaWindow& window, DcommCudaWindowHandle* handle,
+                                   const CudaMessage& message);
+DcommCudaStatus import_cuda_window(int device, const DcommCudaWindowHandle& handle, DcommCudaWindow** window,
+                                   const CudaMessage& message);
+void destroy_cuda_window(DcommCudaWindow* window);
+DcommCudaStatus join_cuda_group(const DcommCudaMembership& membership, DcommCudaGroup** group,
+                                const CudaMessage& message);
+void keep_cuda_windows(DcommCudaGroup& group);
 void destroy_cuda_group(DcommCudaGroup* group);
 DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call, const CudaMessage& message);
 DcommCudaStatus synchronize_cuda_group(DcommCudaGroup& group, uint64_t timeout_ns, const CudaMessage& message);

@@ -1,6 +1,7 @@
 // The one symbol of _cuda.so: the C table, with no exception crossing. Floor: launch.
 #include <new>
 
+#include "base/error.h"
 #include "launch/cuda_api.h"
 #include "launch/cuda_kernels.h"
 #include "launch/cuda_status.cuh"
@@ -9,11 +10,13 @@ namespace dcomm {
 
 namespace {
 
-/// The CUDA runtime throws nothing; containers may.
+/// The CUDA runtime throws nothing; containers and windows may.
 template <class F>
 int32_t guarded(const CudaMessage& message, const F& f) {
   try {
     return f();
+  } catch (const Error& error) {
+    return message.say(kDcommCudaFailed, "%s", error.what());
   } catch (const std::bad_alloc&) {
     return message.say(kDcommCudaFailed, "out of host memory");
   } catch (...) {
@@ -73,6 +76,36 @@ int32_t order_streams(int32_t device, void* before, void* after, char* text, siz
   return chain_cuda_streams(device, before, after, CudaMessage(text, num_bytes));
 }
 
+int32_t device_facts(int32_t device, int32_t world_size, DcommCudaDeviceFacts* facts, char* text, size_t num_bytes) {
+  const CudaMessage message(text, num_bytes);
+  return guarded(message, [&] { return describe_cuda_device(device, world_size, facts, message); });
+}
+
+int32_t window_create(const DcommCudaWindowOptions* options, DcommCudaWindow** window, char* text, size_t num_bytes) {
+  const CudaMessage message(text, num_bytes);
+  return guarded(message, [&] { return make_cuda_window(*options, window, message); });
+}
+
+int32_t window_export(const DcommCudaWindow* window, DcommCudaWindowHandle* handle, char* text, size_t num_bytes) {
+  const CudaMessage message(text, num_bytes);
+  return guarded(message, [&] { return export_cuda_window(*window, handle, message); });
+}
+
+int32_t window_import(int32_t device, const DcommCudaWindowHandle* handle, DcommCudaWindow** window, char* text,
+                      size_t num_bytes) {
+  const CudaMessage message(text, num_bytes);
+  return guarded(message, [&] { return import_cuda_window(device, *handle, window, message); });
+}
+
+void window_destroy(DcommCudaWindow* window) { destroy_cuda_window(window); }
+
+int32_t group_join(const DcommCudaMembership* membership, DcommCudaGroup** group, char* text, size_t num_bytes) {
+  const CudaMessage message(text, num_bytes);
+  return guarded(message, [&] { return join_cuda_group(*membership, group, message); });
+}
+
+void group_keep_windows(DcommCudaGroup* group) { keep_cuda_windows(*group); }
+
 }  // namespace
 
 }  // namespace dcomm
@@ -81,14 +114,29 @@ extern "C" __attribute__((visibility("default"))) const DcommCudaTable* dcomm_cu
   using namespace dcomm;
   if (abi != kDcommCudaAbi) return nullptr;
   static const DcommCudaTable table = {
-      kDcommCudaAbi,   static_cast<uint32_t>(num_cuda_kernels() + cuda_kernels_of_lists().count),
-      &device_count,   &group_create,
-      &group_destroy,  &run,
-      &poll_error,     &synchronize,
-      &stop,           &kernel_info,
-      &copy_bandwidth, &list_create,
-      &list_destroy,   &list_copy,
-      &pointer_device, &order_streams,
+      kDcommCudaAbi,
+      static_cast<uint32_t>(num_cuda_kernels() + cuda_kernels_of_lists().count),
+      &device_count,
+      &group_create,
+      &group_destroy,
+      &run,
+      &poll_error,
+      &synchronize,
+      &stop,
+      &kernel_info,
+      &copy_bandwidth,
+      &list_create,
+      &list_destroy,
+      &list_copy,
+      &pointer_device,
+      &order_streams,
+      &device_facts,
+      &window_create,
+      &window_export,
+      &window_import,
+      &window_destroy,
+      &group_join,
+      &group_keep_windows,
   };
   return &table;
 }
