@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdlib>
 
+#include "launch/cuda_failure_text.h"
 #include "launch/cuda_loader.h"
 
 namespace dcomm {
@@ -191,13 +192,8 @@ void CudaThreadGroup::check_usable(int rank) {
     DcommCudaFailure failure{};
     table_->poll_error(group_, &failure);
     if (failure.code != 0) {
-      const bool timed_out = failure.code == static_cast<int32_t>(ErrorCode::kTimeout);
-      std::ostringstream text;
-      text << "rank " << failure.rank << " gave up on the GPU, waiting for rank " << failure.peer << " (message "
-           << failure.seq << " of flow " << failure.flow
-           << "): " << (timed_out ? "the deadline passed; something else may keep the GPU busy" : "stopped by the host")
-           << "; results of the operations since the last check are not valid, make a new communicator";
-      break_group(timed_out ? ErrorCode::kTimeout : ErrorCode::kAborted, text.str());
+      const Outcome outcome = describe_cuda_failure(failure);
+      break_group(outcome.code, outcome.message);
     }
   }
   if (broken_.code != ErrorCode::kOk) throw Error(broken_.code, broken_.message);

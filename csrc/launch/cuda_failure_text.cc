@@ -1,0 +1,23 @@
+#include "launch/cuda_failure_text.h"
+
+#include <sstream>
+
+namespace dcomm {
+
+CudaOutcome describe_cuda_failure(const DcommCudaFailure& failure) {
+  std::ostringstream text;
+  if (failure.code == static_cast<int32_t>(ErrorCode::kMismatch)) {
+    text << "ranks " << failure.rank << " and " << failure.peer
+         << " made different calls on the GPU; make every rank issue the same collectives in the same order, with "
+            "equal arguments, on a new communicator";
+    return {ErrorCode::kMismatch, text.str()};
+  }
+  const bool timed_out = failure.code == static_cast<int32_t>(ErrorCode::kTimeout);
+  text << "rank " << failure.rank << " gave up on the GPU, waiting for rank " << failure.peer << " (message "
+       << failure.seq << " of flow " << failure.flow
+       << "): " << (timed_out ? "the deadline passed; something else may keep the GPU busy" : "stopped by the host")
+       << "; results of the operations since the last check are not valid, make a new communicator";
+  return {timed_out ? ErrorCode::kTimeout : ErrorCode::kAborted, text.str()};
+}
+
+}  // namespace dcomm

@@ -1,0 +1,203 @@
+#include "launch/cuda_process_group.h"
+
+#include <algorithm>
+#include <chrono>
+#include <sstream>
+#include <thread>
+
+#include "launch/cuda_failure_text.h"
+#include "launch/cuda_loader.h"
+#include "protocol/fingerprint.h"
+
+namespace dcomm {
+
+namespace {
+
+constexpr int64_t kDeviceExtraNs = 1'000'000'000;
+constexpr size_t kMessageBytes = 512;
+/// The GPU may tell that a rank has stopped before the watcher tells why.
+constexpr auto kExitPatience = std::chrono::milliseconds(200);
+
+OpRecord record_of(const CollectiveCall& call) {
+  OpRecord record;
+  record.count = call.count;
+  record.collective = call.collective;
+  record.algo = call.algo;
+  record.dtype = call.dtype;
+  record.wire = call.wire;
+  record.op = call.op;
+  record.root = has_root(call.collective) ? call.root : -1;
+  return record;
+}
+
+}  // namespace
+
+CudaProcessGroup::CudaProcessGroup(const DcommCudaTable& table, DcommCudaGroup* group,
+                                   const CudaProcessOptions& options, CudaProcessPeers peers)
+    : table_(table), group_(group), options_(options), peers_(std::move(peers)), exits_(peers_.pids.size()) {}
+
+CudaProcessGroup::~CudaProcessGroup() {
+  if (group_ != nullptr) table_.group_destroy(group_);
+}
+
+void CudaProcessGroup::abandon() { group_ = nullptr; }
+
+bool CudaProcessGroup::is_broken() const {
+  const std::lock_guard lock(mutex_);
+  return broken_.code != ErrorCode::kOk;
+}
+
+void CudaProcessGroup::break_group(const CudaOutcome& outcome) {
+  const std::lock_guard lock(mutex_);
+  if (broken_.code == ErrorCode::kOk) broken_ = outcome;
+}
+
+/// What the kernels have reported so far; kOk: nothing.
+CudaOutcome CudaProcessGroup::find_failure() {
+  DcommCudaFailure failure{};
+  table_.poll_error(group_, &failure);
+  if (failure.code == 0) return {};
+  CudaOutcome outcome = describe_cuda_failure(failure);
+  if (outcome.code == ErrorCode::kMismatch) {
+    const std::string both = peers_.disagreement(failure);
+    if (!both.empty()) outcome.message = both;
+  }
+  if (outcome.code == ErrorCode::kTimeout) outcome.message += "; launched so far: " + describe_positions();
+  return outcome;
+}
+
+void CudaProcessGroup::check_usable() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (broken_.code != ErrorCode::kOk) throw Error(broken_.code, broken_.message);
+  }
+  CudaOutcome outcome = find_failure();
+  if (outcome.code == ErrorCode::kAborted) {  // some rank's host has stopped it: why?
+    const auto deadline = std::chrono::steady_clock::now() + kExitPatience;
+    while (find_exit() < 0 && !is_broken() && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    if (find_exit() >= 0) outcome = describe_exit(find_exit());
+  }
+  if (outcome.code != ErrorCode::kOk) break_group(outcome);
+  const std::lock_guard lock(mutex_);
+  if (broken_.code != ErrorCode::kOk) throw Error(broken_.code, broken_.message);
+}
+
+void CudaProcessGroup::run(const CudaRankCall& call) {
+  check_usable();
+  DCOMM_CHECK(!is_message(call.call.collective), ErrorCode::kInvalidArgument, "got ",
+              collective_name(call.call.collective),
+              " of a CUDA array, which is not available on CUDA between processes so far; use a CPU array");
+  DCOMM_CHECK(call.call.lengths == nullptr, ErrorCode::kInvalidArgument,
+              "got an all_to_all of CUDA arrays with blocks of different lengths, which is not available on CUDA so "
+              "far; use blocks of one length or CPU arrays");
+  DCOMM_CHECK(call.device == options_.device, ErrorCode::kInvalidArgument, "got an array on cuda:", call.device,
+              ", but this communicator uses cuda:", options_.device,
+              " on this rank; make another communicator for another GPU");
+  OpRecord record = record_of(call.call);
+  const uint64_t without_number = fingerprint(record);  // so that a call has the same one whenever it is made
+  record.seq = num_launched_.load() + 1;
+  check_peers(call, record.seq);
+  launch(call, without_number);
+  peers_.launched(record);
+}
+
+/// Whoever has left must have launched its part. note_exit does the same the other way round, so that one of the two
+/// sees what the other has written.
+void CudaProcessGroup::check_peers(const CudaRankCall& call, uint64_t seq) {
+  num_launched_.store(seq);
+  for (size_t peer = 0; peer < exits_.size(); ++peer) {
+    const int rank = static_cast<int>(peer);
+    const uint8_t exit = exits_[peer].load();
+    if (exit == kThere || (exit == kLeft && peers_.position(rank) >= seq)) continue;
+    CudaOutcome outcome = describe_exit(rank);
+    outcome.message = describe(call) + ": " + outcome.message;
+    break_group(outcome);
+    check_usable();
+  }
+}
+
+void CudaProcessGroup::launch(const CudaRankCall& rank_call, uint64_t fingerprint) {
+  const CollectiveCall& call = rank_call.call;
+  DcommCudaCall job{};
+  job.collective = static_cast<int32_t>(call.collective);
+  job.algo = static_cast<int32_t>(call.algo);
+  job.dtype = static_cast<int32_t>(call.dtype);
+  job.wire = static_cast<int32_t>(call.wire);
+  job.op = static_cast<int32_t>(call.op);
+  job.root = call.root;
+  job.count = call.count;
+  job.timeout_ns = static_cast<uint64_t>(std::max(rank_call.timeout_ns, options_.least_timeout_ns) + kDeviceExtraNs);
+  job.in = &call.in;
+  job.out = &call.out;
+  job.streams = &rank_call.stream;
+  job.fingerprint = fingerprint;
+  char message[kMessageBytes] = "";
+  try {
+    check_cuda(table_.run(group_, &job, message, sizeof(message)), message);
+  } catch (const Error& error) {
+    num_launched_.store(num_launched_.load() - 1);
+    // Bad arguments were found before anything was enqueued; after anything else the state is unknown.
+    if (error.code() != ErrorCode::kInvalidArgument) stop(error.code(), error.what());
+    throw;
+  }
+}
+
+void CudaProcessGroup::synchronize_check(int64_t timeout_ns) {
+  char message[kMessageBytes] = "";
+  check_cuda(table_.synchronize(group_, static_cast<uint64_t>(timeout_ns), message, sizeof(message)), message);
+  DcommCudaFailure failure{};
+  table_.poll_error(group_, &failure);
+  if (failure.code != 0) check_usable();
+}
+
+void CudaProcessGroup::stop(ErrorCode code, const std::string& reason) {
+  break_group({code, reason});
+  if (group_ != nullptr) table_.stop(group_);
+}
+
+void CudaProcessGroup::note_exit(int peer, bool died) {
+  exits_[static_cast<size_t>(peer)].store(died ? kDied : kLeft);
+  if (!died && peers_.position(peer) >= num_launched_.load()) return;
+  // It may have gone because of what the GPU has reported; that says more.
+  const CudaOutcome reported = find_failure();
+  const bool says_more = reported.code == ErrorCode::kMismatch || reported.code == ErrorCode::kTimeout;
+  const CudaOutcome outcome = says_more ? reported : describe_exit(peer);
+  stop(outcome.code, outcome.message);
+}
+
+/// A rank that is gone, those that died first; -1: none.
+int CudaProcessGroup::find_exit() const {
+  for (const uint8_t how : {kDied, kLeft}) {
+    for (size_t peer = 0; peer < exits_.size(); ++peer) {
+      if (exits_[peer].load() == how) return static_cast<int>(peer);
+    }
+  }
+  return -1;
+}
+
+CudaOutcome CudaProcessGroup::describe_exit(int peer) const {
+  const auto index = static_cast<size_t>(peer);
+  std::ostringstream text;
+  text << "rank " << peer;
+  if (peers_.pids[index] > 0) text << " (pid " << peers_.pids[index] << ')';
+  text << (exits_[index].load() == kDied ? " died" : " closed its communicator")
+       << "; launched on the GPU so far: " << describe_positions()
+       << "; results of operations that were running are not valid; look at that rank's own output for the first "
+          "error, then start a new communicator";
+  return {ErrorCode::kPeerLost, text.str()};
+}
+
+/// "#4 on this rank, #3 on rank 1".
+std::string CudaProcessGroup::describe_positions() const {
+  std::ostringstream text;
+  text << '#' << num_launched_.load() << " on this rank";
+  for (size_t rank = 0; rank < exits_.size(); ++rank) {
+    if (static_cast<int>(rank) == options_.rank) continue;
+    text << ", #" << peers_.position(static_cast<int>(rank)) << " on rank " << rank;
+  }
+  return text.str();
+}
+
+}  // namespace dcomm
