@@ -113,11 +113,18 @@ void Communicator::join_mesh(std::shared_ptr<SharedMesh> mesh, uint64_t id, std:
   mesh_ = std::move(mesh);
   mesh_ranks_ = std::move(mesh_ranks);
   id_ = id;
-  mesh_->join(id, {mesh_ranks_, [this](int peer, AbortDetail how) {  // not called after leave()
-                     context_.exits->set(peer, how);
-                     raise_attention(context_, rank());
-                     wake_sleepers(context_, rank());
-                   }});
+  const auto on_exit = [this](int peer, AbortDetail how) {  // not called after leave()
+    context_.exits->set(peer, how);
+    raise_attention(context_, rank());
+    wake_sleepers(context_, rank());
+    const std::lock_guard lock(cuda_mutex_);
+    if (cuda_processes_ != nullptr) cuda_processes_->note_exit(peer, how == AbortDetail::kDied);
+  };
+  const auto on_stop = [this](int peer) {
+    stop_cuda(ErrorCode::kAborted,
+              "rank " + std::to_string(peer) + " aborted the communicator; look at its output, and start a new one");
+  };
+  mesh_->join(id, {mesh_ranks_, on_exit, on_stop});
 }
 
 void Communicator::join_threads(const ThreadParts& parts, std::shared_ptr<ThreadFamily> family, uint64_t id) {
@@ -226,42 +233,53 @@ std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout
 }
 
 CudaThreadGroup& Communicator::cuda_group() const {
-  DCOMM_CHECK(cuda_group_ != nullptr, ErrorCode::kCuda,
-              "CUDA arrays are served where the ranks are threads of one process (dcomm.init_threads), not yet between "
-              "processes; move the array with .cpu()");
+  DCOMM_CHECK(cuda_group_ != nullptr, ErrorCode::kInternal, "a communicator of processes has no group of threads");
   return *cuda_group_;
 }
 
 void Communicator::run_cuda(CudaRankCall call, bool collected) {
   const Entry entry(entered_);
   check_usable();
-  CudaThreadGroup& group = cuda_group();
   const Algo asked = call.call.algo;
   complete_call(call.call);
   if (asked == Algo::kAuto)
     call.call.algo = forced_cuda_algo(settings_);  // or the GPU's own choice, launch/cuda_plan.h
   if (call.timeout_ns <= 0) call.timeout_ns = settings_.timeout_ns;
-  if (collected) {
-    group.collect(rank(), call);
+  if (serves_cuda_between_processes()) {
+    run_cuda_between_processes(call);
+  } else if (collected) {
+    cuda_group().collect(rank(), call);
   } else {
-    group.run(rank(), call);
+    cuda_group().run(rank(), call);
   }
 }
 
-void Communicator::end_collecting_cuda(bool complain) { cuda_group().end_collecting(complain); }
+void Communicator::end_collecting_cuda(bool complain) {
+  if (!serves_cuda_between_processes()) cuda_group().end_collecting(complain);
+}
 
 void Communicator::open_cuda(int device) {
   const Entry entry(entered_);
   check_usable();
-  cuda_group().open(device);
+  if (serves_cuda_between_processes()) {
+    open_cuda_processes(device, 0, nullptr);
+  } else {
+    cuda_group().open(device);
+  }
 }
 
-int Communicator::cuda_device() const { return cuda_group_ == nullptr ? -1 : cuda_group_->device(); }
+int Communicator::cuda_device() const {
+  if (cuda_group_ != nullptr) return cuda_group_->device();
+  const auto group = cuda_processes();
+  return group == nullptr ? -1 : group->device();
+}
 
 void Communicator::synchronize_cuda(int64_t timeout_ns) {
   const Entry entry(entered_);
   check_usable();
-  cuda_group().synchronize_check(rank(), timeout_ns > 0 ? timeout_ns : settings_.timeout_ns);
+  const int64_t limit_ns = timeout_ns > 0 ? timeout_ns : settings_.timeout_ns;
+  if (!serves_cuda_between_processes()) return cuda_group().synchronize_check(rank(), limit_ns);
+  if (const auto group = cuda_processes()) group->synchronize_check(limit_ns);
 }
 
 /// What the thread does while a send or recv waits.
@@ -446,6 +464,7 @@ void Communicator::fail_with(const OpRecord& record, const Failure& failure, con
     if (message.empty()) message = describe_failure(context_, record, failure, pids_);
     set_broken(failure.code, message);
   }
+  stop_cuda(broken_code_, message);
   throw Error(failure.code, message);
 }
 
@@ -465,6 +484,8 @@ void Communicator::abort() {
   broadcast_abort(context_, reason);
   const std::string text = "this communicator was aborted on rank " + std::to_string(rank()) + "; start a new one";
   if (cuda_group_ != nullptr) cuda_group_->stop(text);
+  stop_cuda(ErrorCode::kAborted, text);
+  if (cuda_processes() != nullptr) mesh_->tell_stop(id_);
   set_broken(ErrorCode::kAborted, text);
 }
 
@@ -475,6 +496,7 @@ void Communicator::leave(bool finish_queue) {
   if (closed_.exchange(true, std::memory_order_acq_rel)) return;
   if (in_child()) {
     queue_.abandon();
+    if (cuda_processes_ != nullptr) cuda_processes_->abandon();
     return;
   }
   if (!finish_queue && !queue_.is_empty()) {
@@ -485,6 +507,7 @@ void Communicator::leave(bool finish_queue) {
     broadcast_abort(context_, reason);
   }
   queue_.stop();
+  leave_cuda();
   if (mesh_ != nullptr) return mesh_->leave(id_);  // says goodbye
   if (cuda_group_ != nullptr) cuda_group_->leave(rank());
   context_.exits->set(rank(), AbortDetail::kLeft);

@@ -21,6 +21,7 @@
 #include "comm/work_queue.h"
 #include "exec/host_exec.h"
 #include "launch/cuda_group.h"
+#include "launch/cuda_process_group.h"
 #include "launch/host_launch.h"
 
 namespace dcomm {
@@ -75,14 +76,15 @@ class Communicator {
   /// Ends what adopt() began, on this rank alone, once what is queued is done: the array is ordinary memory again.
   void release(Region& region);
 
-  /// Any collective, send or recv of arrays on a GPU that ranks of this process share: see CudaThreadGroup::run, and
-  /// with `collected` CudaThreadGroup::collect. Throws kCuda where the ranks are processes.
+  /// Any collective of arrays on a GPU. Ranks that are threads: see CudaThreadGroup::run, and with `collected`
+  /// CudaThreadGroup::collect; send and recv too. Ranks that are processes: the first one is collective also on the
+  /// host and makes windows on the GPU; see CudaProcessGroup::run.
   void run_cuda(CudaRankCall call, bool collected);
   /// CudaThreadGroup::end_collecting.
   void end_collecting_cuda(bool complain);
-  /// CudaThreadGroup::open.
+  /// CudaThreadGroup::open; between processes, collective.
   void open_cuda(int device);
-  /// The GPU on which the ranks have met; -1: none so far.
+  /// The GPU on which the ranks have met, or, of a process, its own; -1: none so far.
   int cuda_device() const;
   /// True where `other` is a rank of the same group of threads.
   bool is_beside(const Communicator& other) const { return cuda_group_ != nullptr && cuda_group_ == other.cuda_group_; }
@@ -104,6 +106,7 @@ class Communicator {
 
   class Agreement;
   class RegionMaking;
+  class CudaMaking;
   class Splitting;
   void join_mesh(std::shared_ptr<SharedMesh> mesh, uint64_t id, std::vector<int> mesh_ranks);
   void join_threads(const ThreadParts& parts, std::shared_ptr<ThreadFamily> family, uint64_t id);
@@ -114,6 +117,12 @@ class Communicator {
   void execute_in_parts(const CollectiveCall& call, Range reach, int64_t timeout_ns, InterruptCheck interrupted,
                         bool background);
   CudaThreadGroup& cuda_group() const;
+  bool serves_cuda_between_processes() const { return mesh_ != nullptr && cuda_group_ == nullptr; }
+  std::shared_ptr<CudaProcessGroup> cuda_processes() const;
+  std::shared_ptr<CudaProcessGroup> open_cuda_processes(int device, int64_t timeout_ns, InterruptCheck interrupted);
+  void run_cuda_between_processes(const CudaRankCall& call);
+  void stop_cuda(ErrorCode code, const std::string& reason);
+  void leave_cuda();
   void run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted);
   void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void execute_one(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
@@ -133,10 +142,14 @@ class Communicator {
   LaneScratch scratch_;
   const KernelTable* kernel_table_;
   PointToPoint messages_;
-  std::shared_ptr<CudaThreadGroup> cuda_group_;  // where the ranks are threads
-  std::shared_ptr<ThreadFamily> family_;         // the same
-  std::shared_ptr<SharedMesh> mesh_;             // where they are processes
-  std::vector<int> mesh_ranks_;                  // of each rank
+  std::shared_ptr<CudaThreadGroup> cuda_group_;       // where the ranks are threads
+  mutable std::mutex cuda_mutex_;                     // of the next one, which the watcher uses too
+  std::shared_ptr<CudaProcessGroup> cuda_processes_;  // where they are processes; made at the first CUDA operation
+  bool cuda_windows_are_kept_ = false;                // their memory may be freed only when nobody has it open
+  uint64_t num_cuda_makings_ = 0;
+  std::shared_ptr<ThreadFamily> family_;  // the same
+  std::shared_ptr<SharedMesh> mesh_;      // where they are processes
+  std::vector<int> mesh_ranks_;           // of each rank
   std::vector<int> pids_;
   bool force_shm_ = false;
   uint64_t id_ = 0;  // among the communicators of one mesh

@@ -127,6 +127,32 @@ OpRecord load_record(const OpRecord& from) {
   return std::bit_cast<OpRecord>(words);
 }
 
+void store_cuda_record(const HostContext& context, const OpRecord& record) {
+  CudaPosition& own = context.control(context.rank).cuda;
+  store_record(own.records[record.seq % kCudaRecords], record);
+  std::atomic_ref<uint64_t>(own.launched).store(record.seq, std::memory_order_release);
+}
+
+uint64_t cuda_position(const HostContext& context, int rank) {
+  return std::atomic_ref<uint64_t>(context.control(rank).cuda.launched).load(std::memory_order_acquire);
+}
+
+std::string describe_cuda_disagreement(const HostContext& context, int a, int b, uint32_t number) {
+  const uint64_t last = std::min(cuda_position(context, a), cuda_position(context, b));
+  for (uint64_t seq = last < kCudaRecords ? 1 : last - kCudaRecords + 1; seq <= last; ++seq) {
+    const OpRecord of_a = load_record(context.control(a).cuda.records[seq % kCudaRecords]);
+    const OpRecord of_b = load_record(context.control(b).cuda.records[seq % kCudaRecords]);
+    if (of_a.seq != seq || of_b.seq != seq || fingerprint(of_a) == fingerprint(of_b)) continue;
+    std::ostringstream text;
+    text << "the ranks disagree about operation #" << seq << " on the GPU: rank " << a << " called " << call_text(of_a)
+         << "; rank " << b << " called " << call_text(of_b)
+         << "; make every rank issue the same collectives in the same order, with equal arguments";
+    if ((seq & 0xffffu) != number) text << " (seen in a later operation)";
+    return text.str();
+  }
+  return "";
+}
+
 std::string operation_text(const OpRecord& record) { return collective_name(record.collective) + number_text(record); }
 
 int rank_behind(const HostContext& context, int suspect) {

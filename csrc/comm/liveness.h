@@ -28,7 +28,7 @@ class Liveness {
   /// Called from the watcher thread, at most once per peer. Must not block and must not call Python.
   using OnExit = std::function<void(int rank, PeerExit how)>;
 
-  /// As OnExit, for every kWindow and kMemberGoodbye; those of a peer come before its end.
+  /// As OnExit, for every kWindow, kMemberGoodbye and kStop; those of a peer come before its end.
   using OnPacket = std::function<void(int rank, PeerPacket packet)>;
 
   Liveness(std::shared_ptr<Mesh> mesh, OnExit on_exit, OnPacket on_packet = {});

@@ -18,6 +18,7 @@ enum class PacketType : uint32_t {
   kGoodbye = 3,        // the sender closes its last communicator of this mesh on purpose
   kWindow = 4,         // payload: id of a new communicator; with the descriptor of the sender's window
   kMemberGoodbye = 5,  // payload: id of the communicator that the sender closes; it has others on this mesh
+  kStop = 6,           // payload: id of a communicator that the sender has aborted
 };
 
 struct PacketHeader {
@@ -42,7 +43,7 @@ inline std::optional<PacketHeader> decode_header(const uint8_t* data, size_t nby
   const size_t payload_bytes = nbytes - sizeof header;
   const bool in_range = header.magic == PacketHeader{}.magic && header.total_bytes <= kMaxMessageBytes &&
                         header.offset <= header.total_bytes && payload_bytes <= header.total_bytes - header.offset &&
-                        header.type >= PacketType::kData && header.type <= PacketType::kMemberGoodbye;
+                        header.type >= PacketType::kData && header.type <= PacketType::kStop;
   if (!in_range) return {};
   return header;
 }

@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kLookPeriod{10};
 constexpr std::chrono::milliseconds kTryLaterPeriod{1};
+constexpr int kStopTries = 20;    // of a stop, which must not wait long; the peer's own deadline remains
 constexpr int kMostTries = 1000;  // of a goodbye to a peer whose socket is full: its watcher reads all the time
 
 }  // namespace
@@ -48,6 +49,14 @@ void SharedMesh::take_packet(int mesh_rank, PeerPacket packet) {
   if (packet.type == PacketType::kMemberGoodbye) {
     const auto found = memberships_.find(packet.id);
     if (found != memberships_.end()) report(found->second, mesh_rank, AbortDetail::kLeft);
+    return;
+  }
+  if (packet.type == PacketType::kStop) {
+    const auto found = memberships_.find(packet.id);
+    if (found == memberships_.end() || !found->second.on_stop) return;
+    for (size_t member = 0; member < found->second.mesh_ranks.size(); ++member) {
+      if (found->second.mesh_ranks[member] == mesh_rank) found->second.on_stop(static_cast<int>(member));
+    }
     return;
   }
   const auto found = windows_.find(packet.id);
@@ -87,6 +96,26 @@ void SharedMesh::leave(uint64_t id) {
       send_to(member, PacketType::kMemberGoodbye, id, -1, give_up);
     } catch (const Error&) {
       warn_rate_limited("a process does not read its socket; it will learn by a timeout that a communicator is closed");
+    }
+  }
+}
+
+void SharedMesh::tell_stop(uint64_t id) {
+  std::vector<int> members;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = memberships_.find(id);
+    if (found != memberships_.end()) members = found->second.mesh_ranks;
+  }
+  for (const int member : members) {
+    if (member < 0 || member == own_rank()) continue;
+    int tries = 0;
+    const auto give_up = [&] { DCOMM_CHECK(++tries < kStopTries, ErrorCode::kPeerLost, "the socket stays full"); };
+    try {
+      send_to(member, PacketType::kStop, id, -1, give_up);
+    } catch (const Error&) {
+      warn_rate_limited(
+          "a process does not read its socket; it will learn by a timeout that a communicator is aborted");
     }
   }
 }

@@ -25,6 +25,8 @@ class SharedMesh {
     std::vector<int> mesh_ranks;  // of its members, in their order
     /// Called in the watcher's thread, at most once per member. Must not block.
     std::function<void(int member, AbortDetail how)> on_exit;
+    /// The same, for tell_stop() of a member.
+    std::function<void(int member)> on_stop = {};
   };
 
   explicit SharedMesh(std::shared_ptr<Mesh> mesh);
@@ -39,6 +41,9 @@ class SharedMesh {
   void join(uint64_t id, Membership membership);
   /// After it on_exit is not called any more. Nothing for an id that is not there.
   void leave(uint64_t id);
+
+  /// Tells the other members that this rank has aborted. Any thread; waits a moment at most.
+  void tell_stop(uint64_t id);
 
   /// From here on windows for communicator `id` are kept; all members have called it before one of them sends.
   void expect_windows(uint64_t id);

@@ -48,6 +48,7 @@ SlotPool pool_of(const CollectiveCall& call) {
     case Collective::kSplit:
     case Collective::kEmpty:
     case Collective::kRegister:
+    case Collective::kCudaSetUp:
       break;
   }
   return SlotPool::kMain;
@@ -178,6 +179,7 @@ bool run_lane(HostExec& exec, const CollectiveCall& call, const HostKernels& ker
     case Collective::kSplit:
     case Collective::kEmpty:
     case Collective::kRegister:
+    case Collective::kCudaSetUp:
       break;
   }
   return false;

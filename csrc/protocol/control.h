@@ -63,6 +63,7 @@ enum class Collective : uint8_t {
   kSplit = 12,  // this and what follows are not run by executors: what a failed one is called
   kEmpty = 13,
   kRegister = 14,
+  kCudaSetUp = 15,
 };
 enum class Algo : uint8_t { kAuto = 0, kRing = 1, kTwoShot = 2, kFlat = 3, kOneShot = 4, kTree = 5, kDirect = 6 };
 
@@ -96,6 +97,8 @@ constexpr const char* collective_name(Collective collective) {
       return "empty";
     case Collective::kRegister:
       return "register";
+    case Collective::kCudaSetUp:
+      return "first CUDA operation";
   }
   return "unknown";
 }
@@ -182,10 +185,21 @@ struct alignas(kFlagBytes) AbortLine {
   uint32_t attention = 0;  // reason was set, or a peer's exit was seen
 };
 
+/// How many operations on a GPU a rank's window remembers.
+inline constexpr int kCudaRecords = 16;
+
+/// In windows of the host, where ranks are processes: what the owner has launched on its GPU. Operations there have
+/// numbers of their own, from 1.
+struct alignas(kFlagBytes) CudaPosition {
+  uint64_t launched = 0;                // the last one; stored (release) after its record
+  OpRecord records[kCudaRecords] = {};  // by number % kCudaRecords
+};
+
 struct ControlPage {
   Header header;
   alignas(kFlagBytes) OpRecord records[2];  // by parity of seq
   AbortLine abort;
+  CudaPosition cuda;
 };
 static_assert(sizeof(ControlPage) <= kControlBytes);
 

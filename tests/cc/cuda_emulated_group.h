@@ -34,22 +34,31 @@ struct Zeroed {
 /// What _cuda.so keeps on the device.
 struct EmulatedGroup {
   EmulatedGroup(int world_size_, int num_channels_, size_t slot_bytes_)
-      : world_size(world_size_),
-        num_channels(num_channels_),
-        slot_bytes(slot_bytes_),
-        counters(static_cast<size_t>(world_size_ * num_channels_) * cuda_counter_words(world_size_)) {
+      : EmulatedGroup(world_size_, num_channels_, slot_bytes_, 0, world_size_, {}) {
     const size_t window_bytes = cuda_window_layout(world_size, num_channels, slot_bytes).window_bytes();
     for (int r = 0; r < world_size; ++r) {
       storage.push_back(std::make_unique<Zeroed>(window_bytes));
       windows.push_back(storage.back()->memory);
     }
   }
+  /// The ranks of one process, in windows that it has mapped.
+  EmulatedGroup(int world_size_, int num_channels_, size_t slot_bytes_, int first_rank_, int num_local_ranks_,
+                std::vector<std::byte*> windows_)
+      : world_size(world_size_),
+        first_rank(first_rank_),
+        num_local_ranks(num_local_ranks_),
+        num_channels(num_channels_),
+        slot_bytes(slot_bytes_),
+        counters(static_cast<size_t>(num_local_ranks_ * num_channels_) * cuda_counter_words(world_size_)),
+        windows(std::move(windows_)) {}
   const int world_size;
+  const int first_rank;
+  const int num_local_ranks;
   const int num_channels;
   const size_t slot_bytes;
   std::vector<uint64_t> counters;
-  std::vector<std::unique_ptr<Zeroed>> storage;
   std::vector<std::byte*> windows;
+  std::vector<std::unique_ptr<Zeroed>> storage;
   uint32_t stop = 0;
   uint64_t error = 0;
 
@@ -102,7 +111,7 @@ inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   const CudaRequest request{call.collective, call.algo, call.dtype, call.wire, call.count};
   const CudaShape shape{group.world_size, group.num_channels, group.slot_bytes, kCudaPacketDataBytes};
   const CudaChoice choice = choose_cuda(request, shape);
-  Launch launch{nullptr, {}, choice.num_channels, group.world_size};
+  Launch launch{nullptr, {}, choice.num_channels, group.num_local_ranks};
   take_all_reduce<CudaF32, CudaF32>(choice.key, group.world_size, launch);
   take_all_reduce<CudaF32, CudaBF16>(choice.key, group.world_size, launch);
   take_all_reduce<CudaF32, CudaF16>(choice.key, group.world_size, launch);
@@ -119,6 +128,7 @@ inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   take_if<SendBody>(choice.key, group.world_size, launch);
   take_if<BarrierBody>(choice.key, group.world_size, launch);
   CudaJob& job = launch.job;
+  job.first_rank = group.first_rank;
   job.world_size = group.world_size;
   job.num_channels = group.num_channels;
   job.root = call.root;

@@ -16,7 +16,9 @@
 
 #include "cuda_emulated_group.h"
 #include "cuda_emulated_streams.h"
+#include "fake_cuda_driver.h"
 #include "launch/cuda_call_rules.h"
+#include "memory/cuda_window.h"
 
 namespace dcomm::checks::cuda {
 namespace {
@@ -52,10 +54,24 @@ std::vector<Place>& places() {
 }  // namespace
 }  // namespace dcomm::checks::cuda
 
+struct DcommCudaWindow {
+  std::unique_ptr<dcomm::CudaWindow> memory;
+};
+
 struct DcommCudaGroup {
   DcommCudaGroup(int device_, int num_ranks, int num_channels, size_t slot_bytes)
       : device(device_), blocks(num_ranks, num_channels, slot_bytes) {}
+  DcommCudaGroup(const DcommCudaMembership& own, std::vector<std::byte*> windows)
+      : device(own.device),
+        blocks(own.world_size, own.num_channels, own.slot_bytes, own.first_rank, own.num_local_ranks,
+               std::move(windows)) {}
+  ~DcommCudaGroup() {
+    for (auto& window : shared_windows) {
+      if (window != nullptr && window->memory->is_imported()) window.reset();
+    }
+  }
   const int device;
+  std::vector<std::unique_ptr<DcommCudaWindow>> shared_windows;
   dcomm::checks::cuda::EmulatedGroup blocks;
   std::mutex mutex;  // of `done`
   std::shared_ptr<dcomm::checks::cuda::Ticket> done;
@@ -122,17 +138,19 @@ CollectiveCall collective_call(const DcommCudaCall& call) {
 }
 
 void enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Launch& launch) {
-  const int n = group.blocks.world_size;
+  const int first = group.blocks.first_rank;
+  const int n = group.blocks.num_local_ranks;
   LaunchStream& queue = LaunchStream::instance();
   const std::lock_guard lock(queue.mutex);
   for (int r = 0; r < n; ++r) {
-    if (is_first_of_its_stream(call, r)) queue.stream.wait_for(Streams::instance().find(call.streams[r])->record());
+    if (!is_first_of_its_stream(call, first + r, first)) continue;
+    queue.stream.wait_for(Streams::instance().find(call.streams[r])->record());
   }
   const int absent = absent_rank.exchange(-1);
   queue.stream.enqueue([launch, absent] { run_grid(launch, absent); });
   const std::shared_ptr<Ticket> done = queue.stream.record();
   for (int r = 0; r < n; ++r) {
-    if (is_first_of_its_stream(call, r)) Streams::instance().find(call.streams[r])->wait_for(done);
+    if (is_first_of_its_stream(call, first + r, first)) Streams::instance().find(call.streams[r])->wait_for(done);
   }
   const std::lock_guard done_lock(group.mutex);
   group.done = done;
@@ -140,15 +158,19 @@ void enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Launch& lau
 
 int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t num_bytes) {
   const Message message(text, num_bytes);
-  const int n = group->blocks.world_size;
-  if (!is_known_call(*call, n)) return message.say(kDcommCudaInvalid, "the call is not one of the kernels'");
+  const int first = group->blocks.first_rank;
+  const int n = group->blocks.num_local_ranks;
+  if (!is_known_call(*call, group->blocks.world_size))
+    return message.say(kDcommCudaInvalid, "the call is not one of the kernels'");
   std::vector<CudaArrays> arrays;
   for (int r = 0; r < n; ++r) {
     arrays.push_back({call->in[r], call->out[r]});
-    if (!has_good_arrays(*call, r)) return message.say(kDcommCudaInvalid, "rank %d's arrays are at bad addresses", r);
-    if (!takes_part(*call, r)) continue;
+    if (!has_good_arrays(*call, first + r, first)) {
+      return message.say(kDcommCudaInvalid, "rank %d's arrays are at bad addresses", first + r);
+    }
+    if (!takes_part(*call, first + r)) continue;
     if (reinterpret_cast<uintptr_t>(call->streams[r]) == 2) {
-      return message.say(kDcommCudaInvalid, "rank %d passes the per-thread default stream", r);
+      return message.say(kDcommCudaInvalid, "rank %d passes the per-thread default stream", first + r);
     }
     if (Streams::instance().find(call->streams[r]) == nullptr) return message.no_stream(call->streams[r]);
   }
@@ -160,6 +182,7 @@ int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t
   }
   launch.job.peer = call->peer;
   launch.job.timeout_ns = call->timeout_ns;
+  launch.job.fingerprint = call->fingerprint;
   ++num_launched;
   enqueue(*group, *call, launch);
   return kDcommCudaOk;
@@ -216,6 +239,97 @@ int32_t order_streams(int32_t, void* before, void* after, char* text, size_t num
   return kDcommCudaOk;
 }
 
+// ---- Ranks of different processes. Windows are made by the very code of csrc/memory, over a driver of host memory.
+
+std::atomic<int> window_kinds{kDcommCudaWindowVmm | kDcommCudaWindowIpc};  // that "work" in this process
+std::atomic<int> shared_gpu{-1};  // the GPU that this process has, to the others; -1: one of its own
+
+FakeCudaDriver& driver() {
+  static FakeCudaDriver& instance = *new FakeCudaDriver;
+  return instance;
+}
+
+/// As in launch/cuda_table.cu.
+template <class F>
+int32_t guarded(const Message& message, const F& f) {
+  try {
+    f();
+    return kDcommCudaOk;
+  } catch (const std::exception& error) {
+    return message.say(kDcommCudaFailed, "%s", error.what());
+  }
+}
+
+int32_t device_facts(int32_t device, int32_t, DcommCudaDeviceFacts* facts, char* text, size_t num_bytes) {
+  if (device < 0 || device >= kNumDevices) {
+    return Message(text, num_bytes).say(kDcommCudaInvalid, "device %d of %d", device, kNumDevices);
+  }
+  *facts = DcommCudaDeviceFacts{};
+  const int gpu = shared_gpu >= 0 ? shared_gpu.load() : static_cast<int>(getpid());
+  std::memcpy(facts->uuid, &gpu, sizeof(gpu));
+  facts->uuid[sizeof(gpu)] = static_cast<unsigned char>(device);
+  facts->window_kinds = window_kinds;
+  facts->resident_blocks = kResidentBlocks;
+  facts->l2_bytes = kDefaultSlotBytes * 64;
+  if (window_kinds != (kDcommCudaWindowVmm | kDcommCudaWindowIpc)) {
+    std::snprintf(facts->why_not, sizeof(facts->why_not), "the emulated driver was told so");
+  }
+  return kDcommCudaOk;
+}
+
+int32_t window_create(const DcommCudaWindowOptions* options, DcommCudaWindow** window, char* text, size_t num_bytes) {
+  return guarded(Message(text, num_bytes), [&] {
+    driver();
+    const size_t window_bytes =
+        cuda_window_layout(options->world_size, options->num_channels, options->slot_bytes).window_bytes();
+    auto made = std::make_unique<DcommCudaWindow>();
+    made->memory = make_cuda_window(FakeCudaDriver::table(), static_cast<CudaWindowKind>(options->kind),
+                                    options->device, window_bytes);
+    *window = made.release();
+  });
+}
+
+int32_t window_export(const DcommCudaWindow* window, DcommCudaWindowHandle* handle, char* text, size_t num_bytes) {
+  return guarded(Message(text, num_bytes), [&] {
+    const CudaWindowHandle exported = window->memory->export_handle();
+    *handle = DcommCudaWindowHandle{};
+    handle->kind = static_cast<int32_t>(exported.kind);
+    handle->descriptor = exported.descriptor;
+    handle->mapped_bytes = exported.mapped_bytes;
+    std::memcpy(handle->ipc, exported.ipc, sizeof(handle->ipc));
+  });
+}
+
+int32_t window_import(int32_t device, const DcommCudaWindowHandle* handle, DcommCudaWindow** window, char* text,
+                      size_t num_bytes) {
+  return guarded(Message(text, num_bytes), [&] {
+    CudaWindowHandle theirs;
+    theirs.kind = static_cast<CudaWindowKind>(handle->kind);
+    theirs.descriptor = handle->descriptor;
+    theirs.mapped_bytes = handle->mapped_bytes;
+    std::memcpy(theirs.ipc, handle->ipc, sizeof(theirs.ipc));
+    auto made = std::make_unique<DcommCudaWindow>();
+    made->memory = import_cuda_window(FakeCudaDriver::table(), device, theirs);
+    *window = made.release();
+  });
+}
+
+void window_destroy(DcommCudaWindow* window) { delete window; }
+
+int32_t group_join(const DcommCudaMembership* membership, DcommCudaGroup** group, char* text, size_t num_bytes) {
+  return guarded(Message(text, num_bytes), [&] {
+    std::vector<std::byte*> windows;
+    for (int r = 0; r < membership->world_size; ++r) windows.push_back(membership->windows[r]->memory->base());
+    auto made = std::make_unique<DcommCudaGroup>(*membership, std::move(windows));
+    for (int r = 0; r < membership->world_size; ++r) made->shared_windows.emplace_back(membership->windows[r]);
+    *group = made.release();
+  });
+}
+
+void group_keep_windows(DcommCudaGroup* group) {
+  for (const auto& window : group->shared_windows) window->memory->keep_forever();
+}
+
 }  // namespace
 }  // namespace dcomm::checks::cuda
 
@@ -225,14 +339,29 @@ DCOMM_EXPORTED const DcommCudaTable* dcomm_cuda_table(uint32_t abi) {
   using namespace dcomm::checks::cuda;
   if (abi != kDcommCudaAbi) return nullptr;
   static const DcommCudaTable table = {
-      kDcommCudaAbi,   0,
-      &device_count,   &group_create,
-      &group_destroy,  &run,
-      &poll_error,     &synchronize,
-      &stop,           &kernel_info,
-      &copy_bandwidth, &create_list,
-      &destroy_list,   &copy_list_of,
-      &pointer_device, &order_streams,
+      kDcommCudaAbi,
+      0,
+      &device_count,
+      &group_create,
+      &group_destroy,
+      &run,
+      &poll_error,
+      &synchronize,
+      &stop,
+      &kernel_info,
+      &copy_bandwidth,
+      &create_list,
+      &destroy_list,
+      &copy_list_of,
+      &pointer_device,
+      &order_streams,
+      &device_facts,
+      &window_create,
+      &window_export,
+      &window_import,
+      &window_destroy,
+      &group_join,
+      &group_keep_windows,
   };
   return &table;
 }
@@ -274,3 +403,15 @@ DCOMM_EXPORTED void emulated_place(const void* address, uint64_t nbytes, int32_t
 DCOMM_EXPORTED void emulated_absent(int32_t rank) { dcomm::checks::cuda::absent_rank = rank; }
 
 DCOMM_EXPORTED int32_t emulated_num_launched() { return dcomm::checks::cuda::num_launched; }
+
+/// This process' windows can be of these kinds (DcommCudaWindowKind); the other processes take `gpu` for the GPU that
+/// it uses, -1: one of its own; call `fails_at` from here on of the driver fails, -1: none.
+DCOMM_EXPORTED void emulated_process(int32_t window_kinds, int32_t gpu, int32_t fails_at) {
+  using namespace dcomm::checks;
+  cuda::window_kinds = window_kinds;
+  cuda::shared_gpu = gpu;
+  cuda::driver().fails_at = fails_at < 0 ? -1 : cuda::driver().num_calls() + fails_at;
+}
+
+/// Memory, addresses and mappings of the emulated driver that this process still has.
+DCOMM_EXPORTED int32_t emulated_num_alive() { return static_cast<int32_t>(dcomm::checks::cuda::driver().num_alive()); }

@@ -101,9 +101,10 @@ CHECK_CASE(cuda_window_that_others_may_have_open_is_kept) {
   auto theirs = import_cuda_window(driver, 0, own->export_handle());
   own->keep_forever();
   own.reset();
-  EXPECT_EQ(fake.num_alive(), size_t{1});
+  EXPECT_EQ(fake.num_alive(), size_t{2});
   theirs->base()[0] = std::byte{1};
   theirs.reset();
+  EXPECT_EQ(fake.num_alive(), size_t{1});
   driver.deallocate(address);
 }
 

@@ -35,7 +35,9 @@ class FakeCudaDriver {
 
   int num_calls() const { return num_calls_; }
   /// Memory, addresses and mappings that exist.
-  size_t num_alive() const { return memories_.size() + reserved_.size() + mapped_.size() + allocated_.size(); }
+  size_t num_alive() const {
+    return memories_.size() + reserved_.size() + mapped_.size() + allocated_.size() + opened_.size();
+  }
 
   static const CudaDriver& table() {
     static const CudaDriver driver = {
@@ -70,6 +72,22 @@ class FakeCudaDriver {
   bool refuses(const char* name) {
     log.push_back(name);
     return num_calls_++ == fails_at;
+  }
+  struct Allocation {
+    int descriptor;
+    size_t num_bytes;
+  };
+  struct IpcHandle {
+    pid_t pid;
+    int descriptor;
+    size_t num_bytes;
+  };
+  static_assert(sizeof(IpcHandle) <= kCudaIpcBytes);
+
+  static uintptr_t map_all(int descriptor, size_t num_bytes) {
+    void* const start = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+    EXPECT(start != MAP_FAILED);
+    return reinterpret_cast<uintptr_t>(start);
   }
   static void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
@@ -151,35 +169,47 @@ class FakeCudaDriver {
 
   int allocate(size_t num_bytes, uintptr_t* address) {
     if (refuses("allocate")) return result;
-    auto* const memory = new unsigned char[num_bytes];
-    std::memset(memory, 0xa5, num_bytes);
-    *address = reinterpret_cast<uintptr_t>(memory);
-    allocated_[*address] = 0;
+    const int descriptor = memfd_create("fake_gpu", MFD_CLOEXEC);
+    EXPECT(descriptor >= 0 && ftruncate(descriptor, static_cast<off_t>(num_bytes)) == 0);
+    *address = map_all(descriptor, num_bytes);
+    std::memset(at(*address), 0xa5, num_bytes);
+    allocated_[*address] = {descriptor, num_bytes};
     return 0;
   }
   int deallocate(uintptr_t address) {
     log.push_back("deallocate");
     EXPECT(allocated_.count(address) == 1);
-    EXPECT_EQ(allocated_[address], 0);  // nobody has it open
+    const Allocation freed = allocated_[address];
+    for (const auto& [where, opened] : opened_) EXPECT(opened.descriptor != freed.descriptor);  // nobody has it open
+    munmap(at(address), freed.num_bytes);
+    close(freed.descriptor);
     allocated_.erase(address);
-    delete[] reinterpret_cast<unsigned char*>(address);
     return 0;
   }
   int ipc_export(uintptr_t address, unsigned char* handle) {
     if (refuses("ipc_export")) return result;
     EXPECT(allocated_.count(address) == 1);
-    std::memcpy(handle, &address, sizeof(address));
+    const IpcHandle written{getpid(), allocated_[address].descriptor, allocated_[address].num_bytes};
+    std::memcpy(handle, &written, sizeof(written));
     return 0;
   }
   int ipc_open(const unsigned char* handle, uintptr_t* address) {
     if (refuses("ipc_open")) return result;
-    std::memcpy(address, handle, sizeof(*address));
-    ++allocated_.at(*address);
+    IpcHandle read;
+    std::memcpy(&read, handle, sizeof(read));
+    const std::string path = "/proc/" + std::to_string(read.pid) + "/fd/" + std::to_string(read.descriptor);
+    const int descriptor = open(path.c_str(), O_RDWR | O_CLOEXEC);
+    if (descriptor < 0) return kRefused;
+    *address = map_all(descriptor, read.num_bytes);
+    close(descriptor);
+    opened_[*address] = {read.pid == getpid() ? read.descriptor : -1, read.num_bytes};
     return 0;
   }
   int ipc_close(uintptr_t address) {
     log.push_back("ipc_close");
-    --allocated_.at(address);
+    EXPECT(opened_.count(address) == 1);
+    munmap(at(address), opened_[address].num_bytes);
+    opened_.erase(address);
     return 0;
   }
 
@@ -188,7 +218,8 @@ class FakeCudaDriver {
   std::map<uint64_t, int> memories_;      // -> descriptor
   std::map<uintptr_t, size_t> reserved_;  // -> bytes
   std::map<uintptr_t, size_t> mapped_;
-  std::map<uintptr_t, int> allocated_;  // -> how often it is open
+  std::map<uintptr_t, Allocation> allocated_;
+  std::map<uintptr_t, Allocation> opened_;  // descriptor: the owner's, where that is this process
 };
 
 /// Of this process.

@@ -133,6 +133,7 @@ inline bool record_operation(RecordExec& exec, const Scenario& scenario, const O
     case Collective::kSplit:
     case Collective::kEmpty:
     case Collective::kRegister:
+    case Collective::kCudaSetUp:
       break;
   }
   return false;

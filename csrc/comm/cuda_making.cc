@@ -1,0 +1,256 @@
+// CUDA operations between processes: how the ranks make windows on their GPUs together, and what ends them.
+// Floor: comm.
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "comm/agreement.h"
+#include "comm/failure_text.h"
+#include "launch/cuda_agreement.h"
+#include "launch/cuda_loader.h"
+#include "memory/backing.h"
+#include "protocol/fingerprint.h"
+
+namespace dcomm {
+
+namespace {
+
+constexpr uint64_t kCudaSalt = 0x63756461ull;
+constexpr size_t kMessageBytes = 512;
+/// Contexts of several processes take turns of some milliseconds on one GPU, and every step of an algorithm may cost
+/// one turn of each.
+constexpr int64_t kSharedGpuTimeoutNs = 30'000'000'000;
+
+struct WindowDeleter {
+  const DcommCudaTable* table;
+  void operator()(DcommCudaWindow* window) const { table->window_destroy(window); }
+};
+using Window = std::unique_ptr<DcommCudaWindow, WindowDeleter>;
+
+struct GroupDeleter {
+  const DcommCudaTable* table;
+  bool keeps_windows;
+  void operator()(DcommCudaGroup* group) const {
+    if (keeps_windows) table->group_keep_windows(group);
+    table->group_destroy(group);
+  }
+};
+using Group = std::unique_ptr<DcommCudaGroup, GroupDeleter>;
+
+/// f(message, its length) -> status.
+template <class F>
+void checked(const F& f) {
+  char message[kMessageBytes] = "";
+  check_cuda(f(message, sizeof(message)), message);
+}
+
+void warn_of_shared_gpu(int num_sharing) {
+  static std::atomic<bool> said{false};
+  if (said.exchange(true)) return;
+  std::fprintf(stderr,
+               "dcomm: %d processes use one GPU, which gives each a turn of milliseconds: every step of a collective "
+               "waits for several. Start NVIDIA's Multi-Process Service (nvidia-cuda-mps-control -d) before the "
+               "processes, use one GPU for each, or make the ranks threads of one process (dcomm.init_threads)\n",
+               num_sharing);
+}
+
+}  // namespace
+
+/// One making as one rank goes through it.
+class Communicator::CudaMaking {
+ public:
+  CudaMaking(Communicator& parent, int device, int64_t timeout_ns, InterruptCheck interrupted)
+      : parent_(parent),
+        device_(device),
+        agreement_(parent, {Collective::kCudaSetUp, "windows on the GPUs"}, timeout_ns, interrupted),
+        all_(static_cast<size_t>(parent.world_size())) {
+    std::iota(all_.begin(), all_.end(), 0);
+  }
+  /// What is left after a failure: imported windows go first; one of kind Ipc that others may have open stays.
+  ~CudaMaking() {
+    group_.reset();
+    if (windows_.empty()) return;
+    Window own = std::move(windows_[static_cast<size_t>(rank())]);
+    windows_.clear();
+    if (agreed_.kind == kDcommCudaWindowIpc) (void)own.release();
+  }
+  CudaMaking(const CudaMaking&) = delete;
+  CudaMaking& operator=(const CudaMaking&) = delete;
+
+  std::shared_ptr<CudaProcessGroup> run() {
+    const std::vector<CudaRankFacts> facts = gather_facts();
+    agreed_ = agree_on_cuda(facts);
+    const uint64_t id = hash_mix(hash_mix(parent_.id_, ++parent_.num_cuda_makings_), kCudaSalt);
+    if (agreed_.kind == kDcommCudaWindowVmm) {
+      agreement_.exchange_windows(id, all_, [&](const DescriptorExchange& exchange) {
+        make_own();
+        const std::vector<UniqueFd> descriptors = take_ownership(exchange(handle_.descriptor), rank(), world_size());
+        own_descriptor_.reset();
+        import_all(agreement_.gather(handle_), &descriptors);
+        join();
+      });
+    } else {
+      agreement_.agree_after([&] { make_own(); });
+      const std::vector<DcommCudaWindowHandle> handles = agreement_.gather(handle_);
+      agreement_.agree_after([&] {
+        import_all(handles, nullptr);
+        join();
+      });
+    }
+    if (agreed_.num_sharing > 1 && count_on_gpu_of(facts, rank()) > 1 && is_first_on_its_gpu(facts, rank())) {
+      warn_of_shared_gpu(count_on_gpu_of(facts, rank()));
+    }
+    parent_.cuda_windows_are_kept_ = agreed_.kind == kDcommCudaWindowIpc;
+    const CudaProcessOptions options{rank(), device_, agreed_.num_sharing > 1 ? kSharedGpuTimeoutNs : 0};
+    return std::make_shared<CudaProcessGroup>(*table_, group_.release(), options, peers());
+  }
+
+ private:
+  int rank() const { return parent_.rank(); }
+  int world_size() const { return parent_.world_size(); }
+
+  std::vector<CudaRankFacts> gather_facts() {
+    CudaRankFacts own;
+    std::optional<Error> own_error;
+    try {
+      table_ = &cuda_table();
+      own.window_kinds = allowed_window_kinds_from_environment();
+      const CudaGroupOptions options = CudaGroupOptions::from_environment();
+      own.num_channels = options.num_channels;
+      own.slot_bytes = options.slot_bytes;
+      checked([&](char* text, size_t size) {
+        return table_->device_facts(device_, world_size(), &own.device, text, size);
+      });
+    } catch (const Error& error) {
+      own_error = error;
+      own.code = static_cast<int64_t>(error.code());
+    }
+    const std::vector<CudaRankFacts> facts = agreement_.gather(own);
+    if (own_error) throw Error(*own_error);
+    return facts;
+  }
+
+  void make_own() {
+    const DcommCudaWindowOptions options{device_, agreed_.kind, world_size(), agreed_.num_channels, agreed_.slot_bytes};
+    DcommCudaWindow* made = nullptr;
+    checked([&](char* text, size_t size) { return table_->window_create(&options, &made, text, size); });
+    windows_.resize(all_.size());
+    windows_[static_cast<size_t>(rank())] = Window(made, WindowDeleter{table_});
+    checked([&](char* text, size_t size) { return table_->window_export(made, &handle_, text, size); });
+    if (handle_.descriptor >= 0) own_descriptor_.emplace(handle_.descriptor);
+  }
+
+  /// descriptors: by rank, where the handles' numbers are those of other processes.
+  void import_all(const std::vector<DcommCudaWindowHandle>& handles, const std::vector<UniqueFd>* descriptors) {
+    for (int peer = 0; peer < world_size(); ++peer) {
+      if (peer == rank()) continue;
+      const auto index = static_cast<size_t>(peer);
+      DcommCudaWindowHandle handle = handles[index];
+      handle.descriptor = descriptors == nullptr ? -1 : (*descriptors)[index].get();
+      DcommCudaWindow* made = nullptr;
+      try {
+        checked([&](char* text, size_t size) { return table_->window_import(device_, &handle, &made, text, size); });
+      } catch (const Error& error) {
+        throw_error(error.code(), "the window of rank ", peer, " on its GPU: ", error.what());
+      }
+      windows_[index] = Window(made, WindowDeleter{table_});
+    }
+  }
+
+  void join() {
+    std::vector<DcommCudaWindow*> windows;
+    for (const Window& window : windows_) windows.push_back(window.get());
+    const DcommCudaMembership membership{device_, world_size(),       rank(),        1, agreed_.num_channels,
+                                         0,       agreed_.slot_bytes, windows.data()};
+    DcommCudaGroup* made = nullptr;
+    checked([&](char* text, size_t size) { return table_->group_join(&membership, &made, text, size); });
+    group_ = Group(made, GroupDeleter{table_, agreed_.kind == kDcommCudaWindowIpc});
+    for (Window& window : windows_) (void)window.release();
+    windows_.clear();
+  }
+
+  CudaProcessPeers peers() const {
+    const HostContext* const context = &parent_.context_;
+    return {parent_.pids_, [context](const OpRecord& record) { store_cuda_record(*context, record); },
+            [context](int peer) { return cuda_position(*context, peer); },
+            [context](const DcommCudaFailure& failure) {
+              return describe_cuda_disagreement(*context, failure.rank, failure.peer, failure.seq);
+            }};
+  }
+
+  Communicator& parent_;
+  const int device_;
+  Agreement agreement_;
+  std::vector<int> all_;
+  const DcommCudaTable* table_ = nullptr;
+  CudaAgreed agreed_;
+  DcommCudaWindowHandle handle_{};
+  std::optional<UniqueFd> own_descriptor_;
+  std::vector<Window> windows_;  // by rank, until they are the group's
+  Group group_;
+};
+
+std::shared_ptr<CudaProcessGroup> Communicator::cuda_processes() const {
+  const std::lock_guard lock(cuda_mutex_);
+  return cuda_processes_;
+}
+
+std::shared_ptr<CudaProcessGroup> Communicator::open_cuda_processes(int device, int64_t timeout_ns,
+                                                                    InterruptCheck interrupted) {
+  if (auto group = cuda_processes()) {
+    DCOMM_CHECK(group->device() == device, ErrorCode::kInvalidArgument, "got cuda:", device,
+                ", but this communicator uses cuda:", group->device(),
+                " on this rank; make another communicator for another GPU");
+    return group;
+  }
+  auto group = CudaMaking(*this, device, timeout_ns, interrupted).run();
+  const std::lock_guard lock(cuda_mutex_);
+  cuda_processes_ = group;
+  for (int peer = 0; peer < world_size(); ++peer) {  // that were gone before the watcher knew of the group
+    const AbortDetail exit = context_.exits->get(peer);
+    if (exit != AbortDetail::kNone) group->note_exit(peer, exit == AbortDetail::kDied);
+  }
+  return group;
+}
+
+void Communicator::run_cuda_between_processes(const CudaRankCall& call) {
+  const auto group = open_cuda_processes(call.device, call.timeout_ns, call.interrupted);
+  try {
+    group->run(call);
+  } catch (const Error& error) {
+    if (group->is_broken()) {
+      AbortReason reason;  // for peers that wait on the host; those on the GPU know better
+      reason.code = ErrorCode::kAborted;
+      reason.reporter = reason.culprit = static_cast<uint16_t>(rank());
+      broadcast_abort(context_, reason);
+      set_broken(error.code(), error.what());
+    }
+    throw;
+  }
+}
+
+void Communicator::stop_cuda(ErrorCode code, const std::string& reason) {
+  const std::lock_guard lock(cuda_mutex_);
+  if (cuda_processes_ != nullptr) cuda_processes_->stop(code, reason);
+}
+
+/// Waits for what runs on the GPU, 11 s at most; the goodbye comes after it.
+void Communicator::leave_cuda() {
+  std::shared_ptr<CudaProcessGroup> group;
+  {
+    const std::lock_guard lock(cuda_mutex_);
+    group.swap(cuda_processes_);
+  }
+  if (group == nullptr) return;
+  bool all_gone = true;
+  for (int peer = 0; peer < world_size(); ++peer) {
+    all_gone = all_gone && (peer == rank() || context_.exits->get(peer) != AbortDetail::kNone);
+  }
+  if (cuda_windows_are_kept_ && !all_gone) group->keep_windows();
+}
+
+}  // namespace dcomm
