@@ -1,0 +1,238 @@
+"""Rank processes of test_cuda_processes.py: CUDA arrays on an emulated GPU in each process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from emulated_gpu import EmulatedGpu
+from numpy.typing import NDArray
+from rank_main import error_of, mark
+
+import dcomm
+
+VMM, IPC = 1, 2  # csrc/launch/cuda_api.h
+
+
+@contextlib.contextmanager
+def emulated(
+    library: str, rank: int, world_size: int, *, kinds: int = VMM | IPC, gpu: int = -1, fails_at: int = -1
+) -> Iterator[tuple[EmulatedGpu, dcomm.Communicator]]:
+    """A GPU and a communicator. gpu: which one other processes take it for; fails_at: a call of its driver."""
+    device = EmulatedGpu(Path(library))
+    device.library.emulated_process(kinds, gpu, fails_at)
+    with device.in_use(), dcomm.init(rank=rank, world_size=world_size) as comm:
+        yield device, comm
+
+
+def numbers(rank: int, count: int) -> NDArray[Any]:
+    """Whole ones, of which sums are exact in any order."""
+    return ((np.arange(count) * 7 + rank * 13) % 31 - 15).astype(np.float32)
+
+
+def sum_of(world_size: int, count: int) -> NDArray[Any]:
+    return np.sum([numbers(rank, count) for rank in range(world_size)], axis=0, dtype=np.float32)
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def collectives(library: str, rank: int, world_size: int, **emulation: Any) -> int:
+    """Each collective of CUDA arrays against the same one of CPU arrays, and back to back."""
+    n = world_size
+    with emulated(library, rank, n, **emulation) as (gpu, comm):
+
+        def both(call: Callable[[Any, Any], Any], x: NDArray[Any], out: NDArray[Any]) -> None:
+            mine, theirs, result = x.copy(), x.copy(), out.copy()
+            call(theirs, out)
+            call(gpu.array(mine), gpu.array(result))
+            comm._core.synchronize_cuda(0)
+            gpu.streams[0].synchronize()
+            assert (result == out).all(), (result, out)
+
+        for turn, count in enumerate((1, 300, 5000)):
+            x, blocks, root = numbers(rank, count), numbers(rank, count * n), turn % n
+            for algo in ("auto", "ring", "two_shot", "tree", "one_shot"):
+                both(lambda x, out, algo=algo: comm.all_reduce(x, out=out, algo=algo), x, np.empty_like(x))
+            both(lambda x, out: comm.all_gather(x, out=out), x, np.empty_like(blocks))
+            both(lambda x, out: comm.reduce_scatter(x, out=out), blocks, np.empty_like(x))
+            both(lambda x, out: comm.all_to_all(x, out=out), blocks, np.empty_like(blocks))
+            y = x.copy()
+            comm.broadcast(gpu.array(y), src=root)
+            comm._core.synchronize_cuda(0)
+            gpu.streams[0].synchronize()
+            assert (y == numbers(root, count)).all()
+        many = [numbers(rank, 100) for _ in range(30)]
+        for y in many:
+            comm.all_reduce(gpu.array(y))
+        comm._core.synchronize_cuda(0)
+        gpu.streams[0].synchronize()
+        for y in many:
+            assert (y == sum_of(n, 100)).all()
+        part = comm.split(color=rank % 2)
+        assert part is not None
+        y = numbers(rank, 50)
+        part.all_reduce(gpu.array(y))
+        part._core.synchronize_cuda(0)
+        gpu.streams[0].synchronize()
+        assert (y == np.sum([numbers(r, 50) for r in range(rank % 2, n, 2)], axis=0)).all()
+        part.close()
+        comm.barrier()
+    return int(gpu.library.emulated_num_alive())
+
+
+def cannot(library: str, rank: int, world_size: int, kinds: list[int]) -> dict[str, Any]:
+    """No kind of window that all have; CPU arrays are still served."""
+    with emulated(library, rank, world_size, kinds=kinds[rank]) as (gpu, comm):
+        x = np.ones(10, np.float32)
+        error = error_of(lambda: comm.all_reduce(gpu.array(x)))
+        assert (comm.all_reduce(x) == world_size).all()
+        return error
+
+
+def driver_fails(library: str, rank: int, world_size: int, num_calls: int, keeps: bool) -> list[dict[str, Any]]:
+    """On rank 1 each call of the driver fails in turn. All raise; nothing is left behind; at last it works.
+
+    keeps: windows that others may have open stay until the process ends.
+    """
+    errors = []
+    device = EmulatedGpu(Path(library))
+    device.library.emulated_process(VMM | IPC, -1, -1)
+    with device.in_use(), dcomm.init(rank=rank, world_size=world_size) as comm:
+        before = open_descriptors()
+        for call in range(num_calls):
+            if rank == 1:
+                device.library.emulated_process(VMM | IPC, -1, call)
+            errors.append(error_of(lambda: comm.all_reduce(device.array(np.ones(10, np.float32)))))
+            assert keeps or device.library.emulated_num_alive() == 0, errors[-1]
+            assert keeps or open_descriptors() == before, errors[-1]
+        if rank == 1:
+            device.library.emulated_process(VMM | IPC, -1, -1)
+        x = np.ones(10, np.float32)
+        comm.all_reduce(device.array(x))
+        comm._core.synchronize_cuda(0)
+        assert (x == world_size).all()
+        comm.barrier()
+    assert keeps or device.library.emulated_num_alive() == 0
+    return errors
+
+
+def mismatch(library: str, rank: int, world_size: int, name: str) -> dict[str, Any]:
+    """Rank 1 makes another call than the others, who then go on to the next."""
+    with emulated(library, rank, world_size) as (gpu, comm):
+        for _ in range(5):
+            comm.all_reduce(gpu.array(numbers(rank, 200)))
+        x, out = gpu.array(np.ones(120, np.float32)), gpu.array(np.ones(120, np.float32))
+        odd = rank == 1
+        calls: dict[str, Callable[[], Any]] = {
+            "count": lambda: comm.all_reduce(gpu.array(np.ones(90 if odd else 120, np.float32))),
+            "op": lambda: comm.all_reduce(x, op="avg" if odd else "sum"),
+            "dtype": lambda: comm.broadcast(gpu.array(np.ones(60 if odd else 120, np.int64 if odd else np.int32))),
+            "wire": lambda: comm.all_reduce(x, wire_dtype="float16" if odd else None),
+            "algo": lambda: comm.all_reduce(x, algo="ring" if odd else "two_shot"),
+            "src": lambda: comm.broadcast(x, src=1 if odd else 0),
+            "collective": lambda: (
+                comm.reduce_scatter(x, out=gpu.array(np.ones(120 // world_size, np.float32)))
+                if odd
+                else comm.all_reduce(x, out=out)
+            ),
+        }
+
+        def go_on() -> None:
+            calls[name]()
+            time.sleep(0.3)
+            comm.all_reduce(gpu.array(np.ones(10, np.float32)))
+            comm._core.synchronize_cuda(0)
+
+        return error_of(go_on)
+
+
+def missing(library: str, rank: int, world_size: int) -> dict[str, Any]:
+    """Rank 1 does not call. Then a new communicator works."""
+    with emulated(library, rank, world_size) as (gpu, comm):
+        comm.all_reduce(gpu.array(np.ones(10, np.float32)))
+        comm._core.synchronize_cuda(0)
+        error: dict[str, Any] = {}
+        if rank != 1:
+
+            def wait() -> None:
+                comm.all_reduce(gpu.array(np.ones(10, np.float32)), timeout=0.5)
+                comm._core.synchronize_cuda(0)
+
+            error = error_of(wait)
+        else:
+            time.sleep(3)
+    with dcomm.init(rank=rank, world_size=world_size) as comm, gpu.in_use():
+        x = np.ones(10, np.float32)
+        comm.all_reduce(gpu.array(x))
+        comm._core.synchronize_cuda(0)
+        assert (x == world_size).all()
+        comm.barrier()
+    return error
+
+
+def ends(library: str, rank: int, world_size: int, how: str) -> dict[str, Any]:
+    """Rank 1 is killed, aborts or closes while the others wait for it on the GPU."""
+    with emulated(library, rank, world_size) as (gpu, comm):
+        comm.all_reduce(gpu.array(np.ones(10, np.float32)))
+        comm._core.synchronize_cuda(0)
+        if rank == 1:
+            mark("ready")
+            time.sleep(0.5 if how != "killed" else 60)
+            if how == "abort":
+                comm.abort()
+                time.sleep(0.5)
+            return {"at_ns": time.monotonic_ns()}
+
+        def wait() -> None:
+            comm.all_reduce(gpu.array(np.ones(10, np.float32)), timeout=30)
+            mark("ready")
+            comm._core.synchronize_cuda(30_000_000_000)
+
+        return error_of(wait)
+
+
+def leaves_at_once(library: str, rank: int, world_size: int, turns: int) -> int:
+    """Ranks close as soon as they have launched their part: no other rank's operation fails."""
+    for turn in range(turns):
+        with emulated(library, rank, world_size) as (gpu, comm):
+            y = numbers(rank, 700)
+            for _ in range(2):
+                y = numbers(rank, 700)
+                comm.all_reduce(gpu.array(y), algo=("two_shot", "ring", "one_shot")[turn % 3])
+            if rank == turn % world_size:
+                time.sleep(0.02)
+            else:
+                comm._core.synchronize_cuda(0)
+        gpu.streams[0].synchronize()
+        assert (y == sum_of(world_size, 700)).all()
+    return turns
+
+
+def forks(library: str, rank: int, world_size: int) -> str:
+    """A forked child raises, and its end does not concern the parent's GPU."""
+    with emulated(library, rank, world_size) as (gpu, comm):
+        comm.all_reduce(gpu.array(np.ones(10, np.float32)))
+        comm._core.synchronize_cuda(0)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                comm.all_reduce(gpu.array(np.ones(10, np.float32)))
+            except dcomm.DcommError as error:
+                os.write(write, type(error).__name__.encode())
+            comm.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        x = np.ones(10, np.float32)
+        comm.all_reduce(gpu.array(x))
+        comm._core.synchronize_cuda(0)
+        assert (x == world_size).all()
+        comm.barrier()
+        return os.read(read, 100).decode()
