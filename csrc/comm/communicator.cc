@@ -279,7 +279,7 @@ void Communicator::synchronize_cuda(int64_t timeout_ns) {
   check_usable();
   const int64_t limit_ns = timeout_ns > 0 ? timeout_ns : settings_.timeout_ns;
   if (!serves_cuda_between_processes()) return cuda_group().synchronize_check(rank(), limit_ns);
-  if (const auto group = cuda_processes()) group->synchronize_check(limit_ns);
+  synchronize_cuda_processes(limit_ns);
 }
 
 /// What the thread does while a send or recv waits.

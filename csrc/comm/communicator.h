@@ -120,7 +120,10 @@ class Communicator {
   bool serves_cuda_between_processes() const { return mesh_ != nullptr && cuda_group_ == nullptr; }
   std::shared_ptr<CudaProcessGroup> cuda_processes() const;
   std::shared_ptr<CudaProcessGroup> open_cuda_processes(int device, int64_t timeout_ns, InterruptCheck interrupted);
+  template <class F>
+  void use_cuda_processes(CudaProcessGroup& group, const F& f);
   void run_cuda_between_processes(const CudaRankCall& call);
+  void synchronize_cuda_processes(int64_t timeout_ns);
   void stop_cuda(ErrorCode code, const std::string& reason);
   void leave_cuda();
   void run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted);

@@ -217,12 +217,13 @@ std::shared_ptr<CudaProcessGroup> Communicator::open_cuda_processes(int device, 
   return group;
 }
 
-void Communicator::run_cuda_between_processes(const CudaRankCall& call) {
-  const auto group = open_cuda_processes(call.device, call.timeout_ns, call.interrupted);
+/// f(), after whose final errors the whole communicator is broken.
+template <class F>
+void Communicator::use_cuda_processes(CudaProcessGroup& group, const F& f) {
   try {
-    group->run(call);
+    f();
   } catch (const Error& error) {
-    if (group->is_broken()) {
+    if (group.is_broken()) {
       AbortReason reason;  // for peers that wait on the host; those on the GPU know better
       reason.code = ErrorCode::kAborted;
       reason.reporter = reason.culprit = static_cast<uint16_t>(rank());
@@ -231,6 +232,17 @@ void Communicator::run_cuda_between_processes(const CudaRankCall& call) {
     }
     throw;
   }
+}
+
+void Communicator::run_cuda_between_processes(const CudaRankCall& call) {
+  const auto group = open_cuda_processes(call.device, call.timeout_ns, call.interrupted);
+  use_cuda_processes(*group, [&] { group->run(call); });
+}
+
+void Communicator::synchronize_cuda_processes(int64_t timeout_ns) {
+  const auto group = cuda_processes();
+  if (group == nullptr) return;  // nothing has been launched
+  use_cuda_processes(*group, [&] { group->synchronize_check(timeout_ns); });
 }
 
 void Communicator::stop_cuda(ErrorCode code, const std::string& reason) {
