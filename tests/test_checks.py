@@ -130,6 +130,14 @@ CHECKS = {
         "cuda_processes_missing_rank_times_out",
         "cuda_processes_stop_word_ends_all_grids",
     ],
+    "cuda_mutation_checks": [
+        "cuda_protocol_ring",
+        "cuda_protocol_two_shot",
+        "cuda_protocol_tree",
+        "cuda_protocol_broadcast",
+        "cuda_protocol_all_gather",
+        "cuda_protocol_packets",
+    ],
     "cuda_window_checks": [
         "cuda_window_is_the_same_memory_on_both_sides",
         "cuda_window_steps_are_in_order",

@@ -35,30 +35,37 @@ class Expectation:
 # Jitter lets ranks run ahead of each other: a wait that is too short shows only when it would have been a wait.
 JITTER = {"DCOMM_TEST_JITTER": "1"}
 CREDIT_CHECKS = ("protocol_push_credits", "protocol_fifo_credits", "protocol_pair_credits")
+# The executor of GPU blocks, on host threads: what these rules protect there.
+CUDA_CHECKS = ("cuda_protocol_ring", "cuda_protocol_two_shot", "cuda_protocol_tree")
 MUTATIONS = {
     "ring_no_lane_sync": Expectation(("protocol_ring_lanes",)),
-    "no_credit_wait": Expectation(CREDIT_CHECKS, JITTER),
-    "credit_off_by_one": Expectation(CREDIT_CHECKS, JITTER),
-    "ring_wrong_chunk": Expectation(("protocol_schedules", "protocol_ring_lanes")),
+    "no_credit_wait": Expectation((*CREDIT_CHECKS, "cuda_protocol_broadcast"), JITTER),
+    "credit_off_by_one": Expectation((*CREDIT_CHECKS, "cuda_protocol_broadcast"), JITTER),
+    "ring_wrong_chunk": Expectation(("protocol_schedules", "protocol_ring_lanes", "cuda_protocol_ring")),
     "two_shot_no_lane_sync": Expectation(("protocol_two_shot_lanes",)),
     "two_shot_no_gather_sync": Expectation(("protocol_two_shot_lanes",)),
     "two_shot_no_reuse_sync": Expectation(("protocol_two_shot_reuse",)),
-    "wait_old_epoch": Expectation(("protocol_epochs",), JITTER),
+    "wait_old_epoch": Expectation(("protocol_epochs", *CUDA_CHECKS), JITTER),
     "single_slot": Expectation(("protocol_two_slots",)),
-    "relaxed_publish": Expectation(("protocol_release_acquire",)),
-    "relaxed_arrive": Expectation(("protocol_release_acquire",)),
+    "relaxed_publish": Expectation(("protocol_release_acquire", *CUDA_CHECKS)),
+    "relaxed_arrive": Expectation(("protocol_release_acquire", *CUDA_CHECKS)),
     "tree_no_reuse_sync": Expectation(("protocol_tree_reuse",)),
     "swapped_tree_parent": Expectation(("protocol_schedules",)),
     "exchange_no_lane_sync": Expectation(("protocol_exchange_lanes",)),
     "exchange_no_reuse_sync": Expectation(("protocol_exchange_reuse",)),
     "single_exchange_slot": Expectation(("protocol_two_exchange_slots",)),
     "wrong_tail_op": Expectation(("protocol_tails",)),
-    "single_packet_buffer": Expectation(("protocol_packets",), JITTER),
-    "stale_packet_tag": Expectation(("protocol_packets",), JITTER),
+    "single_packet_buffer": Expectation(("protocol_packets", "cuda_protocol_packets"), JITTER),
+    "stale_packet_tag": Expectation(("protocol_packets", "cuda_protocol_packets"), JITTER),
     "direct_no_ready_wait": Expectation(("protocol_direct_loans", "protocol_schedules")),
     "direct_no_done_wait": Expectation(("protocol_direct_loans", "protocol_schedules")),
     "direct_no_lane_sync": Expectation(("protocol_direct_loans",)),
     "run_from_start": Expectation(("protocol_many_arrays",)),
+    "block_no_publish_sync": Expectation(("cuda_protocol_ring", "cuda_protocol_tree")),
+    "block_no_release_sync": Expectation(("cuda_protocol_broadcast",)),
+    "block_no_signal_sync": Expectation(("cuda_protocol_two_shot", "cuda_protocol_all_gather")),
+    "block_no_arrive_sync": Expectation(("cuda_protocol_ring", "cuda_protocol_broadcast")),
+    "block_no_header_check": Expectation(("cuda_processes_notice_in_packets",)),
 }
 
 

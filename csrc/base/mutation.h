@@ -31,6 +31,11 @@ enum class Mutation : int {
   kDirectNoDoneWait,     // ... returns before they have said that they are done with its own
   kDirectNoLaneSync,     // ... says that it is done before all its lanes are
   kRunFromStart,         // a tile that begins inside one of many arrays takes it from its start
+  kBlockNoPublishSync,   // a block of a GPU publishes before all its threads have written
+  kBlockNoReleaseSync,   // ... gives a slot back before all have read it
+  kBlockNoSignalSync,    // ... tells all ranks before all its threads are done
+  kBlockNoArriveSync,    // ... whose first thread has seen a message goes on without the others having waited for it
+  kBlockNoHeaderCheck,   // ... does not compare its call with its peers'
   kCount,
 };
 
@@ -84,6 +89,16 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "direct_no_lane_sync";
     case Mutation::kRunFromStart:
       return "run_from_start";
+    case Mutation::kBlockNoPublishSync:
+      return "block_no_publish_sync";
+    case Mutation::kBlockNoReleaseSync:
+      return "block_no_release_sync";
+    case Mutation::kBlockNoSignalSync:
+      return "block_no_signal_sync";
+    case Mutation::kBlockNoArriveSync:
+      return "block_no_arrive_sync";
+    case Mutation::kBlockNoHeaderCheck:
+      return "block_no_header_check";
     case Mutation::kCount:
       break;
   }

@@ -14,6 +14,7 @@
 // window; a wait that takes long, and the end of the operation, look at the peers' words.
 #pragma once
 
+#include "base/mutation.h"
 #include "exec/cuda_lanes.cuh"
 #include "protocol/control.h"
 #include "protocol/exec.h"
@@ -150,13 +151,14 @@ class CudaBlockExec : public CudaLanes {
   DCOMM_DEVICE std::byte* inbox(Edge edge, uint64_t seq) const { return slot(edge.flow, edge.peer, rank(), seq); }
 
   DCOMM_DEVICE std::byte* acquire(Edge edge, uint64_t seq) {
-    if (needs_credit(edge.flow) && seq >= kCudaDepth && !wait(edge.peer, credit_flow(edge.flow), seq - kCudaDepth)) {
-      return nullptr;
+    if (needs_credit(edge.flow) && seq >= kCudaDepth && !mutated(Mutation::kNoCreditWait)) {
+      const uint64_t freed = seq - kCudaDepth - (mutated(Mutation::kCreditOffByOne) && seq > kCudaDepth ? 1 : 0);
+      if (!wait(edge.peer, credit_flow(edge.flow), freed)) return nullptr;
     }
     return outbox(edge, seq);
   }
   DCOMM_DEVICE void publish(Edge edge, uint64_t seq) {
-    sync();
+    if (!mutated(Mutation::kBlockNoPublishSync)) sync();
     if (lane() == 0) gpu::store_release(flag_at(edge.peer, edge.flow), seq + 1);
   }
   DCOMM_DEVICE std::byte* arrive(Edge edge, uint64_t seq) {
@@ -164,21 +166,21 @@ class CudaBlockExec : public CudaLanes {
   }
   /// The credit is a release too: the slot's readers come before its next writer.
   DCOMM_DEVICE void release(Edge edge, uint64_t seq) {
-    sync();
+    if (!mutated(Mutation::kBlockNoReleaseSync)) sync();
     if (lane() == 0 && needs_credit(edge.flow)) {
       gpu::store_release(flag_at(edge.peer, credit_flow(edge.flow)), seq + 1);
     }
   }
   /// One fence for two flags: each st.release would bring a fence of its own.
   DCOMM_DEVICE void publish_and_release(Edge out, uint64_t out_seq, Edge in, uint64_t in_seq) {
-    sync();
+    if (!mutated(Mutation::kBlockNoPublishSync)) sync();
     if (lane() != 0) return;
     gpu::fence_acq_rel();
     gpu::store_relaxed(flag_at(out.peer, out.flow), out_seq + 1);
     if (needs_credit(in.flow)) gpu::store_relaxed(flag_at(in.peer, credit_flow(in.flow)), in_seq + 1);
   }
   DCOMM_DEVICE void signal_all(Flow flow, uint64_t seq) {
-    sync();
+    if (!mutated(Mutation::kBlockNoSignalSync)) sync();
     DCOMM_ROLLED
     for (int peer = lane(); peer < world_size(); peer += num_lanes()) {
       if (peer != rank()) gpu::store_release(flag_at(peer, flow), seq + 1);
@@ -213,18 +215,17 @@ class CudaBlockExec : public CudaLanes {
   }
   /// One thread, one packet; false where the wait must end.
   DCOMM_DEVICE bool wait_packet(gpu::FlaggedPacket& packet, int peer, uint64_t seq, uint32_t index) const {
-    const uint32_t flag = cuda_packet_flag(seq);
-    if (DCOMM_LIKELY(packet.flag == flag)) return true;
+    if (DCOMM_LIKELY(is_of(packet, seq))) return true;
     const gpu::FlaggedPacket* const from = packet_at(rank(), peer, seq, index);
     uint64_t deadline = 0;
     for (uint32_t polls = 1;; ++polls) {
       packet = gpu::load_packet(from);
-      if (packet.flag == flag) return true;
+      if (is_of(packet, seq)) return true;
       if (polls % gpu::kPollsPerCheck != 0) continue;
       const uint64_t failure = look_around(deadline, peer, Flow::kPacket, seq);
       if (failure == 0) continue;
       packet = gpu::load_packet(from);  // what was sent before the abort counts
-      if (packet.flag == flag) return true;
+      if (is_of(packet, seq)) return true;
       fail(failure);
       return false;
     }
@@ -254,8 +255,15 @@ class CudaBlockExec : public CudaLanes {
         static_cast<size_t>(local_rank_) * static_cast<size_t>(job_.num_channels) + static_cast<size_t>(channel_);
     return job_.counters + row * cuda_counter_words(world_size()) + cuda_counter_index(counter, peer, world_size());
   }
+  DCOMM_DEVICE int packet_buffer(uint64_t seq) const {
+    return mutated(Mutation::kSinglePacketBuffer) ? 0 : static_cast<int>(seq % 2);
+  }
+  DCOMM_DEVICE bool is_of(const gpu::FlaggedPacket& packet, uint64_t seq) const {
+    if (mutated(Mutation::kStalePacketTag) && seq >= 2 && packet.flag == cuda_packet_flag(seq - 2)) return true;
+    return packet.flag == cuda_packet_flag(seq);
+  }
   DCOMM_DEVICE gpu::FlaggedPacket* packet_at(int window, int from, uint64_t seq, uint32_t index) const {
-    std::byte* const first = windows_[window] + layout().packet_offset(channel_, static_cast<int>(seq % 2), from);
+    std::byte* const first = windows_[window] + layout().packet_offset(channel_, packet_buffer(seq), from);
     return reinterpret_cast<gpu::FlaggedPacket*>(first) + index;
   }
   DCOMM_DEVICE bool needs_credit(Flow flow) const { return layout().placement.needs_credit(flow); }
@@ -263,13 +271,14 @@ class CudaBlockExec : public CudaLanes {
   /// All threads; thread 0 polls.
   DCOMM_DEVICE bool wait(int peer, Flow flow, uint64_t seq) {
     const bool failed = lane() == 0 && !wait_flag(peer, flow, seq);
+    if (mutated(Mutation::kBlockNoArriveSync)) return true;
     return !any(failed);
   }
 
   /// One thread. Acquire on success.
   DCOMM_DEVICE bool wait_flag(int peer, Flow flow, uint64_t seq) {
     const uint64_t* const value = flag(rank(), flow, peer);
-    const uint64_t target = seq + 1;
+    const uint64_t target = mutated(Mutation::kWaitOldEpoch) ? seq : seq + 1;
     uint64_t deadline = 0;
     for (uint32_t polls = 1; gpu::load_relaxed(value) < target; ++polls) {
       if (polls % gpu::kPollsPerCheck != 0) continue;
@@ -321,6 +330,7 @@ class CudaBlockExec : public CudaLanes {
     return reinterpret_cast<uint64_t*>(line) + operation_number() % kCudaHeaderWords;
   }
   DCOMM_DEVICE bool calls_differ(int peer) const {
+    if (mutated(Mutation::kBlockNoHeaderCheck)) return false;
     return cuda_calls_differ(own_header_word(), gpu::load_relaxed(header_word(rank(), peer)));
   }
   DCOMM_DEVICE uint64_t mismatch(int peer) const {

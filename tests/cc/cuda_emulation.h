@@ -21,6 +21,7 @@
 
 #include "base/half.h"
 #include "base/macros.h"
+#include "base/mutation.h"
 
 namespace dcomm::gpu {
 
@@ -54,13 +55,21 @@ Word load_relaxed(const Word* from) {
   std::this_thread::yield();  // every relaxed load is a poll
   return value;
 }
-inline uint64_t load_acquire(const uint64_t* from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
+/// What was polled with relaxed loads counts once it was loaded like this.
+inline uint64_t load_acquire(const uint64_t* from) {
+  if (mutated(Mutation::kRelaxedArrive)) return __atomic_load_n(from, __ATOMIC_RELAXED);
+  return __atomic_load_n(from, __ATOMIC_ACQUIRE);
+}
 // ThreadSanitizer does not know fences: the stores after one are release stores here.
 template <class Word>
 void store_relaxed(Word* to, Word value) {
+  if (mutated(Mutation::kRelaxedPublish)) return __atomic_store_n(to, value, __ATOMIC_RELAXED);
   __atomic_store_n(to, value, __ATOMIC_RELEASE);
 }
-inline void store_release(uint64_t* to, uint64_t value) { __atomic_store_n(to, value, __ATOMIC_RELEASE); }
+inline void store_release(uint64_t* to, uint64_t value) {
+  if (mutated(Mutation::kRelaxedPublish)) return __atomic_store_n(to, value, __ATOMIC_RELAXED);
+  __atomic_store_n(to, value, __ATOMIC_RELEASE);
+}
 inline void fence_acq_rel() {}
 inline void set_once(uint64_t* word, uint64_t value) {
   uint64_t expected = 0;

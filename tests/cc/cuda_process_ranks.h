@@ -62,7 +62,8 @@ inline void sleep_a_little(Numbers& random) {
 }
 
 /// All ranks make `calls` one after the other, each at its own pace; then every result has the host's bits.
-inline void compare_sequence(ProcessRanks& ranks, const std::vector<CollectiveCall>& calls, uint64_t seed) {
+inline void compare_sequence(ProcessRanks& ranks, const std::vector<CollectiveCall>& calls, uint64_t seed,
+                             uint64_t timeout_ns = kTimeoutNs) {
   const int n = ranks.world_size();
   std::vector<std::unique_ptr<Arrays>> device;
   for (size_t i = 0; i < calls.size(); ++i) device.push_back(std::make_unique<Arrays>(calls[i], n, kLayouts[i % 4]));
@@ -70,7 +71,8 @@ inline void compare_sequence(ProcessRanks& ranks, const std::vector<CollectiveCa
     Numbers random(seed * 100 + static_cast<uint64_t>(rank));
     for (size_t i = 0; i < calls.size(); ++i) {
       sleep_a_little(random);
-      ranks.launch(rank, calls[i], device[i]->arrays[static_cast<size_t>(rank)], i % 2 == 0 ? 77 : 1000 + i);
+      const uint64_t fingerprint = i % 2 == 0 ? 77 : 1000 + i;
+      ranks.launch(rank, calls[i], device[i]->arrays[static_cast<size_t>(rank)], fingerprint, timeout_ns);
     }
   });
   for (int rank = 0; rank < n; ++rank) EXPECT_EQ(ranks.error(rank), uint64_t{0});
