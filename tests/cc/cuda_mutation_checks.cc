@@ -1,5 +1,5 @@
-// What tools/run_mutations.py breaks in the CUDA executor: emulated blocks of several threads, two slots, and ranks that
-// launch at their own times.
+// What tools/run_mutations.py breaks in the CUDA executor: emulated blocks of several threads, two slots, and ranks
+// that launch at their own times.
 #include "cuda_process_ranks.h"
 
 namespace dcomm::checks::cuda {
