@@ -210,7 +210,7 @@ def init_threads(world_size: int, *, deterministic: bool | None = None, device: 
             refused. CPU arrays are served all the same. None: at the first call with a CUDA array, on its device.
 
     Raises:
-        ValueError: `world_size` is not at least 1, `device` is no GPU of this process, or an environment variable is bad.
+        ValueError: `world_size` is not at least 1, this process sees no such GPU, or a bad environment variable.
         CudaError: No CUDA part, no GPU, or more ranks than it holds at once.
     """
     if not isinstance(world_size, int) or world_size < 1:
