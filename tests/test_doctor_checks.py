@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,16 @@ def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["cupy"].status, found["mpi4py"].status) == ("skip", "skip")
     versions.clear()
     assert {one.name: one.status for one in installation.packages()}["numpy"] == "fail"
+
+
+def test_a_version_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    installed = installation.version_of("numpy")
+    monkeypatch.setattr("importlib.metadata.version", none)
+    assert installation.version_of("numpy") == installed
+    assert installation.version_of("no-such-package") is None
 
 
 @pytest.mark.parametrize(

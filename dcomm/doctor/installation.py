@@ -60,6 +60,9 @@ def version_of(*names: str) -> tuple[str, str] | None:
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):
             return name, importlib.metadata.version(name)
+    for name in names:  # NumPy that came by another way than a package is here all the same: dcomm has imported it
+        if name in sys.modules:
+            return name, str(getattr(sys.modules[name], "__version__", "of unknown version"))
     return None
 
 
