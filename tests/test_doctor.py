@@ -285,3 +285,7 @@ def test_the_script_works_without_a_core(tmp_path: Path) -> None:
     folder = broken_package(tmp_path, None)
     done = run_broken(folder, str(script), "doctor", "--json")
     assert check(document(done), "core")["status"] == "fail"
+    for command in ([str(script)], [str(script), "bench"], ["-m", "dcomm"], ["-m", "dcomm", "bench", "doctor"]):
+        other = run_broken(folder, *command)
+        assert (other.returncode, other.stdout) == (1, "")
+        assert "`python -m dcomm doctor`" in other.stderr
