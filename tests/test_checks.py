@@ -64,6 +64,7 @@ CHECKS = {
         "cuda_missing_rank_ends_the_grid",
         "cuda_stop_word_ends_the_grid",
         "cuda_plan_uses_all_channels",
+        "cuda_tuning_rows",
     ],
     "cuda_collective_checks": [
         "cuda_reduce_scatter_matches_host",

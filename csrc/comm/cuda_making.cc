@@ -121,6 +121,7 @@ class Communicator::CudaMaking {
       own.window_kinds = allowed_window_kinds_from_environment();
       const CudaGroupOptions options = CudaGroupOptions::from_environment();
       own.num_channels = options.num_channels;
+      own.max_channels = options.max_channels;
       own.slot_bytes = options.slot_bytes;
       checked([&](char* text, size_t size) {
         return table_->device_facts(device_, world_size(), &own.device, text, size);

@@ -65,7 +65,8 @@ CudaAgreed agree_on_cuda(const std::vector<CudaRankFacts>& facts) {
     const CudaRankFacts& own = facts[static_cast<size_t>(rank)];
     const int num_sharing = count_on_gpu_of(facts, rank);
     const int channels = own.num_channels != 0 ? static_cast<int>(own.num_channels)
-                                               : choose_cuda_channels(own.device.resident_blocks, num_sharing);
+                                               : choose_cuda_channels(own.device.resident_blocks, num_sharing,
+                                                                      static_cast<int>(own.max_channels));
     DCOMM_CHECK(static_cast<int64_t>(channels) * num_sharing <= own.device.resident_blocks, ErrorCode::kCuda, "rank ",
                 rank, "'s GPU, which ", num_sharing, " ranks use, holds ", own.device.resident_blocks,
                 " thread blocks at once, but they need ", channels, " each; ",

@@ -15,6 +15,7 @@ struct CudaRankFacts {
   DcommCudaDeviceFacts device{};
   int64_t code = 0;          // ErrorCode of a rank that has no GPU to offer
   int64_t num_channels = 0;  // asked for; 0: none in particular
+  int64_t max_channels = 0;  // where it is 0; 0: no limit
   uint64_t slot_bytes = 0;   // the same
   int64_t window_kinds = 0;  // that it allows: bits of DcommCudaWindowKind
 };

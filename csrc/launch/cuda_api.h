@@ -30,8 +30,8 @@ struct DcommCudaGroupOptions {
   int32_t device;
   int32_t num_ranks;
   int32_t num_channels;  // blocks per rank; 0: chosen
-  int32_t unused;
-  uint64_t slot_bytes;  // 0: chosen; else a multiple of 4096
+  int32_t max_channels;  // where they are chosen; 0: no limit
+  uint64_t slot_bytes;   // 0: chosen; else a multiple of 4096
 };
 
 struct DcommCudaGroupInfo {

@@ -66,8 +66,9 @@ DcommCudaStatus load_kernels(int num_ranks, int num_multiprocessors, int* reside
 DcommCudaStatus choose_shape(const DcommCudaGroupOptions& options, const CudaLimits& limits, DcommCudaGroup* group,
                              const CudaMessage& message) {
   const int n = options.num_ranks;
-  const int channels =
-      options.num_channels != 0 ? options.num_channels : choose_cuda_channels(limits.resident_blocks, n);
+  const int channels = options.num_channels != 0
+                           ? options.num_channels
+                           : choose_cuda_channels(limits.resident_blocks, n, options.max_channels);
   if (n > kMaxLocalRanks || static_cast<int64_t>(n) * channels > limits.resident_blocks) {
     return message.say(kDcommCudaTooLarge,
                        "%d ranks with %d channels each need %lld thread blocks at once, but cuda:%d holds %d (and at "
@@ -166,7 +167,8 @@ DcommCudaStatus create_cuda_group(const DcommCudaGroupOptions& options, DcommCud
   int num_devices = 0;
   DcommCudaStatus status = count_cuda_devices(&num_devices, message);
   if (status != kDcommCudaOk) return status;
-  if (options.device < 0 || options.device >= num_devices || options.num_ranks < 1 || options.num_channels < 0) {
+  if (options.device < 0 || options.device >= num_devices || options.num_ranks < 1 || options.num_channels < 0 ||
+      options.max_channels < 0) {
     return message.say(kDcommCudaInvalid, "device %d of %d, %d ranks, %d channels", options.device, num_devices,
                        options.num_ranks, options.num_channels);
   }

@@ -56,6 +56,7 @@ CudaOutcome find_disagreement(const std::vector<CudaCallQueues::Pending>& parts)
 CudaGroupOptions CudaGroupOptions::from_environment() {
   CudaGroupOptions options;
   options.num_channels = static_cast<int>(read_number("DCOMM_CUDA_CHANNELS", 1024));
+  options.max_channels = static_cast<int>(read_number("DCOMM_MAX_CTAS", 1024));
   options.slot_bytes = read_number("DCOMM_CUDA_SLOT_BYTES", uint64_t{1} << 30);
   return options;
 }
@@ -242,7 +243,8 @@ void CudaThreadGroup::open_locked(int device) {
   DCOMM_CHECK(group_ == nullptr || device_ == device, ErrorCode::kInvalidArgument, "got an array on cuda:", device,
               ", but this communicator's ranks met on cuda:", device_, "; make another communicator for another GPU");
   if (group_ != nullptr) return;
-  const DcommCudaGroupOptions options{device, world_size(), options_.num_channels, 0, options_.slot_bytes};
+  const DcommCudaGroupOptions options{device, world_size(), options_.num_channels, options_.max_channels,
+                                      options_.slot_bytes};
   DcommCudaGroupInfo info{};
   char message[kMessageBytes] = "";
   check_cuda(table().group_create(&options, &group_, &info, message, sizeof(message)), message);

@@ -21,9 +21,11 @@ namespace dcomm {
 /// 0: chosen when the first operation comes.
 struct CudaGroupOptions {
   int num_channels = 0;     // thread blocks per rank
+  int max_channels = 0;     // where num_channels is 0; 0: no limit
   uint64_t slot_bytes = 0;  // a multiple of 4096
 
-  /// Reads DCOMM_CUDA_CHANNELS and DCOMM_CUDA_SLOT_BYTES. Throws kInvalidArgument naming the variable and its value.
+  /// Reads DCOMM_CUDA_CHANNELS, DCOMM_MAX_CTAS and DCOMM_CUDA_SLOT_BYTES. Throws kInvalidArgument naming the variable
+  /// and its value.
   static CudaGroupOptions from_environment();
 };
 

@@ -11,10 +11,6 @@ namespace dcomm {
 /// The least part of a chunk for a block: a 16-byte pack for each thread of one warp. The blocks are there anyway.
 inline constexpr size_t kCudaMinSegmentBytes = 512;
 
-/// algo="auto": up to this many bytes times ranks, one step beats two although it sends more. Both give the same bits.
-/// From what other libraries do (64 KiB for eight ranks); no GPU has measured it.
-inline constexpr size_t kCudaOneShotBytes = size_t{512} << 10;
-
 /// Of a rank, in slots: what is worth a flag, and what two_shot still keeps in L2.
 inline constexpr size_t kCudaMinSlotBytes = 4096;
 inline constexpr size_t kCudaMaxSlotBytes = size_t{128} << 10;
@@ -24,10 +20,11 @@ inline bool is_cuda_slot_bytes(uint64_t slot_bytes) {
   return slot_bytes >= kCudaMinSlotBytes && slot_bytes % kCudaMinSlotBytes == 0 && slot_bytes <= uint64_t{1} << 30;
 }
 
-/// num_sharing: ranks on one GPU, whose blocks shall all be resident.
-inline int choose_cuda_channels(int resident_blocks, int num_sharing) {
+/// num_sharing: ranks on one GPU, whose blocks shall all be resident. most: of one rank; 0: as many as are of use.
+inline int choose_cuda_channels(int resident_blocks, int num_sharing, int most = 0) {
   const int share = resident_blocks / num_sharing;
-  return share < 1 ? 1 : share < kCudaDefaultChannels ? share : kCudaDefaultChannels;
+  const int wanted = most > 0 && most < kCudaDefaultChannels ? most : kCudaDefaultChannels;
+  return share < 1 ? 1 : share < wanted ? share : wanted;
 }
 
 /// All slots that two_shot uses, of all ranks on a GPU, shall stay in L2 (docs/decisions.md); a rank that has one for
@@ -92,12 +89,34 @@ inline bool fits_cuda_packets(const CudaRequest& request, const CudaShape& shape
   return request.count * dtype_bytes(request.wire) <= shape.packet_data_bytes * static_cast<size_t>(shape.num_channels);
 }
 
+/// algo="auto": the first row that holds. No GPU has measured them yet; tools/gpu_check.sh times every algorithm.
+struct CudaTuningRow {
+  int most_ranks;           // 0: any number
+  size_t most_total_bytes;  // on the wire, times ranks; 0: any number
+  bool in_packets;          // only where one message of packets carries it all
+  Algo algo;
+};
+inline constexpr CudaTuningRow kCudaTuning[] = {
+    {1, 0, false, Algo::kTwoShot},  // alone: no step
+    // One step beats two although it sends n/2 times as much: from what other libraries do (64 KiB for eight ranks).
+    {0, size_t{512} << 10, true, Algo::kOneShot},
+    // Two steps for any number of ranks, since a block's threads signal and poll all peers side by side. So the double
+    // binary tree (2 log2 n steps) and the ring (2 (n - 1)) do not pay where every pair is directly connected, up to
+    // the 128 ranks of one launch: docs/gpu.md.
+    {0, 0, false, Algo::kTwoShot},
+};
+
 inline Algo choose_cuda_algo(const CudaRequest& request, const CudaShape& shape) {
   // A ring of one has no hops and nothing to wait for.
-  if (shape.world_size == 1) return Algo::kTwoShot;
-  if (request.algo != Algo::kAuto) return request.algo;
+  if (request.algo != Algo::kAuto && shape.world_size > 1) return request.algo;
   const size_t total = request.count * dtype_bytes(request.wire) * static_cast<size_t>(shape.world_size);
-  return total <= kCudaOneShotBytes && fits_cuda_packets(request, shape) ? Algo::kOneShot : Algo::kTwoShot;
+  for (const CudaTuningRow& row : kCudaTuning) {
+    if (row.most_ranks != 0 && shape.world_size > row.most_ranks) continue;
+    if (row.most_total_bytes != 0 && total > row.most_total_bytes) continue;
+    if (row.in_packets && !fits_cuda_packets(request, shape)) continue;
+    return row.algo;
+  }
+  return Algo::kTwoShot;
 }
 
 inline CudaChoice choose_cuda(const CudaRequest& request, const CudaShape& shape) {

@@ -63,6 +63,11 @@ CHECK_CASE(cuda_agreement_on_the_shape) {
   agreed = agree_on_cuda({facts_of(0, kBoth, 40), facts_of(0, kBoth, 40), facts_of(1)});
   EXPECT_EQ(agreed.num_channels, 20);
   EXPECT_EQ(agreed.num_sharing, 2);
+  std::vector<CudaRankFacts> limited = {facts_of(0), facts_of(1)};
+  limited[1].max_channels = 5;
+  EXPECT_EQ(agree_on_cuda(limited).num_channels, 5);
+  limited[1].max_channels = 500;  // a limit, not a wish
+  EXPECT_EQ(agree_on_cuda(limited).num_channels, 32);
   // What is asked for, the smallest of it.
   std::vector<CudaRankFacts> facts = {facts_of(0), facts_of(1), facts_of(2)};
   facts[1].num_channels = 7;

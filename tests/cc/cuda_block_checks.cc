@@ -92,6 +92,33 @@ CHECK_CASE(cuda_stop_word_ends_the_grid) {
   EXPECT_EQ(static_cast<int>(group.error >> 56), static_cast<int>(ErrorCode::kAborted));
 }
 
+/// "auto" on a GPU, at the edges of its rows.
+CHECK_CASE(cuda_tuning_rows) {
+  const auto chosen = [](int world_size, size_t count, DType wire = DType::kF32, Algo asked = Algo::kAuto) {
+    return choose_cuda_algo({Collective::kAllReduce, asked, DType::kF32, wire, count},
+                            {world_size, 32, size_t{64} << 10, kCudaPacketDataBytes * 1024});
+  };
+  EXPECT(chosen(1, 1) == Algo::kTwoShot);
+  EXPECT(chosen(1, 1, DType::kF32, Algo::kRing) == Algo::kTwoShot);
+  EXPECT(chosen(8, 16384) == Algo::kOneShot);
+  EXPECT(chosen(8, 16385) == Algo::kTwoShot);
+  EXPECT(chosen(8, 32768, DType::kF16) == Algo::kOneShot);
+  EXPECT(chosen(2, 65536) == Algo::kOneShot);
+  EXPECT(chosen(128, size_t{1} << 20) == Algo::kTwoShot);
+  EXPECT(chosen(8, 1, DType::kF32, Algo::kTree) == Algo::kTree);
+  // Where one message of packets does not carry it all.
+  const CudaShape small{2, 1, size_t{64} << 10, 768};
+  EXPECT(choose_cuda_algo({Collective::kAllReduce, Algo::kAuto, DType::kF32, DType::kF32, 192}, small) ==
+         Algo::kOneShot);
+  EXPECT(choose_cuda_algo({Collective::kAllReduce, Algo::kAuto, DType::kF32, DType::kF32, 193}, small) ==
+         Algo::kTwoShot);
+  EXPECT_EQ(choose_cuda_channels(132, 4), 32);
+  EXPECT_EQ(choose_cuda_channels(132, 8), 16);
+  EXPECT_EQ(choose_cuda_channels(132, 8, 20), 16);
+  EXPECT_EQ(choose_cuda_channels(132, 8, 4), 4);
+  EXPECT_EQ(choose_cuda_channels(132, 200, 4), 1);
+}
+
 CHECK_CASE(cuda_plan_uses_all_channels) {
   // 64 KiB over 8 ranks and 16 channels: 512 bytes each, though a slot would hold more.
   const ChunkPlan plan = cuda_plan(16384, 8, 4, 65536, 16);

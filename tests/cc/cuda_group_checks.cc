@@ -17,7 +17,7 @@ namespace {
 CHECK_CASE(cuda_group_launches_once_for_all) {
   UseFake use;
   {
-    CudaThreadGroup group(4, CudaGroupOptions{7, 8192}, &kTable);
+    CudaThreadGroup group(4, CudaGroupOptions{7, 0, 8192}, &kTable);
     for (int turn = 0; turn < 50; ++turn) {
       for (const Result& result : run_ranks(group, good_calls(4))) EXPECT_EQ(result.message, std::string());
     }
@@ -235,12 +235,15 @@ CHECK_CASE(cuda_group_two_threads_as_one_rank) {
 CHECK_CASE(cuda_group_options_from_environment) {
   setenv("DCOMM_CUDA_CHANNELS", "12", 1);
   setenv("DCOMM_CUDA_SLOT_BYTES", "65536", 1);
+  setenv("DCOMM_MAX_CTAS", "16", 1);
   const CudaGroupOptions options = CudaGroupOptions::from_environment();
   setenv("DCOMM_CUDA_CHANNELS", "many", 1);
   const Result bad = attempt([] { CudaGroupOptions::from_environment(); });
   unsetenv("DCOMM_CUDA_CHANNELS");
   unsetenv("DCOMM_CUDA_SLOT_BYTES");
+  unsetenv("DCOMM_MAX_CTAS");
   EXPECT_EQ(options.num_channels, 12);
+  EXPECT_EQ(options.max_channels, 16);
   EXPECT_EQ(options.slot_bytes, uint64_t{65536});
   EXPECT_EQ(static_cast<int>(bad.code), static_cast<int>(ErrorCode::kInvalidArgument));
   EXPECT_MSG(contains(bad.message, "DCOMM_CUDA_CHANNELS='many'"), bad.message);
