@@ -18,7 +18,7 @@ namespace dcomm {
 namespace {
 
 /// The first of the equal streams of this process' ranks.
-bool is_first_of_its_stream(const DcommCudaGroup& group, const DcommCudaCall& call, int local) {
+bool leads_its_stream(const DcommCudaGroup& group, const DcommCudaCall& call, int local) {
   return is_first_of_its_stream(call, group.first_rank + local, group.first_rank);
 }
 
@@ -31,8 +31,7 @@ DcommCudaStatus check_rank(const DcommCudaGroup& group, const DcommCudaCall& cal
                        "%zu; pass a copy",
                        rank, call.in[local], call.out[local], dtype_bytes(static_cast<DType>(call.dtype)));
   }
-  if (group.num_local_ranks > 1 && is_first_of_its_stream(group, call, local) &&
-      call.streams[local] == cudaStreamPerThread) {
+  if (group.num_local_ranks > 1 && leads_its_stream(group, call, local) && call.streams[local] == cudaStreamPerThread) {
     return message.say(kDcommCudaInvalid,
                        "rank %d passes the per-thread default stream, which means another stream in the thread that "
                        "launches for all ranks; pass a stream of its own",
@@ -47,7 +46,7 @@ DcommCudaStatus check_capture(const DcommCudaGroup& group, const DcommCudaCall& 
   int first = -1;
   unsigned long long first_id = 0;  // 0: not capturing
   for (int r = 0; r < group.num_local_ranks; ++r) {
-    if (!is_first_of_its_stream(group, call, r)) continue;
+    if (!leads_its_stream(group, call, r)) continue;
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     unsigned long long id = 0;
     const cudaError_t error = cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(call.streams[r]), &status, &id);
@@ -105,7 +104,7 @@ cudaError_t enqueue_captured(DcommCudaGroup& group, const DcommCudaCall& call, c
   bool alone = true;
   cudaError_t error = cudaSuccess;
   for (int r = first + 1; r < group.num_local_ranks && error == cudaSuccess; ++r) {
-    if (!is_first_of_its_stream(group, call, r)) continue;
+    if (!leads_its_stream(group, call, r)) continue;
     alone = false;
     const cudaEvent_t ready = group.ready[static_cast<size_t>(r)];
     error = cudaEventRecord(ready, static_cast<cudaStream_t>(call.streams[r]));
@@ -119,7 +118,7 @@ cudaError_t enqueue_captured(DcommCudaGroup& group, const DcommCudaCall& call, c
   const cudaEvent_t over = group.ready[static_cast<size_t>(first)];
   error = cudaEventRecord(over, launch);
   for (int r = first + 1; r < group.num_local_ranks && error == cudaSuccess; ++r) {
-    if (is_first_of_its_stream(group, call, r)) {
+    if (leads_its_stream(group, call, r)) {
       error = cudaStreamWaitEvent(static_cast<cudaStream_t>(call.streams[r]), over, 0);
     }
   }
@@ -133,7 +132,7 @@ cudaError_t enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Cuda
   const std::lock_guard lock(group.queue->mutex);
   const cudaStream_t launch = group.queue->stream;
   for (int r = 0; r < group.num_local_ranks; ++r) {
-    if (!is_first_of_its_stream(group, call, r)) continue;
+    if (!leads_its_stream(group, call, r)) continue;
     const cudaEvent_t ready = group.ready[static_cast<size_t>(r)];
     cudaError_t error = cudaEventRecord(ready, static_cast<cudaStream_t>(call.streams[r]));
     if (error == cudaSuccess) error = cudaStreamWaitEvent(launch, ready, 0);
@@ -143,7 +142,7 @@ cudaError_t enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Cuda
       static_cast<cudaError_t>(launch_cuda_kernel(kernel, job, choice.num_channels, group.num_local_ranks, launch));
   if (error == cudaSuccess) error = cudaEventRecord(group.done, launch);
   for (int r = 0; r < group.num_local_ranks && error == cudaSuccess; ++r) {
-    if (is_first_of_its_stream(group, call, r)) {
+    if (leads_its_stream(group, call, r)) {
       error = cudaStreamWaitEvent(static_cast<cudaStream_t>(call.streams[r]), group.done, 0);
     }
   }

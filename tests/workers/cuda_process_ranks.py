@@ -43,7 +43,7 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def collectives(library: str, rank: int, world_size: int, **emulation: Any) -> int:
+def collectives(rank: int, world_size: int, library: str, **emulation: Any) -> int:
     """Each collective of CUDA arrays against the same one of CPU arrays, and back to back."""
     n = world_size
     with emulated(library, rank, n, **emulation) as (gpu, comm):
@@ -87,7 +87,7 @@ def collectives(library: str, rank: int, world_size: int, **emulation: Any) -> i
     return int(gpu.library.emulated_num_alive())
 
 
-def cannot(library: str, rank: int, world_size: int, kinds: list[int]) -> dict[str, Any]:
+def cannot(rank: int, world_size: int, library: str, kinds: list[int]) -> dict[str, Any]:
     """No kind of window that all have; CPU arrays are still served."""
     with emulated(library, rank, world_size, kinds=kinds[rank]) as (gpu, comm):
         x = np.ones(10, np.float32)
@@ -96,7 +96,7 @@ def cannot(library: str, rank: int, world_size: int, kinds: list[int]) -> dict[s
         return error
 
 
-def driver_fails(library: str, rank: int, world_size: int, num_calls: int, keeps: bool) -> list[dict[str, Any]]:
+def driver_fails(rank: int, world_size: int, library: str, num_calls: int, keeps: bool) -> list[dict[str, Any]]:
     """On rank 1 each call of the driver fails in turn. All raise; nothing is left behind; at last it works.
 
     keeps: windows that others may have open stay until the process ends.
@@ -123,7 +123,7 @@ def driver_fails(library: str, rank: int, world_size: int, num_calls: int, keeps
     return errors
 
 
-def mismatch(library: str, rank: int, world_size: int, name: str) -> dict[str, Any]:
+def mismatch(rank: int, world_size: int, library: str, name: str) -> dict[str, Any]:
     """Rank 1 makes another call than the others, who then go on to the next."""
     with emulated(library, rank, world_size) as (gpu, comm):
         for _ in range(5):
@@ -153,7 +153,7 @@ def mismatch(library: str, rank: int, world_size: int, name: str) -> dict[str, A
         return error_of(go_on)
 
 
-def missing(library: str, rank: int, world_size: int) -> dict[str, Any]:
+def missing(rank: int, world_size: int, library: str) -> dict[str, Any]:
     """Rank 1 does not call. Then a new communicator works."""
     with emulated(library, rank, world_size) as (gpu, comm):
         comm.all_reduce(gpu.array(np.ones(10, np.float32)))
@@ -177,7 +177,7 @@ def missing(library: str, rank: int, world_size: int) -> dict[str, Any]:
     return error
 
 
-def ends(library: str, rank: int, world_size: int, how: str) -> dict[str, Any]:
+def ends(rank: int, world_size: int, library: str, how: str) -> dict[str, Any]:
     """Rank 1 is killed, aborts or closes while the others wait for it on the GPU."""
     with emulated(library, rank, world_size) as (gpu, comm):
         comm.all_reduce(gpu.array(np.ones(10, np.float32)))
@@ -198,24 +198,24 @@ def ends(library: str, rank: int, world_size: int, how: str) -> dict[str, Any]:
         return error_of(wait)
 
 
-def leaves_at_once(library: str, rank: int, world_size: int, turns: int) -> int:
+def leaves_at_once(rank: int, world_size: int, library: str, turns: int) -> int:
     """Ranks close as soon as they have launched their part: no other rank's operation fails."""
     for turn in range(turns):
         with emulated(library, rank, world_size) as (gpu, comm):
-            y = numbers(rank, 700)
-            for _ in range(2):
-                y = numbers(rank, 700)
+            arrays = [numbers(rank, 700) for _ in range(2)]
+            for y in arrays:
                 comm.all_reduce(gpu.array(y), algo=("two_shot", "ring", "one_shot")[turn % 3])
             if rank == turn % world_size:
                 time.sleep(0.02)
             else:
                 comm._core.synchronize_cuda(0)
         gpu.streams[0].synchronize()
-        assert (y == sum_of(world_size, 700)).all()
+        for y in arrays:
+            assert (y == sum_of(world_size, 700)).all()
     return turns
 
 
-def forks(library: str, rank: int, world_size: int) -> str:
+def forks(rank: int, world_size: int, library: str) -> str:
     """A forked child raises, and its end does not concern the parent's GPU."""
     with emulated(library, rank, world_size) as (gpu, comm):
         comm.all_reduce(gpu.array(np.ones(10, np.float32)))
