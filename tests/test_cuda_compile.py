@@ -124,6 +124,13 @@ def test_machine_code(cubins: Path) -> None:
     assert len(functions) == NUM_KERNELS
     problems = [problem for name, counts in functions.items() for problem in sass_problems(name, counts)]
     assert problems == []
+    # What measures the floor exchanges flags as the collectives do.
+    done = subprocess.run(
+        [nvdisasm, "-c", str(cubins / "cuda_launch_floor.cubin")], capture_output=True, text=True, check=True
+    )
+    (ping_pong,) = (counts for name, counts in instructions(done.stdout).items() if "k_ping_pong" in name)
+    assert {"LDG.E.64.STRONG.SYS", "STG.E.64.STRONG.SYS"} <= set(ping_pong)
+    assert not any(re.match(r"(LDL|STL)\b", instruction) for instruction in ping_pong)
 
 
 def test_missing_gpu_is_one_clear_sentence() -> None:

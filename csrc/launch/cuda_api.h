@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-inline constexpr uint32_t kDcommCudaAbi = 5;
+inline constexpr uint32_t kDcommCudaAbi = 6;
 
 extern "C" {
 
@@ -205,6 +205,11 @@ struct DcommCudaTable {
   /// Before group_destroy, where another process may still have this one's windows open: windows of kind Ipc then stay
   /// allocated until the process ends (to free them would be undefined).
   void (*group_keep_windows)(DcommCudaGroup* group) = nullptr;
+
+  /// The floor under an operation of a few bytes: an empty cooperative launch, replayed by a CUDA graph, and the way of
+  /// a flag from one block to another and back. Waits for the GPU, some 10 ms; allocates.
+  int32_t (*launch_floor)(int32_t device, double* empty_launch_us, double* round_trip_us, char* message,
+                          size_t message_bytes) = nullptr;
 };
 
 /// The library's only symbol. nullptr for an ABI number that it does not know.

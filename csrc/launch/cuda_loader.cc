@@ -79,6 +79,14 @@ void order_cuda_streams(int device, void* before, void* after) {
   check_cuda(cuda_table().order_streams(device, before, after, message, sizeof(message)), message);
 }
 
+CudaLaunchFloor measure_cuda_launch_floor(int device) {
+  CudaLaunchFloor floor{};
+  char message[kMessageBytes] = "";
+  check_cuda(cuda_table().launch_floor(device, &floor.empty_launch_us, &floor.round_trip_us, message, sizeof(message)),
+             message);
+  return floor;
+}
+
 int cuda_device_count() {
   int32_t count = 0;
   char message[kMessageBytes] = "";

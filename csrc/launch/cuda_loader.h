@@ -22,6 +22,14 @@ int cuda_pointer_device(const void* address);
 /// Stream `after` waits for what stream `before` has been given so far; asynchronous to the host.
 void order_cuda_streams(int device, void* before, void* after);
 
+/// In microseconds: the floor under an operation of a few bytes is their sum.
+struct CudaLaunchFloor {
+  double empty_launch_us;  // cooperative, replayed by a CUDA graph
+  double round_trip_us;    // of a flag between two blocks
+};
+/// Measured now; waits for the GPU.
+CudaLaunchFloor measure_cuda_launch_floor(int device);
+
 /// Throws kCuda (kInvalidArgument for kDcommCudaInvalid, kTimeout for kDcommCudaTimeout) unless status is kDcommCudaOk.
 void check_cuda(int32_t status, const char* message);
 

@@ -59,6 +59,8 @@ DcommCudaStatus count_cuda_devices(int* count, const CudaMessage& message);
 DcommCudaStatus describe_cuda_kernel(int device, uint32_t index, DcommCudaKernelInfo* info, const CudaMessage& message);
 DcommCudaStatus measure_copy_bandwidth(int device, uint64_t nbytes, double* bytes_per_second,
                                        const CudaMessage& message);
+DcommCudaStatus measure_launch_floor(int device, double* empty_launch_us, double* round_trip_us,
+                                     const CudaMessage& message);
 
 DcommCudaStatus find_pointer_device(const void* address, int* device, const CudaMessage& message);
 DcommCudaStatus chain_cuda_streams(int device, void* before, void* after, const CudaMessage& message);

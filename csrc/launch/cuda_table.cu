@@ -106,6 +106,10 @@ int32_t group_join(const DcommCudaMembership* membership, DcommCudaGroup** group
 
 void group_keep_windows(DcommCudaGroup* group) { keep_cuda_windows(*group); }
 
+int32_t launch_floor(int32_t device, double* empty_launch_us, double* round_trip_us, char* text, size_t num_bytes) {
+  return measure_launch_floor(device, empty_launch_us, round_trip_us, CudaMessage(text, num_bytes));
+}
+
 }  // namespace
 
 }  // namespace dcomm
@@ -137,6 +141,7 @@ extern "C" __attribute__((visibility("default"))) const DcommCudaTable* dcomm_cu
       &window_destroy,
       &group_join,
       &group_keep_windows,
+      &launch_floor,
   };
   return &table;
 }

@@ -53,6 +53,11 @@ void bind_cuda(py::module_& m, py::class_<Communicator, std::shared_ptr<Communic
   m.def("order_cuda_streams", [](int device, uintptr_t before, uintptr_t after) {
     order_cuda_streams(device, reinterpret_cast<void*>(before), reinterpret_cast<void*>(after));
   });
+  m.def("cuda_launch_floor", [](int device) {
+    CudaLaunchFloor floor{};
+    translate_released([&] { floor = measure_cuda_launch_floor(device); });
+    return py::make_tuple(floor.empty_launch_us, floor.round_trip_us);
+  });
   m.def("_use_cuda_library", &use_cuda_library, py::arg("path"));
   bind_dlpack_view(m);
 }

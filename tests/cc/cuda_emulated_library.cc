@@ -362,6 +362,7 @@ DCOMM_EXPORTED const DcommCudaTable* dcomm_cuda_table(uint32_t abi) {
       &window_destroy,
       &group_join,
       &group_keep_windows,
+      &launch_floor,
   };
   return &table;
 }

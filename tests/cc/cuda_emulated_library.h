@@ -35,5 +35,6 @@ class Message {
 int32_t create_list(const DcommCudaListOptions* options, DcommCudaList** list, char* text, size_t num_bytes);
 void destroy_list(DcommCudaList* list);
 int32_t copy_list_of(const DcommCudaList* list, const DcommCudaListCopy* copy, char* text, size_t num_bytes);
+int32_t launch_floor(int32_t device, double* empty_launch_us, double* round_trip_us, char* text, size_t num_bytes);
 
 }  // namespace dcomm::checks::cuda
