@@ -2,13 +2,17 @@
 # Everything that only a GPU can show: builds with CUDA, then correctness, compute-sanitizer, tests and timings.
 #
 #   bash tools/gpu_check.sh            results in benchmarks/results, or in $OUT
-#   PARTS="build correct" bash tools/gpu_check.sh
+#   PARTS="build graphs" bash tools/gpu_check.sh
 #
-# Needs python with torch (CUDA), NumPy, pybind11, setuptools, cmake, ninja; nvcc; no network. Parts: build doctor
-# correct sanitize tests timing lists. A failed part does not stop the later ones; the exit status is that of the whole.
+# Needs python with torch (CUDA), NumPy, pybind11, setuptools, cmake, ninja, pytest; nvcc; no network. Parts, each under
+# 8 minutes: build doctor correct sanitize tests timing graphs processes lists crossovers. Where a command has 10 minutes
+# at most: "build doctor graphs lists", then "timing", "correct", "processes", "sanitize", "tests", "crossovers".
+# A failed part does not stop the later ones; at the end all figures that were measured so far are told. The exit status
+# is that of the parts: a missed figure is no failure. COMMIT: what the reports name where there is no repository.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-PARTS=${PARTS:-build doctor correct sanitize tests timing lists}
+ALL="build doctor correct sanitize tests timing graphs processes lists crossovers"
+PARTS=${PARTS:-$ALL}
 PYTHON=${PYTHON:-python}
 OUT=${OUT:-benchmarks/results}
 mkdir -p "$OUT"
@@ -17,6 +21,14 @@ export OUT DCOMM_CUDA=ON
 export PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin"
 checkout=$PWD
 failed=0
+
+for name in $PARTS; do
+  case " $ALL " in *" $name "*) ;; *)
+    echo "PARTS: no part '$name'; there are: $ALL" >&2
+    exit 2
+    ;;
+  esac
+done
 
 part() { # part NAME COMMAND...
   local name=$1 start=$SECONDS status=0
@@ -30,45 +42,55 @@ part() { # part NAME COMMAND...
 
 build() {
   local arch
-  arch=$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || return
-  DCOMM_CUDA_ARCHS=${DCOMM_CUDA_ARCHS:-$arch} "$PYTHON" -m pip install --no-build-isolation --no-deps .
+  arch=$(timeout -k 10 60 "$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || return
+  DCOMM_CUDA_ARCHS=${DCOMM_CUDA_ARCHS:-$arch} timeout -k 10 410 "$PYTHON" -m pip install --no-build-isolation --no-deps .
 }
 
-# From an empty folder: the checkout's dcomm/ holds no extension after a plain install.
+# check SECONDS COMMAND...: from an empty folder: the checkout's dcomm/ holds no extension after a plain install.
 check() {
-  local folder status=0
+  local seconds=$1 folder status=0
+  shift
   folder=$(mktemp -d) || return
-  (cd "$folder" && "$PYTHON" "$checkout/tools/gpu_check.py" "$@") || status=$?
+  (cd "$folder" && timeout -k 10 "$seconds" "$@") || status=$?
   rm -rf "$folder"
   return "$status"
 }
 
+# What there is no time for is left out before the hard end: the report names it.
+measure() {
+  check 460 "$PYTHON" "$checkout/tools/gpu_check.py" "$1" --max-seconds 400 --json "$OUT/gpu_$1.json"
+}
+
 doctor() {
-  (cd / && "$PYTHON" -m dcomm doctor --seconds 60)
+  check 90 "$PYTHON" -m dcomm doctor --seconds 60
 }
 
 sanitize() {
-  local tool folder status=0
+  local tool status=0
   if ! command -v compute-sanitizer >/dev/null; then
     echo "no compute-sanitizer on PATH"
     return 1
   fi
-  folder=$(mktemp -d) || return
   for tool in memcheck synccheck initcheck; do
     echo "--- $tool"
-    (cd "$folder" && DCOMM_CUDA_CHANNELS=2 compute-sanitizer --tool "$tool" --error-exitcode 9 --log-file \
-      "$OUT/sanitizer_$tool.log" "$PYTHON" "$checkout/tools/gpu_check.py" correct --small) || status=1
+    DCOMM_CUDA_CHANNELS=2 check 150 compute-sanitizer --tool "$tool" --error-exitcode 9 --log-file \
+      "$OUT/sanitizer_$tool.log" "$PYTHON" "$checkout/tools/gpu_check.py" correct --small --max-seconds 90 \
+      --json "$OUT/gpu_sanitized_$tool.json" || status=1
     tail -n 3 "$OUT/sanitizer_$tool.log"
   done
-  rm -rf "$folder"
   return "$status"
 }
 
 part build build
 part doctor doctor
-part correct check correct --json "$OUT/gpu_correct.json"
+part correct measure correct
 part sanitize sanitize
-part tests "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu
-part timing check timing --json "$OUT/gpu_timing.json"
-part lists check lists --json "$OUT/gpu_lists.json"
+part tests timeout -k 10 450 "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu
+part timing measure timing
+part graphs measure graphs
+part processes measure processes
+part lists measure lists
+part crossovers measure crossovers
+printf '\n=== figures\n'
+"$PYTHON" "$checkout/tools/gpu_check.py" figures "$OUT" --json "$OUT/gpu_figures.json" || failed=1
 exit "$failed"

@@ -36,14 +36,17 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def commit() -> str:
-    """The commit of the checkout that the package lies in, "+changes" behind it if there are; else "unknown"."""
+def commit(root: Path = _ROOT) -> str:
+    """The commit of the checkout that the package lies in, "+changes" behind it if there are; else "unknown".
+
+    root: another checkout, of which an installed package was built.
+    """
 
     def git(*command: str) -> str:
-        done = subprocess.run(["git", "-C", str(_ROOT), *command], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    if not (_ROOT / "csrc").is_dir():  # installed: a repository around it is another's
+    if not (root / "csrc").is_dir():  # installed: a repository around it is another's
         return "unknown"
     try:
         head = git("rev-parse", "HEAD")

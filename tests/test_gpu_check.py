@@ -1,0 +1,402 @@
+"""tools/gpu_check, as far as a machine without a GPU can tell: arguments, reports, figures of made-up measurements, and
+which parts the shell script runs, with a stub in place of python."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dcomm import _core
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / "tools"
+MIB = 1 << 20
+
+
+def _modules() -> dict[str, ModuleType]:
+    sys.path.insert(0, str(TOOLS))
+    try:
+        names = ("gpu_check", "gpu.figures", "gpu.report")
+        return {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path.remove(str(TOOLS))
+
+
+MODULES = _modules()
+gpu_check, figures, report = (MODULES[name] for name in ("gpu_check", "gpu.figures", "gpu.report"))
+
+
+def outcomes(part: str, found: dict[str, Any] | None) -> dict[str, str]:
+    return {figure["figure"]: figure["outcome"] for figure in figures.check_figures(part, found)}
+
+
+def only(part: str, found: dict[str, Any], *words: str) -> dict[str, str]:
+    """The one figure whose text has all words."""
+    chosen = [f for f in figures.check_figures(part, found) if all(word in f["figure"] for word in words)]
+    assert len(chosen) == 1, (words, chosen)
+    return dict(chosen[0])
+
+
+# ---- Arguments ----
+
+
+def test_arguments() -> None:
+    options = gpu_check.parse(["timing", "--max-seconds", "7", "--json", "x.json"])
+    assert (options.part, options.max_seconds, options.json) == ("timing", 7.0, Path("x.json"))
+    assert gpu_check.parse(["figures", "a", "b"]).folders == [Path("a"), Path("b")]
+    for bad in (["nothing"], ["figures"], ["timing", "folder"], []):
+        with pytest.raises(SystemExit) as error:
+            gpu_check.parse(bad)
+        assert error.value.code == 2, bad
+
+
+def test_every_part_has_a_module_and_figures() -> None:
+    assert set(figures.PARTS) == {"correct", "timing", "graphs", "crossovers", "processes", "lists"}
+    for part in figures.PARTS:
+        assert "def run(" in (TOOLS / "gpu" / f"{part}.py").read_text(), part
+        assert set(outcomes(part, None).values()) == {"not measured"}, part
+        assert set(outcomes(part, {"rows": []}).values()) == {"not measured"}, part
+
+
+def test_the_modules_import_without_a_gpu() -> None:
+    pytest.importorskip("torch")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "import gpu.correct, gpu.timing, gpu.graphs, gpu.crossovers, gpu.processes, gpu.lists"
+    )
+    subprocess.run([sys.executable, "-c", code, str(TOOLS)], check=True, timeout=100)
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    command = [sys.executable, str(TOOLS / "gpu_check.py"), "graphs"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "needs a GPU" in done.stderr
+
+
+# ---- The floor of a launch and a flag, here between host threads ----
+
+
+def test_launch_floor(emulated_gpu: Any) -> None:
+    for device in (0, 1):
+        empty_launch_us, round_trip_us = _core.cuda_launch_floor(device)
+        assert 0 < empty_launch_us < 1e7
+        assert 0 < round_trip_us < 1e7
+    with pytest.raises(ValueError, match="device 2 of 2"):
+        _core.cuda_launch_floor(2)
+
+
+# ---- Reports ----
+
+
+def test_a_budget_names_what_it_leaves_out() -> None:
+    assert report.Budget(60).allows("this")
+    budget = report.Budget(0)
+    assert not budget.allows("that")
+    assert budget.skipped == ["that"]
+
+
+def test_a_report_is_there_before_the_end(tmp_path: Path) -> None:
+    budget = report.Budget(0)
+    found = report.Report(tmp_path / "gpu_timing.json", {"date": "today"}, budget)
+    found.add({"what": "dcomm", "median_us": 1.5})
+    budget.allows("the rest")
+    found.save()
+    stored = json.loads((tmp_path / "gpu_timing.json").read_text())
+    assert stored == {"date": "today", "rows": [{"what": "dcomm", "median_us": 1.5}], "skipped": ["the rest"]}
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu_timing.json"]
+
+
+def test_an_error_becomes_a_row_and_the_part_goes_on() -> None:
+    found = report.Report(None, {}, report.Budget(60))
+    with found.attempt({"world_size": 2}):
+        raise ValueError("first line\nsecond line")
+    assert found.values["rows"] == [{"world_size": 2, "failure": "ValueError: first line"}]
+    with pytest.raises(report.NotHere), found.attempt({"world_size": 500}):
+        raise report.NotHere("too many")
+    assert len(found.values["rows"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "failed"),
+    [
+        ({"what": "dcomm", "num_wrong": 0}, False),
+        ({"what": "dcomm", "num_wrong": 1}, True),
+        ({"what": "torch", "num_wrong": 1}, False),
+        ({"what": "torch", "error": "no compiler"}, False),
+        ({"world_size": 2, "failure": "CudaError: no"}, True),
+    ],
+)
+def test_exit_status(row: dict[str, Any], failed: bool) -> None:
+    assert gpu_check.has_failed({"rows": [row]}) == failed
+    assert gpu_check.has_failed({"rows": [], "num_differing": 1})
+    assert gpu_check.has_failed({"rows": [], "failure": "CudaError: no"})
+
+
+def test_head_is_that_of_the_other_benchmarks() -> None:
+    head = report.head("command", "abc", {"gpu": "H200", "driver": "580.1"}, {"torch": "2.11"}, "avx2")
+    assert set(head) == {"machine", "versions", "date", "command", "commit"}
+    assert head["machine"]["gpu"] == "H200"
+    assert head["machine"]["driver"] == "580.1"
+    assert "cpu" in head["machine"]
+    assert {"dcomm", "python", "numpy", "torch"} <= set(head["versions"])
+    assert (head["command"], head["commit"]) == ("command", "abc")
+    assert report.head("command", "", {}, {}, "avx2")["commit"] != ""
+
+
+def test_summary_and_floor() -> None:
+    assert report.floor_us(8, 64 * MIB, 4e12) == pytest.approx(268.435456)
+    found = report.summary([3.0, 1.0, 2.0, 9.0, 4.0], 1.5)
+    assert found == {"median_us": 3.0, "p90_us": 4.0, "floor_us": 1.5, "percent_of_floor": 50.0}
+    assert "floor_us" not in report.summary([1.0])
+
+
+# ---- Figures ----
+
+
+def timing_row(n: int, nbytes: int, median_us: float, **more: Any) -> dict[str, Any]:
+    row = {"what": "dcomm", "world_size": n, "nbytes": nbytes, "algo": "auto", "wire": "float32", "num_wrong": 0}
+    return {**row, "median_us": median_us, "percent_of_floor": 80.0, **more}
+
+
+def test_floor_figure() -> None:
+    rows = [timing_row(8, 64 * MIB, 100.0), timing_row(8, 64 * MIB, 90.0, algo="ring", percent_of_floor=85.0)]
+    found = only("timing", {"rows": rows}, "64 MiB float32", "8 ranks", "70%")
+    assert found["outcome"] == "reached"
+    assert "80.0%" in found["measured"]
+    assert "85.0% (ring)" in found["measured"]
+    rows[0]["percent_of_floor"] = 69.9  # another algorithm does not stand in for "auto"
+    assert only("timing", {"rows": rows}, "64 MiB float32", "8 ranks", "70%")["outcome"] == "not reached"
+    rows[0] |= {"percent_of_floor": 80.0, "num_wrong": 1}
+    assert only("timing", {"rows": rows}, "64 MiB float32", "8 ranks", "70%")["outcome"] == "not reached"
+    assert only("timing", {"rows": rows}, "64 MiB float32", "4 ranks", "70%")["outcome"] == "not measured"
+
+
+def test_torch_figure_takes_the_best_rival_at_every_size() -> None:
+    def rival(nbytes: int, name: str, median_us: float, **more: Any) -> dict[str, Any]:
+        row = {"what": "torch", "world_size": 4, "nbytes": nbytes, "rival": name, "num_wrong": 0}
+        return {**row, "median_us": median_us, **more}
+
+    rows = [
+        timing_row(4, MIB, 10.0),
+        timing_row(4, 64 * MIB, 100.0),
+        rival(MIB, "torch.compile", 11.0),
+        rival(MIB, "torch stack+sum", 30.0),
+        rival(64 * MIB, "torch stack+sum", 300.0),
+        {"what": "torch", "world_size": 4, "nbytes": 64 * MIB, "rival": "torch.compile", "error": "no compiler"},
+    ]
+    found = only("timing", {"rows": rows}, "4 ranks", "torch composite")
+    assert (found["outcome"], found["measured"]) == (
+        "reached",
+        "1 MiB 1.10x torch.compile; 64 MiB 3.00x torch stack+sum",
+    )
+    slower = [*rows[:2], rival(MIB, "torch.compile", 9.0), *rows[3:]]
+    assert only("timing", {"rows": slower}, "4 ranks", "torch composite")["outcome"] == "not reached"
+    wrong = [timing_row(4, MIB, 10.0, num_wrong=3), *rows[1:]]
+    assert only("timing", {"rows": wrong}, "4 ranks", "torch composite")["outcome"] == "not reached"
+    cheat = [*rows[:2], rival(MIB, "torch.compile", 1.0, num_wrong=5), *rows[3:]]  # a wrong rival is none
+    assert only("timing", {"rows": cheat}, "4 ranks", "torch composite")["outcome"] == "reached"
+
+
+def test_wire_figures() -> None:
+    rows = [
+        timing_row(2, 16 * MIB, 100.0),
+        timing_row(2, 16 * MIB, 100.0, wire="float16"),
+        {"what": "cast", "world_size": 2, "nbytes": 16 * MIB, "median_us": 150.0, "num_wrong": 0},
+    ]
+    slower, fused = ("2 ranks", "not slower"), ("2 ranks", "fused")
+    assert only("timing", {"rows": rows}, *slower)["outcome"] == "reached"
+    assert only("timing", {"rows": rows}, *fused)["outcome"] == "reached"
+    rows[1]["median_us"] = 101.0
+    assert only("timing", {"rows": rows}, *slower)["outcome"] == "not reached"
+    assert only("timing", {"rows": rows}, *fused)["outcome"] == "not reached"
+    rows[1] |= {"median_us": 10.0, "num_wrong": 1}
+    assert only("timing", {"rows": rows}, *fused)["outcome"] == "not reached"
+    rows[1]["num_wrong"], rows[2]["num_wrong"] = 0, 1  # what it is compared with must be right as well
+    assert only("timing", {"rows": rows}, *fused)["outcome"] == "not measured"
+
+
+@pytest.mark.parametrize(("median_us", "outcome"), [(6.0, "reached"), (6.01, "not reached")])
+def test_latency_figure(median_us: float, outcome: str) -> None:
+    row = {"what": "dcomm", "world_size": 2, "nbytes": 8, "algo": "auto", "median_us": median_us, "num_wrong": 0}
+    found = {"rows": [row], "floor": {"empty_launch_us": 3.0, "round_trip_us": 1.0}}
+    assert only("graphs", found, "8 B, 2 ranks")["outcome"] == outcome
+    assert only("graphs", {"rows": [row]}, "8 B, 2 ranks")["outcome"] == "not measured"  # no floor
+
+
+@pytest.mark.parametrize(("median_us", "outcome"), [(8.0, "reached"), (8.1, "not reached")])
+def test_64_kib_figure(median_us: float, outcome: str) -> None:
+    row = {"what": "dcomm", "world_size": 8, "nbytes": 65536, "algo": "auto", "median_us": median_us, "num_wrong": 0}
+    assert only("graphs", {"rows": [row]}, "64 KiB")["outcome"] == outcome
+
+
+def test_replay_figure() -> None:
+    rows = [{"what": "replays", "world_size": n, "num_wrong": 0} for n in (2, 4)]
+    assert only("graphs", {"rows": rows}, "replays between")["outcome"] == "reached"
+    for bad in ({"num_wrong": 1}, {"failure": "CudaError: no"}):
+        found = {"rows": [rows[0], {**rows[1], **bad}]}
+        assert only("graphs", found, "replays between")["outcome"] == "not reached", bad
+
+
+def test_list_figures() -> None:
+    row = {"what": "pack", "dtype": "float32", "whole": "float32", "percent_of_copy": 85.0, "over_foreach": 1.0}
+    found = outcomes("lists", {"rows": [row, {**row, "what": "unpack", "over_foreach": 0.99, "percent_of_copy": 84.9}]})
+    assert [found[text] for text in sorted(found)] == ["reached", "reached", "not reached", "not reached"]
+
+
+def test_process_figures() -> None:
+    good = {"what": "handoffs", "world_size": 2, "windows": "vmm", "mps": False, "algo": "one_shot", "num_wrong": 0}
+    good["ms_per_handoff"] = 3.5
+    death = {"what": "death", "windows": "ipc", "error": "PeerLostError", "seconds": 4.9, "next_call_works": True}
+    handoffs, killed = ("2 processes", "vmm"), ("kill -9", "ipc")
+    found = {"rows": [good, death]}
+    assert only("processes", found, *handoffs) | {"figure": ""} == {
+        "figure": "",
+        "measured": "one_shot 3.5 ms per handoff",
+        "outcome": "reached",
+    }
+    assert only("processes", found, *killed)["outcome"] == "reached"
+    assert only("processes", found, "kill -9", "vmm")["outcome"] == "not measured"
+    for bad in ({"num_wrong": 1}, {"failure": "CudaError: ..."}):
+        assert only("processes", {"rows": [{**good, **bad}]}, *handoffs)["outcome"] == "not reached", bad
+    under_mps = {"rows": [{**good, "mps": True}]}
+    assert only("processes", under_mps, *handoffs)["outcome"] == "not measured"
+    for bad in ({"seconds": 5.1}, {"error": "CollectiveTimeoutError"}, {"next_call_works": False}):
+        assert only("processes", {"rows": [{**death, **bad}]}, *killed)["outcome"] == "not reached", bad
+    stuck = {"what": "death", "windows": "ipc", "failure": "AssertionError: still running"}
+    assert only("processes", {"rows": [stuck]}, *killed)["outcome"] == "not reached"
+
+
+def test_correct_figure() -> None:
+    rows = [{"check": "failures", "passed": True}, {"check": "split invariance", "passed": True}]
+    found = {"rows": rows, "num_compared": 10, "num_differing": 0, "skipped": ["13 ranks"]}
+    (figure,) = figures.check_figures("correct", found)
+    assert figure["outcome"] == "reached"
+    assert "1 cases left out" in figure["measured"]
+    assert set(outcomes("correct", {**found, "num_differing": 1}).values()) == {"not reached"}
+    assert set(outcomes("correct", {**found, "failure": "CudaError: no"}).values()) == {"not reached"}
+    assert set(outcomes("correct", {"rows": [], "failure": "CudaError: no"}).values()) == {"not reached"}
+    assert set(outcomes("correct", {**found, "rows": rows[:1]}).values()) == {"not reached"}
+    assert set(outcomes("correct", {**found, "num_compared": 0}).values()) == {"not measured"}
+
+
+def test_figures_of_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    row = {"what": "dcomm", "world_size": 8, "nbytes": 65536, "algo": "auto", "num_wrong": 0}
+    for folder, median_us in ((old, 20.0), (new, 7.0)):
+        folder.mkdir()
+        found = {"date": folder.name, "rows": [{**row, "median_us": median_us}]}
+        (folder / "gpu_graphs.json").write_text(json.dumps(found))
+    stored = tmp_path / "gpu_figures.json"
+    assert gpu_check.main(["figures", str(old), str(new), "--json", str(stored)]) == 0
+    printed = capsys.readouterr().out
+    assert "     reached  64 KiB, 8 ranks, graph replay: at most 8 us: 7.0 us" in printed
+    found = json.loads(stored.read_text())
+    assert found["parts"] == {"graphs": {"date": "new"}}
+    assert len(found["figures"]) == len(printed.splitlines())
+
+
+# ---- The shell script ----
+
+STUB = """#!/bin/sh
+echo "$*" >> "$STUB_LOG"
+case "$*" in
+  -c*) echo 90 ;;
+  *"gpu_check.py $STUB_FAILS "*) exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a run in which python, and compute-sanitizer, only write their arguments down."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("python", "compute-sanitizer"):
+        (folder / name).write_text(STUB)
+        (folder / name).chmod(0o755)
+    yield {
+        **os.environ,
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "PYTHON": str(folder / "python"),
+        "OUT": str(tmp_path / "out"),
+        "STUB_LOG": str(tmp_path / "log"),
+        "STUB_FAILS": "none",
+    }
+
+
+def run_script(env: dict[str, str]) -> tuple[int, list[str], str]:
+    """Exit status, what was called, what was printed."""
+    if shutil.which("timeout") is None:
+        pytest.skip("no timeout program")
+    command = ["bash", str(TOOLS / "gpu_check.sh")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    log = Path(env["STUB_LOG"])
+    return done.returncode, log.read_text().splitlines() if log.exists() else [], done.stdout + done.stderr
+
+
+def test_script_runs_the_chosen_parts_only(stub: dict[str, str]) -> None:
+    status, calls, printed = run_script({**stub, "PARTS": "graphs lists"})
+    assert status == 0, printed
+    out = stub["OUT"]
+    script = TOOLS / "gpu_check.py"
+    assert calls == [
+        f"{script} graphs --max-seconds 400 --json {out}/gpu_graphs.json",
+        f"{script} lists --max-seconds 400 --json {out}/gpu_lists.json",
+        f"{script} figures {out} --json {out}/gpu_figures.json",
+    ]
+
+
+def test_script_runs_all_parts(stub: dict[str, str]) -> None:
+    env = {name: value for name, value in stub.items() if name != "PARTS"}
+    status, calls, printed = run_script(env)
+    assert status == 0, printed
+    told = [line.split()[1].rstrip(":") for line in printed.splitlines() if line.startswith("===") and ": exit" in line]
+    parts = ["build", "doctor", "correct", "sanitize", "tests", "timing", "graphs", "processes", "lists", "crossovers"]
+    assert told == parts
+    tools = [line.split()[1] for line in calls if line.startswith("--tool")]
+    assert tools == ["memcheck", "synccheck", "initcheck"]
+    assert any(line.startswith("-m pip install") for line in calls)
+    assert any(line.startswith("-m pytest") and line.endswith("tests/gpu") for line in calls)
+
+
+def test_a_failed_part_does_not_stop_the_later_ones(stub: dict[str, str]) -> None:
+    status, calls, printed = run_script({**stub, "PARTS": "timing graphs", "STUB_FAILS": "timing"})
+    assert status == 1
+    assert "=== timing: exit 1" in printed
+    assert "=== graphs: exit 0" in printed
+    assert len(calls) == 3
+
+
+def test_an_unknown_part_is_refused(stub: dict[str, str]) -> None:
+    status, calls, printed = run_script({**stub, "PARTS": "graphs graph"})
+    assert (status, calls) == (2, [])
+    assert "no part 'graph'" in printed
+
+
+def test_every_part_ends_within_eight_minutes() -> None:
+    """Hard ends of the script, by part, in seconds."""
+    text = (TOOLS / "gpu_check.sh").read_text()
+    ends = {
+        "build": 60 + 410,
+        "measure": 460,
+        "doctor": 90,
+        "sanitize": 3 * 150,
+        "tests": 450,
+    }
+    for written in ("timeout -k 10 60", "timeout -k 10 410", "check 460", "check 90", "check 150", "timeout -k 10 450"):
+        assert written in text, written
+    assert max(ends.values()) + 10 <= 480
