@@ -164,6 +164,81 @@ def test_summary_and_floor() -> None:
     assert "floor_us" not in report.summary([1.0])
 
 
+# ---- The parts, on CPU tensors in place of a GPU's ----
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Runs a part with few and small sizes; what it reported."""
+    pytest.importorskip("torch")
+    from pretend_cuda import pretend_cuda
+
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+    def run(part: str, budget: Any = None, **constants: Any) -> dict[str, Any]:
+        module = importlib.import_module(f"gpu.{part}")
+        for name, value in constants.items():
+            assert hasattr(module, name)
+            monkeypatch.setattr(module, name, value)
+        budget = budget or report.Budget(60)
+        found = report.Report(None, {}, budget)
+        module.run(found, budget)
+        return dict(found.values)
+
+    with pretend_cuda(monkeypatch):
+        yield run
+
+
+def test_timing_part(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = importlib.import_module("gpu.timing")
+    monkeypatch.setattr(timing, "NAMES", ("torch._foreach_add_", "torch stack+sum"))  # a compiler takes its time
+    sizes = [MIB >> 2, MIB >> 6]
+    found = parts("timing", SIZES=sizes, MIB=MIB >> 6, COPY_BYTES=MIB, REPEATS=3)
+    assert not gpu_check.has_failed(found), found
+    assert all(row["num_wrong"] == 0 for row in found["rows"] if "error" not in row)
+    kinds = {(row["what"], row["world_size"], row["nbytes"]) for row in found["rows"]}
+    for n in (2, 4, 8):
+        assert {("dcomm", n, sizes[0]), ("torch", n, sizes[0]), ("cast", n, sizes[0])} <= kinds
+    assert {row["how"] for row in found["rows"] if row["what"] == "dcomm"} == {"graph"}
+    assert {row["channels"] for row in found["rows"] if row["what"] == "sweep"} == {4, 8, 16, 32, 64}
+
+
+def test_graphs_part(parts: Any) -> None:
+    found = parts("graphs", SIZES=[8, 65536], NUM_MIXED=7)
+    assert not gpu_check.has_failed(found), found
+    assert found["floor"] == {"empty_launch_us": 3.0, "round_trip_us": 1.0}
+    assert "not measured" not in outcomes("graphs", found).values()
+    assert only("graphs", found, "replays between")["outcome"] == "reached"
+
+
+def test_a_graph_that_reduces_nothing_is_wrong(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: None)
+    found = parts("graphs", SIZES=[8], NUM_MIXED=7)
+    assert gpu_check.has_failed(found)
+    assert "reached" not in outcomes("graphs", found).values()
+
+
+def test_crossovers_part(parts: Any) -> None:
+    found = parts("crossovers", SIZES=[1024, 4096], REPEATS=2)
+    assert not gpu_check.has_failed(found), found
+    assert [(cell["world_size"], cell["nbytes"]) for cell in found["fastest"]] == [
+        (n, nbytes) for n in (2, 4, 8, 16) for nbytes in (1024, 4096)
+    ]
+    assert all(len(cell["median_us"]) == 4 and cell["lead"] >= 1 for cell in found["fastest"])
+    assert [row["world_size"] for row in found["rows"] if "error" in row] == [32]  # more than there is room for
+
+
+def test_no_time_leaves_out_and_says_so(parts: Any) -> None:
+    for part, constants in (("timing", {"COPY_BYTES": MIB, "SIZES": [MIB]}), ("graphs", {}), ("crossovers", {})):
+        budget = report.Budget(0)
+        found = parts(part, budget, **constants)
+        assert len(budget.skipped) > 5, part
+        assert not any("median_us" in row for row in found["rows"]), part
+        assert "reached" not in outcomes(part, found).values(), part
+
+
 # ---- Figures ----
 
 
