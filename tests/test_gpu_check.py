@@ -68,21 +68,21 @@ def test_every_part_has_a_module_and_figures() -> None:
         assert set(outcomes(part, {"rows": []}).values()) == {"not measured"}, part
 
 
-def test_the_modules_import_without_a_gpu() -> None:
+def test_the_modules_import_without_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); "
         "import gpu.correct, gpu.timing, gpu.graphs, gpu.crossovers, gpu.processes, gpu.lists"
     )
-    subprocess.run([sys.executable, "-c", code, str(TOOLS)], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", code, str(TOOLS)], check=True, timeout=100, cwd=tmp_path)
 
 
-def test_without_a_gpu_it_says_so() -> None:
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     command = [sys.executable, str(TOOLS / "gpu_check.py"), "graphs"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "needs a GPU" in done.stderr
 
@@ -228,6 +228,112 @@ def test_crossovers_part(parts: Any) -> None:
     ]
     assert all(len(cell["median_us"]) == 4 and cell["lead"] >= 1 for cell in found["fastest"])
     assert [row["world_size"] for row in found["rows"] if "error" in row] == [32]  # more than there is room for
+
+
+def test_lists_part(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class CopiesNothing:
+        def __init__(self, *arguments: Any) -> None:
+            pass
+
+        def pack(self, *arguments: Any) -> None:
+            pass
+
+        unpack = pack
+
+    monkeypatch.setattr(_core, "CudaArrayList", CopiesNothing)
+    found = parts("lists", resnet50_like=lambda: [(300, 100), (77,)])
+    assert [(row["what"], row["dtype"], row["whole"]) for row in found["rows"]][:2] == [
+        ("pack", "float32", "float32"),
+        ("unpack", "float32", "float32"),
+    ]
+    assert "not measured" not in outcomes("lists", found).values()
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_correct_part(monkeypatch: pytest.MonkeyPatch, flipped: bool) -> None:
+    """The GPU's results are the host's, or differ in a bit."""
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(TOOLS))
+    correct = importlib.import_module("gpu.correct")
+
+    def device_results(device: Any, inputs: list[Any], layout: str, **arguments: Any) -> list[Any]:
+        results = [correct.host_result(device, inputs, **arguments).clone() for _ in inputs]
+        if flipped and inputs[0].numel() == 7 and len(inputs) == 3:
+            correct.bits(results[2])[3] ^= 1
+        return results
+
+    def fails() -> None:
+        assert not flipped, "no"
+
+    for name, value in {
+        "device_results": device_results,
+        "check_failures": fails,
+        "check_split_invariance": lambda: None,
+        "PAIRS": correct.PAIRS[:2],
+        "SMALL_COUNTS": [0, 7, 1000],
+    }.items():
+        monkeypatch.setattr(correct, name, value)
+    found = report.Report(None, {}, report.Budget(60))
+    correct.run(found, report.Budget(60), small=True)
+    num_cases = 2 * len(correct.ALGOS) * 2  # pairs, algorithms, operations
+    assert found.values["num_compared"] == num_cases * 3 * (2 + 3 + 4)
+    assert found.values["num_differing"] == (num_cases if flipped else 0)
+    assert gpu_check.has_failed(found.values) == flipped
+    assert list(outcomes("correct", found.values).values()) == ["not reached" if flipped else "reached"]
+    if flipped:
+        assert "1 differ, first [3]" in found.values["differing"][0]
+        assert {"check": "failures", "passed": False, "failure": "AssertionError: no"} in found.values["rows"]
+
+
+PROCESS_RANKS = """
+import os, time
+from rank_main import mark
+
+def handoffs(rank, world_size, num_operations):
+    if os.environ["DCOMM_CUDA_WINDOWS"] == "ipc" and world_size == 4 and rank == 3:
+        raise RuntimeError("no window")
+    pipe = os.environ.get("CUDA_MPS_PIPE_DIRECTORY")
+    assert pipe is None or os.path.isdir(pipe)
+    return {"one_shot": {"num_wrong": 0, "first_ms": 9.0, "ms_per_operation": 2.0, "ms_per_handoff": 1.0 + rank}}
+
+def killed(rank, world_size):
+    mark("ready")
+    time.sleep(1.5 if rank == 0 else 60)
+    return {"error": "PeerLostError", "text": "died", "at_ns": time.monotonic_ns(), "next_call_works": True}
+"""
+
+
+def test_processes_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ranks that only say what they should; one fails. An MPS daemon that only writes down how it is called."""
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(TOOLS))
+    processes = importlib.import_module("gpu.processes")
+    script = tmp_path / "ranks.py"
+    script.write_text(PROCESS_RANKS)
+    daemon = tmp_path / "nvidia-cuda-mps-control"
+    daemon.write_text(
+        f'#!/bin/sh\necho "$* $CUDA_MPS_PIPE_DIRECTORY" >> {tmp_path}/daemon\n[ "$1" ] || cat >> {tmp_path}/daemon\n'
+    )
+    daemon.chmod(0o755)
+    monkeypatch.setattr(processes, "SCRIPT", script)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = report.Report(None, {}, report.Budget(60))
+    processes.run(found, report.Budget(60))
+    outcome = outcomes("processes", found.values)
+    assert [text for text, value in outcome.items() if value != "reached"] == [
+        "4 processes on the GPU, ipc windows: 20 operations with the host's bits"
+    ]
+    assert outcome["4 processes on the GPU, ipc windows: 20 operations with the host's bits"] == "not reached"
+    assert gpu_check.has_failed(found.values)
+    slowest = [row["ms_per_handoff"] for row in found.values["rows"] if row.get("world_size") == 4 and "algo" in row]
+    assert slowest == [4.0, 4.0]  # of all ranks; without MPS and with it
+    assert [row["world_size"] for row in found.values["rows"] if row.get("mps")] == [2, 4]
+    assert all(0 < row["seconds"] < 5 for row in found.values["rows"] if row["what"] == "death")
+    started, stopped, said = (tmp_path / "daemon").read_text().splitlines()
+    assert started.split()[0] == "-d"
+    assert started.split()[1] == stopped.strip()  # the same daemon
+    assert said == "quit"
+    assert not Path(stopped.strip()).exists()
 
 
 def test_no_time_leaves_out_and_says_so(parts: Any) -> None:

@@ -75,7 +75,7 @@ def about(commit: str) -> dict[str, Any]:
         "gpu": facts.name,
         "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "multiprocessors": facts.multi_processor_count,
-        "l2_bytes": facts.L2_cache_size,
+        "l2_bytes": getattr(facts, "L2_cache_size", None),
     }
     versions = {"torch": str(torch.__version__), "cuda": str(torch.version.cuda)}
     return head(shlex.join(sys.argv), commit, gpu, versions, isa)

@@ -80,6 +80,8 @@ def run(report: Report, budget: Budget) -> None:
     timing = Timing(report, budget)
     for nbytes, world_size in itertools.product(SIZES, WORLD_SIZES):
         what = {"world_size": world_size, "nbytes": nbytes}
+        if not budget.allows(str(what)):
+            continue
         arrays = Arrays(world_size, nbytes // 4)
         with report.attempt(what), one_thread(world_size) as comms:
             for algo in ALGOS:
@@ -104,6 +106,8 @@ def sweep(timing: Timing) -> None:
         for channels, slot_bytes in itertools.product((16, 8, 32, 64, 4), (32768, 131072, 8192)):
             shape = {"channels": channels, "slot_bytes": slot_bytes}
             what = {"what": "sweep", "world_size": world_size, "nbytes": nbytes, **shape}
+            if not timing.budget.allows(str(what)):
+                continue
             try:
                 with timing.report.attempt(what), one_thread(world_size, **shape) as comms:
                     for algo in ("two_shot", "ring"):
