@@ -182,3 +182,9 @@ def test_a_capture_of_one_rank_alone_is_refused() -> None:
     for outcome in thread_outcomes(2, body):
         assert isinstance(outcome, ValueError)
         assert "rank 0's stream is capturing" in str(outcome)
+
+
+def test_the_floor_of_a_launch_and_a_flag() -> None:
+    empty_launch_us, round_trip_us = dcomm._core.cuda_launch_floor(0)
+    assert 0 < empty_launch_us < 1000
+    assert 0 < round_trip_us < 1000
