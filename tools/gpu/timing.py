@@ -60,7 +60,7 @@ class Timing:
         times = times_us(enqueue, REPEATS, calls_for(what["nbytes"]), arrays.clear)
         self.add(times, what, num_wrong=arrays.num_wrong())
 
-    def torch(self, arrays: Arrays, what: dict[str, Any]) -> None:
+    def theirs(self, arrays: Arrays, what: dict[str, Any]) -> None:
         """One way of torch's; that there is none is a row too."""
         if not self.budget.allows(str(what)):
             return
@@ -91,7 +91,7 @@ def run(report: Report, budget: Budget) -> None:
                     timing.ours(comms, arrays, {"what": "dcomm", **what, "algo": "auto"}, wire)
                 timing.cast(comms, arrays, {"what": "cast", **what})
         for name in NAMES:
-            timing.torch(arrays, {"what": "torch", **what, "rival": name})
+            timing.theirs(arrays, {"what": "torch", **what, "rival": name})
         report.save()
         del arrays
         torch.cuda.empty_cache()
