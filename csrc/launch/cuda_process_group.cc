@@ -18,6 +18,10 @@ constexpr size_t kMessageBytes = 512;
 /// The GPU may tell that a rank has stopped before the watcher tells why.
 constexpr auto kExitPatience = std::chrono::milliseconds(200);
 
+bool says_more_than_exit(const CudaOutcome& reported) {
+  return reported.code == ErrorCode::kMismatch || reported.code == ErrorCode::kTimeout;
+}
+
 OpRecord record_of(const CollectiveCall& call) {
   OpRecord record;
   record.count = call.count;
@@ -52,6 +56,13 @@ void CudaProcessGroup::break_group(const CudaOutcome& outcome) {
   if (broken_.code == ErrorCode::kOk) broken_ = outcome;
 }
 
+void CudaProcessGroup::break_group_by_exit(const CudaOutcome& outcome, bool in_order) {
+  const std::lock_guard lock(mutex_);
+  if (broken_.code != ErrorCode::kOk) return;
+  broken_ = outcome;
+  broken_by_exit_ = in_order;
+}
+
 /// What the kernels have reported so far; kOk: nothing.
 CudaOutcome CudaProcessGroup::find_failure() {
   DcommCudaFailure failure{};
@@ -66,7 +77,41 @@ CudaOutcome CudaProcessGroup::find_failure() {
   return outcome;
 }
 
+/// What both ranks' own notes say of a disagreement, whether or not a kernel of this rank has seen it.
+CudaOutcome CudaProcessGroup::find_disagreement() const {
+  for (int peer = 0; peer < static_cast<int>(exits_.size()); ++peer) {
+    if (peer == options_.rank) continue;
+    DcommCudaFailure failure{};
+    failure.rank = options_.rank;
+    failure.peer = peer;
+    failure.seq = static_cast<uint32_t>(num_launched_.load() & 0xffffu);
+    const std::string both = peers_.disagreement(failure);
+    if (!both.empty()) return {ErrorCode::kMismatch, both};
+  }
+  return {};
+}
+
+/// A peer may have gone because of a failure that this rank's kernels find at their next look, or, if they were
+/// through already, would find in the next operation.
+void CudaProcessGroup::prefer_report() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!broken_by_exit_) return;
+  }
+  const auto deadline = std::chrono::steady_clock::now() + kExitPatience;
+  CudaOutcome reported = find_failure();
+  if (!says_more_than_exit(reported)) reported = find_disagreement();
+  while (reported.code == ErrorCode::kOk && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    reported = find_failure();
+  }
+  const std::lock_guard lock(mutex_);
+  broken_by_exit_ = false;
+  if (says_more_than_exit(reported)) broken_ = reported;
+}
+
 void CudaProcessGroup::check_usable() {
+  prefer_report();
   {
     const std::lock_guard lock(mutex_);
     if (broken_.code != ErrorCode::kOk) throw Error(broken_.code, broken_.message);
@@ -113,7 +158,7 @@ void CudaProcessGroup::check_peers(const CudaRankCall& call, uint64_t seq) {
     if (exit == kThere || (exit == kLeft && peers_.position(rank) >= seq)) continue;
     CudaOutcome outcome = describe_exit(rank);
     outcome.message = describe(call) + ": " + outcome.message;
-    break_group(outcome);
+    break_group_by_exit(outcome, exit == kLeft);
     check_usable();
   }
 }
@@ -162,9 +207,12 @@ void CudaProcessGroup::note_exit(int peer, bool died) {
   if (!died && peers_.position(peer) >= num_launched_.load()) return;
   // It may have gone because of what the GPU has reported; that says more.
   const CudaOutcome reported = find_failure();
-  const bool says_more = reported.code == ErrorCode::kMismatch || reported.code == ErrorCode::kTimeout;
-  const CudaOutcome outcome = says_more ? reported : describe_exit(peer);
-  stop(outcome.code, outcome.message);
+  if (says_more_than_exit(reported)) {
+    stop(reported.code, reported.message);
+    return;
+  }
+  break_group_by_exit(describe_exit(peer), !died);
+  if (group_ != nullptr) table_.stop(group_);
 }
 
 /// A rank that is gone, those that died first; -1: none.

@@ -70,6 +70,8 @@ class CudaProcessGroup {
   enum : uint8_t { kThere = 0, kLeft = 1, kDied = 2 };
 
   CudaOutcome find_failure();
+  CudaOutcome find_disagreement() const;
+  void prefer_report();
   void check_usable();
   void check_peers(const CudaRankCall& call, uint64_t seq);
   void launch(const CudaRankCall& call, uint64_t fingerprint);
@@ -77,6 +79,7 @@ class CudaProcessGroup {
   int find_exit() const;
   std::string describe_positions() const;
   void break_group(const CudaOutcome& outcome);
+  void break_group_by_exit(const CudaOutcome& outcome, bool in_order);
 
   const DcommCudaTable& table_;
   DcommCudaGroup* group_;
@@ -85,7 +88,8 @@ class CudaProcessGroup {
   std::vector<std::atomic<uint8_t>> exits_;  // by rank
   std::atomic<uint64_t> num_launched_{0};    // set before the launch
   mutable std::mutex mutex_;
-  CudaOutcome broken_;  // kOk: usable
+  CudaOutcome broken_;           // kOk: usable
+  bool broken_by_exit_ = false;  // of a peer that left: what the GPU may still report would say more
 };
 
 }  // namespace dcomm
