@@ -170,6 +170,36 @@ CHECK_CASE(cuda_processes_notice_another_order) {
   for (int rank = 0; rank < n; ++rank) EXPECT_EQ(ranks.error_code(rank), static_cast<int>(ErrorCode::kMismatch));
 }
 
+/// Rank 0 is through with two broadcasts, for which it need not wait, before rank 1 begins the first, which differs.
+CHECK_CASE(cuda_processes_keep_words_of_several_operations) {
+  ProcessRanks ranks(2, 1, 256);
+  for (const uint64_t fingerprint : {1, 5}) ranks.launch(0, call_of(Collective::kBroadcast, 0), {}, fingerprint);
+  EXPECT_EQ(ranks.error(0), uint64_t{0});
+  ranks.launch(1, call_of(Collective::kBroadcast, 0), {}, 2);
+  EXPECT_EQ(ranks.error_code(1), static_cast<int>(ErrorCode::kMismatch));
+}
+
+/// A word that has not arrived when the operation is over (packets do not wait for it): that of the next one tells.
+CHECK_CASE(cuda_processes_keep_their_history) {
+  ProcessRanks ranks(2, 1, 256);
+  const CollectiveCall call = call_of(Collective::kBroadcast, 0);
+  ranks.launch(0, call, {}, 1);
+  const size_t line = cuda_window_layout(2, 1, 256).flag_offset(0, Flow::kDirect, 0);
+  reinterpret_cast<uint64_t*>(ranks.shared.windows[1] + line)[1] = 0;
+  ranks.launch(1, call, {}, 2);
+  EXPECT_EQ(ranks.error(1), uint64_t{0});
+  for (const int rank : {0, 1}) ranks.launch(rank, call, {}, 5);
+  EXPECT_EQ(ranks.error_code(1), static_cast<int>(ErrorCode::kMismatch));
+}
+
+/// A rank that has nothing to wait for learns all the same that others have given up, and why.
+CHECK_CASE(cuda_processes_hear_of_failures_without_waiting) {
+  ProcessRanks ranks(2, 1, 256);
+  ranks.launch(1, call_of(Collective::kBarrier, 0), {}, 1, 50'000'000);
+  ranks.launch(0, call_of(Collective::kBroadcast, 0), {}, 1);
+  for (const int rank : {0, 1}) EXPECT_EQ(ranks.error_code(rank), static_cast<int>(ErrorCode::kTimeout));
+}
+
 CHECK_CASE(cuda_processes_missing_rank_times_out) {
   for (const Algo algo : kAlgos) {
     const int n = 3;
