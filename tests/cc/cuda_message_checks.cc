@@ -156,6 +156,12 @@ CHECK_CASE(cuda_collected_calls_are_launched_when_complete) {
   EXPECT_MSG(contains(missing.message, "rank 0 called all_reduce") && contains(missing.message, "rank 1 called recv") &&
                  contains(missing.message, "rank 2 called nothing"),
              missing.message);
+  // Neither does a recv behind one.
+  collect(1, good_call(1));
+  collect(1, recv_from(1, 0, 20));
+  collect(0, send_to(0, 1, 20));
+  EXPECT_EQ(use.state.num_launched.load(), 4);
+  group.end_collecting(false);
   group.end_collecting(true);  // forgotten, and the group goes on
   for (int rank = 0; rank < 3; ++rank) collect(rank, good_call(rank));
   EXPECT_EQ(use.state.num_launched.load(), 5);
