@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -166,7 +167,7 @@ def test_the_interface_names_the_stream(emulated_gpu: EmulatedGpu, alone: Comm) 
         result = np.zeros(8, np.float32)
         alone.all_reduce(array, out=gpu.array(result), stream=override)
         read = gpu.read(stream if override is None else override, gpu.array(result))
-        gpu.streams[0].synchronize()  # not on the default stream
+        time.sleep(0.1)  # a kernel that does not wait for `stream` runs now
         assert (result == 0).all()
         release()
         assert (read() == 1).all()
@@ -179,8 +180,11 @@ def test_out_s_stream_is_waited_for_too(emulated_gpu: EmulatedGpu, alone: Comm) 
     x = gpu.array(ones() * 5)
     alone.all_reduce(x, out=out, stream=stream)
     read = gpu.read(stream, gpu.array(host))
+    time.sleep(0.1)  # a kernel that does not wait for `busy` runs now
     release()
     assert (read() == 5).all()
+    busy.synchronize()
+    assert (host == 5).all()  # what `busy` wrote late came first
 
 
 @pytest.mark.parametrize("named", [None, 1, 2])

@@ -187,6 +187,7 @@ def check_stream_order(gpu: Gpu, comms: Sequence[dcomm.Communicator]) -> None:
         assert time.perf_counter() - start < 0.3
         barrier.wait(30)
         if release is not None:
+            time.sleep(0.1)  # a kernel that does not wait for this stream runs now
             release()
         total = n * (n + 1) / 2
         assert (after_first() == total).all()
@@ -207,6 +208,7 @@ def check_barrier(gpu: Gpu, comms: Sequence[dcomm.Communicator]) -> None:
         comm.barrier(stream=stream)
         seen = gpu.read(stream, shared)
         if release is not None:
+            time.sleep(0.1)  # streams that do not wait for this one go on now
             release()
         assert (seen() == 5).all()
 
