@@ -13,6 +13,7 @@ import torch.distributed as dist
 sys.path.append(str(Path(__file__).parent))
 from hook_ranks import start, stop
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import dcomm.torch
 from dcomm.torch import gradient_memory
@@ -35,11 +36,21 @@ class Model(torch.nn.Module):
         return self.branch(h) if use_branch else h
 
 
+class Checkpointed(Model):
+    """Whose branch is computed again by a backward pass inside the backward pass."""
+
+    def forward(self, x: torch.Tensor, use_branch: bool = True) -> torch.Tensor:
+        h = torch.tanh(self.first(self.convolution(x).mean((2, 3))))
+        return checkpoint(self.branch, h, use_reentrant=True)
+
+
 class Pair:
     """A model under DDP alone and its copy with the hook, fed alike; `equal` tells whether all gradients were."""
 
-    def __init__(self, rank: int, dtype: torch.dtype, settings: dict[str, Any], ddp: dict[str, Any]) -> None:
-        plain = Model().to(dtype)
+    def __init__(
+        self, rank: int, dtype: torch.dtype, settings: dict[str, Any], ddp: dict[str, Any], model: type[Model]
+    ) -> None:
+        plain = model().to(dtype)
         self.models = [plain, copy.deepcopy(plain)]
         self.ddps = [DistributedDataParallel(model, bucket_cap_mb=0.5, **ddp) for model in self.models]
         self.state = dcomm.torch.HookState(**settings)
@@ -89,6 +100,12 @@ def reuse(rank: int, pair: Pair) -> dict[str, Any]:
         "same_places": all(seen == places[-1] for seen in places[4:]),
         "survives_close": survives_close,
     }
+
+
+def plain_steps(rank: int, pair: Pair) -> dict[str, Any]:
+    for _ in range(NUM_STEPS):
+        pair.step()
+    return {}
 
 
 def moved(rank: int, pair: Pair) -> dict[str, Any]:
@@ -161,7 +178,7 @@ def run(rank: int, world_size: int, folder: str, cases: dict[str, dict[str, Any]
     for name, case in cases.items():
         dtype = getattr(torch, case.get("dtype", "float32"))
         settings = case.get("settings", {}) | (case.get("rank1", {}) if rank == 1 else {})
-        pair = Pair(rank, dtype, settings, case.get("ddp", {}))
+        pair = Pair(rank, dtype, settings, case.get("ddp", {}), globals()[case.get("model", "Model")])
         results[name] = globals()[case["what"]](rank, pair) | {"equal": pair.equal}
         dist.barrier()
         pair.state.close()

@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "reuse bfloat16": {"what": "reuse", "dtype": "bfloat16"},
     "reuse without registered buckets": {"what": "reuse", "settings": {"register_buckets": False}},
     "reuse with buckets that moved": {"what": "moved"},
+    "checkpoints": {"what": "plain_steps", "model": "Checkpointed", "ddp": {"static_graph": True}},
     "off": {"what": "reuse", "settings": {"reuse_gradients": False}},
     "off on rank 1": {"what": "reuse", "rank1": {"reuse_gradients": False}},
     "no overlap on rank 1": {"what": "reuse", "rank1": {"overlap": False}},
