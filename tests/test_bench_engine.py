@@ -48,7 +48,7 @@ def reduce_in_order(values: list[Array], op: str) -> Array:
     return total / total.dtype.type(len(values)) if op == "avg" else total
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4, 8])
+@pytest.mark.parametrize("world_size", [2, 3, 4, pytest.param(8, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("dtype", "op", "wanted"),
     [

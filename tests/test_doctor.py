@@ -118,6 +118,7 @@ def test_help_says_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--gpu-side" not in out
 
 
+@pytest.mark.long
 def test_torch_is_not_imported() -> None:
     if importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed")
@@ -140,6 +141,7 @@ def build_driver(folder: Path, code: str) -> dict[str, str]:
     return {"LD_LIBRARY_PATH": str(folder)}
 
 
+@pytest.mark.long
 def test_a_driver_that_hangs_costs_its_line_and_no_more_time(tmp_path: Path) -> None:
     code = "#include <unistd.h>\nint cuInit(unsigned flags) { (void)flags; for (;;) pause(); }\n"
     environment = build_driver(tmp_path, code)
@@ -160,6 +162,7 @@ def read_bytes(path: Path) -> bytes:
         return b""
 
 
+@pytest.mark.long
 def test_gpus_of_a_driver_written_in_c(tmp_path: Path) -> None:
     """What Python hands over arrives in C: names, sizes, addresses, bytes between three GPUs."""
     environment = build_driver(tmp_path, (ROOT / "tests" / "support" / "fake_libcuda.c").read_text())
@@ -239,6 +242,7 @@ def run_broken(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return run("-S", *command, cwd=folder, PYTHONPATH=os.pathsep.join(paths))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("core", "name", "reason"),
     [
@@ -268,6 +272,7 @@ def test_a_core_that_does_not_load(core: bytes | None, name: str, reason: str, t
     assert reason in other.stderr
 
 
+@pytest.mark.long
 def test_a_core_that_is_no_library(tmp_path: Path) -> None:
     folder = broken_package(tmp_path, b"no library")
     found = document(run_broken(folder, "-m", "dcomm", "doctor", "--json"))
@@ -277,6 +282,7 @@ def test_a_core_that_is_no_library(tmp_path: Path) -> None:
     assert [json.loads(line)["name"] for line in child.stdout.splitlines()] == list(gpu.NAMES)
 
 
+@pytest.mark.long
 def test_the_script_works_without_a_core(tmp_path: Path) -> None:
     """What `pip install` writes as bin/dcomm, with a package that has no core."""
     script = tmp_path / "dcomm-script" / "dcomm"

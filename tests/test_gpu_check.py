@@ -18,6 +18,8 @@ import pytest
 
 from dcomm import _core
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
 MIB = 1 << 20

@@ -24,6 +24,7 @@ ISA_FLAGS = {"scalar": [], "avx2": AVX2_FLAGS, "avx512": AVX512_FLAGS}
 FORBIDDEN = re.compile(r"\b(vfn?m(?:add|sub|addsub|subadd)\w*|vcvtne2?ps2?2?bf16\w*)", re.IGNORECASE)
 
 pytestmark = [
+    pytest.mark.long,  # each table is compiled once more
     pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 instruction sets"),
     pytest.mark.skipif(
         any(shutil.which(tool) is None for tool in ("c++", "nm", "objdump")), reason="needs c++, nm and objdump"

@@ -24,6 +24,7 @@ def ddp_step() -> ModuleType:
     return importlib.import_module("ddp_step")
 
 
+@pytest.mark.long
 def test_every_kind_of_variant_ends_with_the_same_weights(tmp_path: Path) -> None:
     variants = ["no_sync", "ddp + gloo", "ddp views + dcomm", "synchronizer deterministic"]
     command = ["--workloads", "tiny", "--max-seconds", "1", "--steps", "1", "--variants", ";".join(variants)]

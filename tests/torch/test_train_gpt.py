@@ -94,6 +94,7 @@ def test_learns_and_reports(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)  # Three launches; seconds each unless the machine is busy.
+@pytest.mark.long
 def test_resume_continues_bit_for_bit(tmp_path: Path) -> None:
     common = ["--hook", "default", "--steps", "10", "--eval-every", "4", *SMALL]
     succeed(*common, "--checkpoint", "straight.pt", cwd=tmp_path)
