@@ -331,7 +331,9 @@ class CudaBlockExec : public CudaLanes {
   }
   DCOMM_DEVICE bool calls_differ(int peer) const {
     if (mutated(Mutation::kBlockNoHeaderCheck)) return false;
-    return cuda_calls_differ(own_header_word(), gpu::load_relaxed(header_word(rank(), peer)));
+    // The own word is in memory too: to compute it again would take registers from the algorithm around a wait.
+    return cuda_calls_differ(gpu::load_relaxed(header_word(rank(), rank())),
+                             gpu::load_relaxed(header_word(rank(), peer)));
   }
   DCOMM_DEVICE uint64_t mismatch(int peer) const {
     return cuda_failure_word(ErrorCode::kMismatch, Flow::kDirect, rank(), peer, operation_number());
