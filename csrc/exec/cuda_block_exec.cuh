@@ -331,9 +331,16 @@ class CudaBlockExec : public CudaLanes {
   }
   DCOMM_DEVICE bool calls_differ(int peer) const {
     if (mutated(Mutation::kBlockNoHeaderCheck)) return false;
-    // The own word is in memory too: to compute it again would take registers from the algorithm around a wait.
-    return cuda_calls_differ(gpu::load_relaxed(header_word(rank(), rank())),
-                             gpu::load_relaxed(header_word(rank(), peer)));
+    return cuda_calls_differ(compared_word(), gpu::load_relaxed(header_word(rank(), peer)));
+  }
+  /// The own word, from wherever it spills no register of two_shot of 8 ranks: loaded it does on sm_90, computed again
+  /// on sm_80 (ptxas 13.0).
+  DCOMM_DEVICE uint64_t compared_word() const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    return gpu::load_relaxed(header_word(rank(), rank()));
+#else
+    return own_header_word();
+#endif
   }
   DCOMM_DEVICE uint64_t mismatch(int peer) const {
     return cuda_failure_word(ErrorCode::kMismatch, Flow::kDirect, rank(), peer, operation_number());
