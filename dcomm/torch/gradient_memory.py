@@ -29,6 +29,7 @@ from dcomm.torch.bucket_memory import SETTLED
 
 # Measured (docs/decisions.md): with smaller gradients too, steps that have many of them become slower.
 _LEAST_BYTES = 4 * 1024 * 1024
+_NO_PASS = -1  # what torch calls the backward pass outside of any
 # NumPy's arrays carry the memory, and NumPy has no bfloat16.
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -97,20 +98,26 @@ class GradientMemory:
         self._passes = WeakIdKeyDictionary()  # parameter: the backward pass that computed its gradient last
         self._handles: list[Any] = []
         self._late: list[tuple[_Result, torch.Tensor, torch.Tensor]] = []
-        self._pass = -1  # the backward pass of the last call
+        self._pass = _NO_PASS  # of the last call
         self._free: Any = numpy.zeros(0, numpy.uint8)  # by bucket: its result, on all ranks
         self._agreeing: Any = None
         self._unshared = _references_of_a_fresh_gradient()
 
     def result_of(self, bucket: GradBucket, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Where to reduce a complete bucket into, None: in place. Collective; inside backward, DDP has filled it.
+        """Where to reduce a complete bucket into, None: in place. Collective.
+
+        DDP has filled the bucket, and passes its buckets in the order of their numbers: inside backward, or, in its
+        ``join()``, on a rank that has no more steps, outside of any.
 
         Args:
             bucket: As the hook gets it.
             tensor: (count,) its gradients.
         """
-        self._begin_pass()
-        self._lend_late()
+        results = {index: known.result for index, known in self._known.items() if known.result is not None}
+        if results and bucket.index() == 0:
+            self._find_out_what_is_free(results)
+        if results:
+            self._attend_backward()
         known = self._known.get(bucket.index())
         if known is None or known.count != tensor.numel() or known.dtype != tensor.dtype:
             known = self._known[bucket.index()] = _Known(tensor.numel(), tensor.dtype)
@@ -131,27 +138,30 @@ class GradientMemory:
         self._passes.clear()
         self._late.clear()
 
-    def _begin_pass(self) -> None:
-        """Start to find out which results are free, and come back when DDP has finished."""
-        now = _backward_pass()
-        if now == self._pass:
-            return
-        self._pass = now
-        self._late.clear()
-        results = {index: known.result for index, known in self._known.items() if known.result is not None}
-        if not results:
-            return
+    def _find_out_what_is_free(self, results: dict[int, _Result]) -> None:
+        self._late.clear()  # of a backward pass that failed
         self._free = numpy.zeros(max(results) + 1, numpy.uint8)
         for index, result in results.items():
             self._free[index] = result.is_free()
         self._agreeing = self._comm.all_reduce(self._free, "min", async_op=True)
 
+    def _attend_backward(self) -> None:
+        """Once in a backward pass, of which some contain others: come back when DDP has finished."""
+        now = _backward_pass()
+        if now == _NO_PASS:
+            self._pass = now
+            return
+        self._lend_late()
+        if now == self._pass:
+            return
+        self._pass = now
         # DDP queues its copy back later in this pass: `finish` runs before that, `settle` after it.
         engine = torch.autograd.Variable._execution_engine
 
         def settle() -> None:
-            for result in results.values():
-                result.settle()
+            for known in self._known.values():
+                if known.result is not None:
+                    known.result.settle()
 
         def finish() -> None:
             self._lend_late()

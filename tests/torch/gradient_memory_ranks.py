@@ -45,7 +45,10 @@ class Checkpointed(Model):
 
 
 class Pair:
-    """A model under DDP alone and its copy with the hook, fed alike; `equal` tells whether all gradients were."""
+    """A model under DDP alone and its copy with the hook, fed alike; `equal` tells whether all gradients were.
+
+    With a half-precision wire the first has the hook, too, without reuse: DDP alone would have other bits.
+    """
 
     def __init__(
         self, rank: int, dtype: torch.dtype, settings: dict[str, Any], ddp: dict[str, Any], model: type[Model]
@@ -55,6 +58,10 @@ class Pair:
         self.ddps = [DistributedDataParallel(model, bucket_cap_mb=0.5, **ddp) for model in self.models]
         self.state = dcomm.torch.HookState(**settings)
         self.ddps[1].register_comm_hook(self.state, dcomm.torch.all_reduce_hook)
+        self.other_state: Any = None
+        if "wire_dtype" in settings:
+            self.other_state = dcomm.torch.HookState(**settings | {"reuse_gradients": False})
+            self.ddps[0].register_comm_hook(self.other_state, dcomm.torch.all_reduce_hook)
         self.generator = torch.Generator().manual_seed(rank)
         self.dtype = dtype
         self.equal = True
@@ -106,6 +113,26 @@ def plain_steps(rank: int, pair: Pair) -> dict[str, Any]:
     for _ in range(NUM_STEPS):
         pair.step()
     return {}
+
+
+def uneven(rank: int, pair: Pair, keep: bool) -> dict[str, Any]:
+    """Rank 1 has more steps (DDP's join); rank 0 stands in for it with zeros, outside of any backward pass."""
+    inputs = [torch.randn(2, 64, 5, 5, generator=pair.generator) for _ in range(NUM_STEPS + 4 * rank)]
+    runs: list[list[torch.Tensor]] = []
+    unchanged = True
+    for model, ddp in zip(pair.models, pair.ddps, strict=True):
+        runs.append([])
+        with ddp.join():
+            for x in inputs:
+                model.zero_grad()
+                ddp(x).pow(2).mean().backward()
+                runs[-1] += [p.grad.clone() for p in model.parameters()]
+            held = [p.grad for p in model.parameters()] if keep else []
+            copies = [grad.clone() for grad in held]
+            if not keep:
+                model.zero_grad()
+        unchanged = unchanged and all(torch.equal(a, b) for a, b in zip(held, copies, strict=True))
+    return {"unchanged": unchanged, "same": all(torch.equal(a, b) for a, b in zip(*runs, strict=True))}
 
 
 def moved(rank: int, pair: Pair) -> dict[str, Any]:
@@ -179,8 +206,10 @@ def run(rank: int, world_size: int, folder: str, cases: dict[str, dict[str, Any]
         dtype = getattr(torch, case.get("dtype", "float32"))
         settings = case.get("settings", {}) | (case.get("rank1", {}) if rank == 1 else {})
         pair = Pair(rank, dtype, settings, case.get("ddp", {}), globals()[case.get("model", "Model")])
-        results[name] = globals()[case["what"]](rank, pair) | {"equal": pair.equal}
+        results[name] = globals()[case["what"]](rank, pair, **case.get("args", {})) | {"equal": pair.equal}
         dist.barrier()
         pair.state.close()
+        if pair.other_state is not None:
+            pair.other_state.close()
     stop()
     return results

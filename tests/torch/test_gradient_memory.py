@@ -25,6 +25,9 @@ CASES: dict[str, dict[str, Any]] = {
     "reuse bfloat16": {"what": "reuse", "dtype": "bfloat16"},
     "reuse without registered buckets": {"what": "reuse", "settings": {"register_buckets": False}},
     "reuse with buckets that moved": {"what": "moved"},
+    "reuse with a half-precision wire": {"what": "reuse", "settings": {"wire_dtype": "float16"}},
+    "uneven, kept": {"what": "uneven", "args": {"keep": True}},
+    "uneven, dropped": {"what": "uneven", "args": {"keep": False}},
     "checkpoints": {"what": "plain_steps", "model": "Checkpointed", "ddp": {"static_graph": True}},
     "off": {"what": "reuse", "settings": {"reuse_gradients": False}},
     "off on rank 1": {"what": "reuse", "rank1": {"reuse_gradients": False}},
@@ -209,6 +212,15 @@ def test_strides_stay(small: None, make_bucket: Any) -> None:
     bucket.backward(4.0, keep=True)
     assert bucket.check(4.0) != place
     assert weight.grad.stride() == strides
+
+
+@pytest.mark.parametrize("name", ["_storage_Use_Count", "_current_graph_task_id"])
+def test_a_torch_that_cannot_tell(name: str, small: None, make_bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C, name)
+    bucket = make_bucket(torch.nn.Parameter(torch.zeros(200, 200)))
+    bucket.backward(2.0)
+    bucket.check(2.0)
+    assert bucket.memory._known[0].result is None
 
 
 @pytest.mark.parametrize(("rows", "replaced"), [(1023, False), (1024, True)])
