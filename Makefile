@@ -52,7 +52,7 @@ sanitize-thread sanitize-address: sanitize-%:
 	bash tools/run_sanitized.sh build/$*/dcomm_checks
 
 check-cuda:
-	$(CMAKE) -S . -B build/cuda -DDCOMM_PYTHON=OFF -DDCOMM_CUDA=ON -DDCOMM_CUDA_ARCHS=90 -DDCOMM_PTXAS_LOG=ON
+	$(CMAKE) -S . -B build/cuda -DDCOMM_PYTHON=OFF -DDCOMM_CUDA=ON "-DDCOMM_CUDA_ARCHS=80;90" -DDCOMM_PTXAS_LOG=ON
 	$(BUILD) build/cuda --target dcomm_cuda
 	$(PY) tools/check_cuda_resources.py build/cuda
 

@@ -116,6 +116,7 @@ CHECKS = {
         "cuda_process_group_refuses",
         "cuda_process_group_says_what_kernels_report",
         "cuda_process_group_peer_leaves",
+        "cuda_process_group_peer_leaves_because_calls_differ",
         "cuda_process_group_peer_dies",
         "cuda_process_group_stop_and_abandon",
     ],

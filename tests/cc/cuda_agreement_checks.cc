@@ -244,6 +244,47 @@ CHECK_CASE(cuda_process_group_peer_leaves) {
             static_cast<int>(ErrorCode::kPeerLost));
 }
 
+/// It has seen first what this rank's kernels find later, or, being through already, would find in the next operation.
+CHECK_CASE(cuda_process_group_peer_leaves_because_calls_differ) {
+  UseFake use;
+  const auto code_of_next = [](OneOfThree& one) {
+    return static_cast<int>(attempt([&] { one.group.run(good_call(0)); }).code);
+  };
+  {
+    OneOfThree one;
+    one.group.run(good_call(0));
+    one.group.note_exit(2, false);
+    EXPECT_EQ(use.state.num_stopped.load(), 1);
+    use.state.failure = {static_cast<int32_t>(ErrorCode::kMismatch), 15, 1, 2, 1};
+    EXPECT_EQ(code_of_next(one), static_cast<int>(ErrorCode::kMismatch));
+    EXPECT_EQ(code_of_next(one), static_cast<int>(ErrorCode::kMismatch));
+  }
+  use.state.failure = {};
+  {
+    OneOfThree one;  // its kernels were stopped first: the notes tell
+    one.group.run(good_call(0));
+    one.group.note_exit(2, false);
+    use.state.failure = {static_cast<int32_t>(ErrorCode::kAborted), 1, 0, 2, 1};
+    one.both = "rank 0 called this; rank 2 called that";
+    EXPECT_EQ(attempt([&] { one.group.run(good_call(0)); }).message, one.both);
+  }
+  use.state.failure = {};
+  {
+    OneOfThree one;  // seen in the next call itself
+    one.positions = {0, 1, 1};
+    one.group.run(good_call(0));
+    one.group.note_exit(2, false);
+    EXPECT_EQ(use.state.num_stopped.load(), 2);
+    one.both = "rank 0 called this; rank 2 called that";
+    EXPECT_EQ(code_of_next(one), static_cast<int>(ErrorCode::kMismatch));
+  }
+  OneOfThree one;  // a death is a death
+  one.group.run(good_call(0));
+  one.group.note_exit(2, true);
+  one.both = "rank 0 called this; rank 2 called that";
+  EXPECT_EQ(code_of_next(one), static_cast<int>(ErrorCode::kPeerLost));
+}
+
 CHECK_CASE(cuda_process_group_peer_dies) {
   UseFake use;
   {
