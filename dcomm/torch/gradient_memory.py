@@ -29,6 +29,8 @@ from dcomm.torch.bucket_memory import SETTLED
 
 # Measured (docs/decisions.md): with smaller gradients too, steps that have many of them become slower.
 _LEAST_BYTES = 4 * 1024 * 1024
+# glibc takes less than this from its heap in the end (mallopt(3), M_MMAP_THRESHOLD), and maps more by itself.
+_HEAP_BYTES = 32 * 1024 * 1024
 _NO_PASS = -1  # what torch calls the backward pass outside of any
 # NumPy's arrays carry the memory, and NumPy has no bfloat16.
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -101,6 +103,7 @@ class GradientMemory:
         self._pass = _NO_PASS  # of the last call
         self._free: Any = numpy.zeros(0, numpy.uint8)  # by bucket: its result, on all ranks
         self._agreeing: Any = None
+        self._last: torch.Tensor | None = None  # in memory, of the gradients that were replaced
         self._unshared = _references_of_a_fresh_gradient()
 
     def result_of(self, bucket: GradBucket, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -137,6 +140,7 @@ class GradientMemory:
         self._known.clear()
         self._passes.clear()
         self._late.clear()
+        self._last = None
 
     def _find_out_what_is_free(self, results: dict[int, _Result]) -> None:
         self._late.clear()  # of a backward pass that failed
@@ -218,10 +222,21 @@ class GradientMemory:
             self._replace(*late)
         self._late.clear()
 
+    def _keep_the_last(self, grad: torch.Tensor) -> None:
+        """Do not free what lies at the end of the heap: the kernel would get all that is free before it, too.
+
+        What other gradients leave there is then there for those of the next step, without a page fault.
+        """
+        is_last = self._last is None or grad.data_ptr() > self._last.data_ptr()
+        if is_last and grad.untyped_storage().nbytes() < _HEAP_BYTES:
+            self._last = grad
+
     def _replace(self, result: _Result, parameter: torch.Tensor, place: torch.Tensor) -> bool:
         """False: something refers to the gradient, now."""
         if _references(parameter) != self._unshared:
             return False
+        assert parameter.grad is not None
+        self._keep_the_last(parameter.grad)
         parameter.grad = place
         result.lent.append(_Lent(parameter, place, int(place.storage_offset())))
         return True

@@ -214,6 +214,25 @@ def test_strides_stay(small: None, make_bucket: Any) -> None:
     assert weight.grad.stride() == strides
 
 
+def test_the_fresh_gradient_at_the_end_of_the_heap_is_kept(small: None, make_bucket: Any) -> None:
+    """Where glibc gives the heap's end back to the kernel, and with it what is free before it."""
+    bucket = make_bucket(torch.nn.Parameter(torch.zeros(200, 200)))
+    fresh = []
+    handle = bucket.parameter.register_post_accumulate_grad_hook(lambda weight: fresh.append(weight.grad.data_ptr()))
+    kept = []
+    for _ in range(3):
+        before = bucket.memory._last.data_ptr()
+        kept.append(torch.empty(200, 200))  # so that gradients come to lie elsewhere
+        bucket.backward(1.0)
+        assert bucket.memory._last.data_ptr() == max(before, fresh[-1])
+    handle.remove()
+    last = bucket.memory._last
+    bucket.memory._keep_the_last(torch.empty(8 * 1024 * 1024 + 16))  # by itself, and above the heap
+    assert bucket.memory._last is last
+    bucket.memory.close()
+    assert bucket.memory._last is None
+
+
 @pytest.mark.parametrize("name", ["_storage_Use_Count", "_current_graph_task_id"])
 def test_a_torch_that_cannot_tell(name: str, small: None, make_bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch._C, name)
