@@ -5,34 +5,23 @@ The bodies are in tests/support/cuda_cases.py; tests/gpu runs them on a real one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cuda_cases
 import numpy as np
 import pytest
-from cuda_cases import MOVE_DTYPES, REDUCING, SUM_DTYPES
+from cuda_cases import MOVE_DTYPES, REDUCING, SUM_DTYPES, Make
 from emulated_gpu import EmulatedGpu
 from rank_threads import values
 
 import dcomm
 
-Make = Callable[[int], list[dcomm.Communicator]]
-
 
 @pytest.fixture
 def make(emulated_gpu: EmulatedGpu) -> Iterator[Make]:
-    """Makes communicators that are closed at the end."""
-    made: list[dcomm.Communicator] = []
-
-    def make_some(world_size: int) -> list[dcomm.Communicator]:
-        comms = dcomm.init_threads(world_size, device="cuda:0")
-        made.extend(comms)
-        return comms
-
-    yield make_some
-    for comm in made:
-        comm.close()
+    with cuda_cases.maker("cuda:0") as make_some:
+        yield make_some
 
 
 @pytest.mark.parametrize("op", ["sum", "avg"])

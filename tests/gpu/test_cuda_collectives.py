@@ -5,13 +5,13 @@ And what that cannot show: torch's and CuPy's own arrays and streams, and CUDA g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cuda_cases
 import numpy as np
 import pytest
-from cuda_cases import MOVE_DTYPES, REDUCING, SUM_DTYPES
+from cuda_cases import MOVE_DTYPES, REDUCING, SUM_DTYPES, Make
 from rank_threads import values
 from torch_gpu import TorchGpu
 
@@ -20,22 +20,12 @@ import dcomm
 pytestmark = pytest.mark.gpu
 
 GPU = TorchGpu()
-Make = Callable[[int], list[dcomm.Communicator]]
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Makes communicators that are closed at the end."""
-    made: list[dcomm.Communicator] = []
-
-    def make_some(world_size: int) -> list[dcomm.Communicator]:
-        comms = dcomm.init_threads(world_size, device="cuda")
-        made.extend(comms)
-        return comms
-
-    yield make_some
-    for comm in made:
-        comm.close()
+    with cuda_cases.maker("cuda") as make_some:
+        yield make_some
 
 
 @pytest.mark.parametrize("op", ["sum", "avg"])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -20,6 +21,7 @@ from rank_threads import outcomes, run_threads, values
 import dcomm
 
 Host = NDArray[Any]
+Make = Callable[[int], list[dcomm.Communicator]]
 SPECIAL = (float("nan"), float("inf"), -float("inf"), -0.0, 1e-40, 65520.0, 3e38, 6e-8)
 SUM_DTYPES = ["float32", "float16", "bfloat16"]
 MOVE_DTYPES = [*SUM_DTYPES, "float64", "int32", "int64", "int8", "uint8", "bool", "complex64", "complex128"]
@@ -27,6 +29,21 @@ REDUCING = ("all_reduce", "reduce_scatter", "reduce")
 ROOTED = {"broadcast": "src", "scatter": "src", "reduce": "dst", "gather": "dst"}
 COLLECTIVES = [*REDUCING, "all_gather", "broadcast", "gather", "scatter", "all_to_all"]
 COUNTS = (0, 1, 7, 1000, 9001)  # of a block or a message; the last takes several slots of several channels
+
+
+@contextmanager
+def maker(device: str) -> Iterator[Make]:
+    """Makes communicators on `device`, which are closed at the end."""
+    made: list[dcomm.Communicator] = []
+
+    def make_some(world_size: int) -> list[dcomm.Communicator]:
+        comms = dcomm.init_threads(world_size, device=device)
+        made.extend(comms)
+        return comms
+
+    yield make_some
+    for comm in made:
+        comm.close()
 
 
 class Gpu(Protocol):
