@@ -76,8 +76,9 @@ class SymmetricCollectives(Endpoint):
                 or complex128; NumPy array, torch tensor or writable buffer. Reduced in place unless `out` is given.
                 Non-contiguous arrays are copied in and out. Or a :class:`dcomm.Bucket`: many arrays as one message,
                 read where they lie. CUDA arrays (torch, CuPy, ``__cuda_array_interface__``, DLPack): contiguous, of
-                float32, float16 or bfloat16, "sum" and "avg", ranks that are threads on one GPU; the call blocks the
-                host until all ranks have called and is then asynchronous to it (docs/gpu.md).
+                float32, float16 or bfloat16, "sum" and "avg". Where ranks are threads they share one GPU, and the call
+                blocks the host until all have called (docs/gpu.md); where they are processes only the first CUDA call
+                waits for all (docs/gpu_processes.md). Either way it is asynchronous to the GPU.
             op: "sum", "avg" (floats and complex numbers), "prod", "min", "max" (all but complex numbers), "band",
                 "bor", "bxor" (integers and bool), the torch.distributed.ReduceOp of that name, or
                 :func:`dcomm.premul_sum` (floats). Half-precision arrays are reduced in float32; integers wrap; of

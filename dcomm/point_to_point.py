@@ -34,8 +34,9 @@ class PointToPoint(Endpoint):
 
         Args:
             x: (count,) or any shape, any dtype that dcomm knows; NumPy array, torch tensor or buffer; also empty.
-                A non-contiguous array is copied first. A CUDA array: contiguous; the call blocks the host until `dst`
-                has called recv, so of two ranks that exchange one must receive first (or use :func:`dcomm.group`).
+                A non-contiguous array is copied first. A CUDA array: contiguous, and ranks that are threads
+                (ValueError between processes); the call blocks the host until `dst` has called recv, so of two ranks
+                that exchange one must receive first (or use :func:`dcomm.group`).
             dst: The rank that receives; not this rank.
             tag: 0 to 2**31 - 1; tells messages apart.
             async_op: Return a :class:`Work` at once; `x` belongs to it until it is done.
