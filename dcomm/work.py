@@ -140,6 +140,10 @@ class Work:
         """Same as :meth:`wait` without a limit."""
         return self.wait()
 
+    def _wait_for(self, seconds: float) -> bool:
+        """True once the operation has ended; what the completer of futures blocks in."""
+        return self._core.wait_for(seconds)
+
     def _settle(self) -> None:
         """Copy the result of a successful operation out to a non-contiguous array, once."""
         if self._finish is not None:

@@ -16,6 +16,8 @@ namespace dcomm {
 
 namespace {
 
+constexpr uint64_t kMaxPatientBytes = 32 << 10;  // about what a wake-up of the progress thread costs
+
 /// The larger of a call's two arrays, on a rank that has both.
 uint64_t array_bytes(const CollectiveCall& call, int world_size) {
   uint64_t count = call.count;
@@ -223,13 +225,52 @@ void Communicator::run_in_order(const CollectiveCall& call, int64_t timeout_ns, 
   if (work->error_code() != ErrorCode::kOk) throw Error(work->error_code(), work->error_message());
 }
 
-std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout_ns) {
+std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted) {
   const Entry entry(entered_);
   check_usable();
   complete_call(call);
   auto work = std::make_shared<Work>(call, timeout_ns);
+  if (can_announce(call)) {
+    announce(call);
+    if (all_peers_enter()) {
+      try {
+        execute(call, timeout_ns, interrupted, false);
+        work->finish(ErrorCode::kOk, "");
+      } catch (const Error& error) {
+        if (error.code() == ErrorCode::kInterrupted) throw;
+        work->finish(error.code(), error.what());
+      }
+      return work;
+    }
+  }
   queue_.push(work);
   return work;
+}
+
+void Communicator::set_timeout(int64_t timeout_ns) {
+  const Entry entry(entered_);
+  DCOMM_CHECK(timeout_ns > 0, ErrorCode::kInvalidArgument, "timeout of ", timeout_ns, " ns: expected more than 0");
+  queue_.wait_until_empty();
+  settings_.timeout_ns = timeout_ns;
+}
+
+/// Whether the next operation is this one alone, and small.
+bool Communicator::can_announce(const CollectiveCall& call) const {
+  return patience_ns_ > 0 && world_size() > 1 && test_delay_ns_ == 0 && !is_message(call.collective) &&
+         call.lengths == nullptr && call.algo != Algo::kDirect && array_bytes(call, world_size()) <= kMaxPatientBytes &&
+         queue_.is_empty();
+}
+
+/// Whether the peers are seen to enter the announced operation before the patience is over.
+bool Communicator::all_peers_enter() const {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::nanoseconds(patience_ns_);
+  for (int peer = 0; peer < world_size(); ++peer) {
+    uint64_t& theirs = context_.control(peer).header.seq;
+    while (std::atomic_ref<uint64_t>(theirs).load(std::memory_order_acquire) < current_.seq) {
+      if (settings_.oversubscribed || std::chrono::steady_clock::now() >= end) return false;
+    }
+  }
+  return true;
 }
 
 CudaThreadGroup& Communicator::cuda_group() const {
@@ -321,8 +362,8 @@ void Communicator::execute_in_parts(const CollectiveCall& call, Range reach, int
   execute_one(parts.direct, timeout_ns, interrupted, background);
 }
 
-void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,
-                               bool background) {
+/// Numbers the operation and tells the peers that this rank enters it.
+void Communicator::announce(const CollectiveCall& call) {
   current_ = OpRecord{};
   current_.seq = ++seq_;
   current_.count = call.lengths != nullptr ? 0 : call.count;  // different lengths: checked by check_lengths
@@ -339,16 +380,22 @@ void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, I
     current_.out_offset = call.shared_out.offset;
   }
 
-  HostOp op;
-  op.seq = current_.seq;
   // With the history in it: a rank that could finish a broadcast without hearing from all notices in its next
   // operation that somebody called something else.
-  op.hash = history_ = hash_mix(history_, fingerprint(current_)) | 1;  // 0 means "nothing published yet"
-  prepare(op, timeout_ns, interrupted, background);
+  history_ = hash_mix(history_, fingerprint(current_)) | 1;  // 0 means "nothing published yet"
+  store_record(context_.control(rank()).records[current_.seq % 2], current_);
+  begin_operation(context_, current_.seq, history_);
+  announced_ = true;
+}
 
-  ControlPage& page = context_.control(rank());
-  store_record(page.records[op.seq % 2], current_);
-  begin_operation(context_, op.seq, op.hash);
+void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,
+                               bool background) {
+  if (!announced_) announce(call);
+  announced_ = false;
+  HostOp op;
+  op.seq = current_.seq;
+  op.hash = history_;
+  prepare(op, timeout_ns, interrupted, background);
 
   bool finished = false;
   uint64_t sent_bytes = 0;
@@ -362,7 +409,7 @@ void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, I
   }
   num_sent_bytes_.store(num_sent_bytes_.load(std::memory_order_relaxed) + sent_bytes, std::memory_order_relaxed);
   if (DCOMM_UNLIKELY(!finished)) break_down(current_, op.failure);
-  std::atomic_ref<uint64_t>(page.header.completed).store(op.seq, std::memory_order_release);
+  std::atomic_ref<uint64_t>(context_.control(rank()).header.completed).store(op.seq, std::memory_order_release);
 }
 
 void Communicator::prepare(HostOp& op, int64_t timeout_ns, InterruptCheck interrupted, bool background) {

@@ -57,8 +57,14 @@ class Communicator {
   /// Runs `call` and returns when this rank's part is done. timeout_ns 0: the group's. Throws Error.
   void run(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted);
   /// Queues `call`; its arrays must live until the Work is done. Throws Error when the communicator is
-  /// broken.
-  std::shared_ptr<Work> enqueue(CollectiveCall call, int64_t timeout_ns);
+  /// broken. With patience (see set_patience) the calling thread may run it instead.
+  std::shared_ptr<Work> enqueue(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted = nullptr);
+  /// enqueue() of a small collective tells the peers at once that this rank enters it, and where nothing is queued and
+  /// all of them enter it too within `patience_ns`, the calling thread runs it: a wake-up of the progress thread costs
+  /// more than a small message. No rank waits longer than this for another. 0 (the default): never.
+  void set_patience(int64_t patience_ns) { patience_ns_ = patience_ns; }
+  /// The limit of each wait where a call names none. Local: ranks may differ.
+  void set_timeout(int64_t timeout_ns);
 
   /// Collective over all ranks: those of one color become a communicator, in the order of (key, rank). nullptr without
   /// a color. Throws the same on all ranks.
@@ -129,6 +135,9 @@ class Communicator {
   void run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted);
   void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void execute_one(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
+  bool can_announce(const CollectiveCall& call) const;
+  void announce(const CollectiveCall& call);
+  bool all_peers_enter() const;
   void check_lengths(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void execute_message(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void prepare(HostOp& op, int64_t timeout_ns, InterruptCheck interrupted, bool background);
@@ -161,8 +170,10 @@ class Communicator {
   RegionTable regions_;
 
   uint64_t seq_ = 0;
-  uint64_t history_ = 0;  // fingerprint of all operations so far
-  OpRecord current_;      // of the operation being run
+  uint64_t history_ = 0;    // fingerprint of all operations so far
+  OpRecord current_;        // of the operation being run
+  bool announced_ = false;  // current_ is the next operation's, and the peers know
+  int64_t patience_ns_ = 0;
   int64_t test_delay_ns_ = 0;
   std::atomic<uint64_t> num_operations_{0};
   std::atomic<uint64_t> num_bytes_{0};

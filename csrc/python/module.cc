@@ -107,6 +107,13 @@ CollectiveCall message_call(int kind, uintptr_t address, size_t count, int dtype
   return call;
 }
 
+std::shared_ptr<Work> enqueue(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns) {
+  std::shared_ptr<Work> work;
+  const InterruptCheck check = signal_check();
+  translate_released([&] { work = comm.enqueue(call, timeout_ns, check); });
+  return releasing(std::move(work));
+}
+
 std::shared_ptr<Communicator> connect(int rank, int world_size, const std::string& meeting_key, bool exact,
                                       uint64_t init_counter, uint64_t config_hash, const std::string& version,
                                       double timeout_s, bool force_shm, bool deterministic) {
@@ -219,10 +226,14 @@ py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::mo
            [](Communicator& comm, int kind, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op,
               int algo, int root, double factor, const py::object& send_lengths, const py::object& recv_lengths,
               int64_t timeout_ns) {
-             return releasing(comm.enqueue(
+             return enqueue(
+                 comm,
                  collective_call(kind, in, out, count, dtype, wire, op, algo, root, factor, send_lengths, recv_lengths),
-                 timeout_ns));
+                 timeout_ns);
            })
+      .def("set_patience", &Communicator::set_patience)
+      .def("set_timeout",
+           [](Communicator& comm, int64_t timeout_ns) { translate_released([&] { comm.set_timeout(timeout_ns); }); })
       .def("message",
            [](Communicator& comm, int kind, uintptr_t address, size_t count, int dtype, int peer, int tag,
               int64_t timeout_ns) {

@@ -2,12 +2,16 @@
 
 >>> import dcomm.torch
 >>> ddp.register_comm_hook(dcomm.torch.HookState(), dcomm.torch.all_reduce_hook)   # doctest: +SKIP
+>>> torch.distributed.init_process_group("dcomm")    # DDP, FSDP, tensor and pipeline parallel   # doctest: +SKIP
 >>> sync = dcomm.torch.GradientSynchronizer(model, comm)    # any loop, without DDP   # doctest: +SKIP
 
 Importing this module imports torch; the core of dcomm links none of it, so one build serves every torch >= 2.11.
 """
 
 from dcomm.torch.hooks import HookState, all_reduce_hook, bf16_hook, fp16_hook
+from dcomm.torch.process_group import ProcessGroup, register
 from dcomm.torch.synchronizer import GradientSynchronizer
 
-__all__ = ["GradientSynchronizer", "HookState", "all_reduce_hook", "bf16_hook", "fp16_hook"]
+register()
+
+__all__ = ["GradientSynchronizer", "HookState", "ProcessGroup", "all_reduce_hook", "bf16_hook", "fp16_hook"]

@@ -12,16 +12,25 @@ import atexit
 import queue
 import threading
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from dcomm.errors import AbortedError
-from dcomm.work import Work
 
 _BLOCK_S = 0.1  # how long a thread stays in C before it looks whether to stop
 
 _live: weakref.WeakSet[Completer] = weakref.WeakSet()
+
+
+class Awaited(Protocol):
+    """An operation: :class:`dcomm.Work`, or a handle of several."""
+
+    def _wait_for(self, seconds: float) -> bool:
+        """True once it has ended."""
+
+    def exception(self) -> BaseException | None:
+        """The error of one that has ended."""
 
 
 class Completer:
@@ -29,7 +38,7 @@ class Completer:
 
     def __init__(self) -> None:
         """Start no thread yet; the first future does."""
-        self._queue: queue.SimpleQueue[tuple[Work, Any, Any] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Awaited, Any, Any] | None] = queue.SimpleQueue()
         self._lead = threading.Lock()
         self._count = threading.Lock()  # guards _num_free and _threads
         self._num_free = 0
@@ -37,7 +46,7 @@ class Completer:
         self._stopping = False
         _live.add(self)
 
-    def future_of(self, work: Work, value: Any) -> torch.futures.Future[Any]:
+    def future_of(self, work: Awaited, value: Any) -> torch.futures.Future[Any]:
         """A future that gets `value` when `work` has succeeded, and the error otherwise."""
         if self._stopping:
             raise AbortedError("this hook state was shut down; make a new one")
@@ -89,7 +98,7 @@ def _complete_one(completer: Completer) -> bool:
             return False
         work, future, value = item
         error: Exception | None = None
-        while not work._core.wait_for(_BLOCK_S):
+        while not work._wait_for(_BLOCK_S):
             if completer._stopping:
                 error = AbortedError("shut down while the operation was running")
                 break

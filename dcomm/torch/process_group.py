@@ -1,0 +1,114 @@
+"""The ``"dcomm"`` backend of torch.distributed: a process group over dcomm communicators.
+
+>>> import dcomm.torch                                                # doctest: +SKIP
+>>> torch.distributed.init_process_group("dcomm")                     # doctest: +SKIP
+
+A group is a Python class with two communicators, one for collectives and one for messages; the core of dcomm links no
+torch. One group serves CPU and CUDA tensors. Source of the interface: PyTorch, torch/distributed/distributed_c10d.py.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+import dcomm
+from dcomm.operation import timeout_to_ns
+from dcomm.torch.completer import Completer
+from dcomm.torch.group_call import GroupCall
+from dcomm.torch.group_collectives import GroupCollectives
+from dcomm.torch.group_identity import BACKEND_NAME
+from dcomm.torch.group_messages import GroupMessages
+
+# A wake-up of the progress thread costs about as much.
+_PATIENCE_NS = 20_000
+_UNSET = timedelta(0)  # torch's options say -1 ms where the caller named no timeout
+
+_live: weakref.WeakSet[ProcessGroup] = weakref.WeakSet()
+
+
+class ProcessGroup(GroupCollectives, GroupMessages):
+    """A process group over dcomm; made by ``init_process_group("dcomm")`` and ``new_group``.
+
+    Synchronous calls run in the calling thread. Asynchronous ones run on the communicator's progress thread, in call
+    order; with ``DCOMM_ASYNC=0`` they run in the calling thread as well, and callbacks of their futures inline.
+    """
+
+    def __init__(self, rank: int, world_size: int, store: Any, timeout: timedelta, group_id: str) -> None:
+        """Collective over the group's ranks."""
+        super().__init__(rank, world_size, store, timeout)
+        self._overlap = os.environ.get("DCOMM_ASYNC", "1") != "0"
+        self._completer = Completer()
+        self._comm = dcomm.init(
+            rank=rank, world_size=world_size, store=store, group_name=f"group/{group_id}", timeout=timeout
+        )
+        self._fast = self._comm._fast
+        messages = self._comm.split(0)
+        assert messages is not None
+        self._messages = messages
+        self._comm._core.set_patience(_PATIENCE_NS)
+        self.set_timeout(timeout)
+        _live.add(self)
+
+    @property
+    def communicator(self) -> dcomm.Communicator:
+        """The communicator of the group's collectives."""
+        return self._comm
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """The limit of each wait of later operations that name none."""
+        super().set_timeout(timeout)
+        for comm in (self._comm, self._messages):
+            comm._core.set_timeout(timeout_to_ns(timeout))
+
+    _set_default_timeout = set_timeout
+
+    def shutdown(self) -> None:
+        """Finish what is queued, and free the communicators."""
+        self._comm.close()
+        self._messages.close()
+        self._completer.close()
+
+    def abort(self) -> None:
+        """End every wait on every rank."""
+        self._comm.abort()
+        self._messages.abort()
+
+    def _get_sequence_number_for_group(self) -> int:
+        return int(self._comm.stats()["num_operations"])
+
+    def _call(self, opts: Any) -> GroupCall:
+        timeout = opts.timeout
+        return GroupCall(
+            self._comm, opts.asyncOp, None if timeout <= _UNSET else timeout, self._overlap, self._completer
+        )
+
+    def _message_call(self) -> GroupCall:
+        return GroupCall(self._messages, True, None, True, self._completer)
+
+
+def create(options: Any, _backend_options: Any = None) -> ProcessGroup:
+    """What torch calls to make a group: `options` has its store, rank, size, timeout and name."""
+    return ProcessGroup(
+        options.group_rank, options.group_size, options.store, options.timeout, options.group_id or "default"
+    )
+
+
+def register() -> None:
+    """Make ``"dcomm"`` known to torch.distributed, once."""
+    if BACKEND_NAME.upper() not in dist.Backend._plugins:
+        dist.Backend.register_backend(BACKEND_NAME, create, extended_api=True, devices=["cpu", "cuda"])
+
+
+@atexit.register
+def _shut_down_all() -> None:
+    """No thread of a group outlives the interpreter."""
+    for group in list(_live):
+        group._comm._core.leave()
+        group._messages._core.leave()
+        group._completer.close()
