@@ -19,11 +19,13 @@ import torch.distributed as dist
 
 import dcomm
 from dcomm.operation import timeout_to_ns
+from dcomm.torch import dynamo
 from dcomm.torch.completer import Completer
 from dcomm.torch.group_call import GroupCall
 from dcomm.torch.group_collectives import GroupCollectives
-from dcomm.torch.group_identity import BACKEND_NAME
+from dcomm.torch.group_identity import BACKEND_NAME, GroupIdentity
 from dcomm.torch.group_messages import GroupMessages
+from dcomm.torch.group_work import GroupWork, ReceiveWork
 
 # A wake-up of the progress thread costs about as much.
 _PATIENCE_NS = 20_000
@@ -103,6 +105,7 @@ def register() -> None:
     """Make ``"dcomm"`` known to torch.distributed, once."""
     if BACKEND_NAME.upper() not in dist.Backend._plugins:
         dist.Backend.register_backend(BACKEND_NAME, create, extended_api=True, devices=["cpu", "cuda"])
+        dynamo.skip(ProcessGroup, GroupCollectives, GroupMessages, GroupIdentity, GroupCall, GroupWork, ReceiveWork)
 
 
 @atexit.register

@@ -18,7 +18,7 @@ def run(world_size: int, function: str, folder: Path, **args: Any) -> list[Any]:
     return process_values(world_size, SCRIPT, function, {"folder": str(folder), **args}, timeout=170)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("function", "at_least"), [("reductions", 1000), ("moves", 800), ("premul", 6)])
 def test_every_value(tmp_path: Path, world_size: int, function: str, at_least: int) -> None:
     for count, wrong in run(world_size, function, tmp_path):
@@ -39,7 +39,7 @@ def test_groups_meshes_and_objects(tmp_path: Path) -> None:
             assert backend == "dcomm"
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_messages(tmp_path: Path, world_size: int) -> None:
     for count, wrong in run(world_size, "messages", tmp_path):
         assert wrong == []
