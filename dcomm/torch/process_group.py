@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 import dcomm
 from dcomm.operation import timeout_to_ns
-from dcomm.torch import dynamo
+from dcomm.torch import dynamo, functional_ops
 from dcomm.torch.completer import Completer
 from dcomm.torch.group_call import GroupCall
 from dcomm.torch.group_collectives import GroupCollectives
@@ -44,6 +44,7 @@ class ProcessGroup(GroupCollectives, GroupMessages):
     def __init__(self, rank: int, world_size: int, store: Any, timeout: timedelta, group_id: str) -> None:
         """Collective over the group's ranks."""
         super().__init__(rank, world_size, store, timeout)
+        functional_ops.install()
         self._overlap = os.environ.get("DCOMM_ASYNC", "1") != "0"
         self._completer = Completer()
         self._comm = dcomm.init(
