@@ -7,7 +7,7 @@ import weakref
 from types import TracebackType
 from typing import Any
 
-from dcomm import _core
+from dcomm import _core, handles
 from dcomm.collectives import SymmetricCollectives
 from dcomm.point_to_point import PointToPoint
 from dcomm.rooted import RootedCollectives
@@ -34,6 +34,7 @@ class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Window
         super().__init__(core)
         self._device = device
         self._local_rank = core.rank if local_rank is None else local_rank
+        self._handle = handles.register(self)  # a plain attribute: what Dynamo can read and guard
         _live.add(self)
 
     @property

@@ -5,8 +5,13 @@
 >>> torch.distributed.init_process_group("dcomm")    # DDP, FSDP, tensor and pipeline parallel   # doctest: +SKIP
 >>> sync = dcomm.torch.GradientSynchronizer(model, comm)    # any loop, without DDP   # doctest: +SKIP
 
+>>> y = dcomm.torch.functional.all_reduce(x, comm)          # in models, torch.compile'd or not   # doctest: +SKIP
+
 Importing this module imports torch; the core of dcomm links none of it, so one build serves every torch >= 2.11.
 """
+
+import importlib
+from types import ModuleType
 
 from dcomm.torch.hooks import HookState, all_reduce_hook, bf16_hook, fp16_hook
 from dcomm.torch.process_group import ProcessGroup, register
@@ -14,4 +19,12 @@ from dcomm.torch.synchronizer import GradientSynchronizer
 
 register()
 
-__all__ = ["GradientSynchronizer", "HookState", "ProcessGroup", "all_reduce_hook", "bf16_hook", "fp16_hook"]
+__all__ = ["GradientSynchronizer", "HookState", "ProcessGroup", "all_reduce_hook", "bf16_hook", "fp16_hook", "functional"]
+
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import `functional` on first use: it touches parts of torch that hooks must not depend on."""
+    if name != "functional":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("dcomm.torch.functional")
