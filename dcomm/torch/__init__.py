@@ -4,7 +4,6 @@
 >>> ddp.register_comm_hook(dcomm.torch.HookState(), dcomm.torch.all_reduce_hook)   # doctest: +SKIP
 >>> torch.distributed.init_process_group("dcomm")    # DDP, FSDP, tensor and pipeline parallel   # doctest: +SKIP
 >>> sync = dcomm.torch.GradientSynchronizer(model, comm)    # any loop, without DDP   # doctest: +SKIP
-
 >>> y = dcomm.torch.functional.all_reduce(x, comm)          # in models, torch.compile'd or not   # doctest: +SKIP
 
 Importing this module imports torch; the core of dcomm links none of it, so one build serves every torch >= 2.11.

@@ -67,7 +67,7 @@ def all_reduce(
     Raises:
         ValueError, TypeError, DcommError: As for :meth:`dcomm.Communicator.all_reduce`.
     """
-    result: torch.Tensor = operators.all_reduce(x, comm._handle, op, _wire_name(wire_dtype), algo)
+    result: torch.Tensor = operators.all_reduce(x, _handle(comm), _name(op), _wire_name(wire_dtype), algo)
     return result
 
 
@@ -81,11 +81,11 @@ def all_reduce_(
 ) -> torch.Tensor:
     """:func:`all_reduce` in place; returns `x`.
 
-    Compiled, and where `x` requires a gradient, it is :func:`all_reduce` and a copy, which keep order and gradients.
+    Compiled, and where `x` requires a gradient, it is :func:`all_reduce` and a copy.
     """
-    if _is_functional(x):
+    if _has_gradient(x):
         return x.copy_(all_reduce(x, comm, op, wire_dtype=wire_dtype, algo=algo))
-    operators.all_reduce_(x, comm._handle, op, _wire_name(wire_dtype), algo)
+    operators.all_reduce_(x, _handle(comm), _name(op), _wire_name(wire_dtype), algo)
     return x
 
 
@@ -103,7 +103,7 @@ def reduce_scatter(x: torch.Tensor, comm: Communicator, op: str = "sum") -> torc
     Raises:
         ValueError, TypeError, DcommError: As for :meth:`dcomm.Communicator.reduce_scatter`.
     """
-    result: torch.Tensor = operators.reduce_scatter(x, comm._handle, op)
+    result: torch.Tensor = operators.reduce_scatter(x, _handle(comm), _name(op))
     return result
 
 
@@ -120,7 +120,7 @@ def all_gather(x: torch.Tensor, comm: Communicator) -> torch.Tensor:
     Raises:
         TypeError, DcommError: As for :meth:`dcomm.Communicator.all_gather`.
     """
-    result: torch.Tensor = operators.all_gather(x, comm._handle)
+    result: torch.Tensor = operators.all_gather(x, _handle(comm))
     return result
 
 
@@ -144,7 +144,7 @@ def all_to_all(
     Raises:
         ValueError, TypeError, DcommError: As for :meth:`dcomm.Communicator.all_to_all`.
     """
-    result: torch.Tensor = operators.all_to_all(x, comm._handle, send_counts, recv_counts)
+    result: torch.Tensor = operators.all_to_all(x, _handle(comm), send_counts, recv_counts)
     return result
 
 
@@ -162,15 +162,15 @@ def broadcast(x: torch.Tensor, comm: Communicator, src: int = 0) -> torch.Tensor
     Raises:
         ValueError, TypeError, DcommError: As for :meth:`dcomm.Communicator.broadcast`.
     """
-    result: torch.Tensor = operators.broadcast(x, comm._handle, src)
+    result: torch.Tensor = operators.broadcast(x, _handle(comm), src)
     return result
 
 
 def broadcast_(x: torch.Tensor, comm: Communicator, src: int = 0) -> torch.Tensor:
     """:func:`broadcast` in place; returns `x`. Compiled or differentiated as :func:`all_reduce_`."""
-    if _is_functional(x):
+    if _has_gradient(x):
         return x.copy_(broadcast(x, comm, src))
-    operators.broadcast_(x, comm._handle, src)
+    operators.broadcast_(x, _handle(comm), src)
     return x
 
 
@@ -189,7 +189,7 @@ def reduce(x: torch.Tensor, comm: Communicator, op: str = "sum", *, dst: int = 0
     Raises:
         ValueError, TypeError, DcommError: As for :meth:`dcomm.Communicator.reduce`.
     """
-    result: torch.Tensor = operators.reduce(x, comm._handle, op, dst)
+    result: torch.Tensor = operators.reduce(x, _handle(comm), _name(op), dst)
     return result
 
 
@@ -209,7 +209,7 @@ def sum_over_ranks(x: torch.Tensor, comm: Communicator) -> torch.Tensor:
     Raises:
         TypeError, DcommError: As for :func:`all_reduce`.
     """
-    result: torch.Tensor = _SumOverRanks.apply(x, comm._handle)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _SumOverRanks.apply(x, _handle(comm))  # type: ignore[no-untyped-call]
     return result
 
 
@@ -228,7 +228,7 @@ def sum_gradients(x: torch.Tensor, comm: Communicator) -> torch.Tensor:
     Raises:
         TypeError, DcommError: As for :func:`all_reduce`, in the backward pass.
     """
-    result: torch.Tensor = _SumGradients.apply(x, comm._handle)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _SumGradients.apply(x, _handle(comm))  # type: ignore[no-untyped-call]
     return result
 
 
@@ -254,9 +254,21 @@ class _SumGradients(torch.autograd.Function):
         return operators.all_reduce(gradient, ctx.handle, "sum", None, "auto"), None
 
 
-def _is_functional(x: torch.Tensor) -> bool:
-    """True where a mutating operator would lose the order of compiled code, or a gradient."""
-    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
+def _handle(comm: Communicator) -> str:
+    if not isinstance(comm, Communicator):
+        raise TypeError(f"comm={comm!r}: expected a dcomm.Communicator, such as dcomm.init() returns")
+    return comm._handle
+
+
+def _name(op: str) -> str:
+    if not isinstance(op, str):
+        raise TypeError(f"op={op!r}: expected a name such as 'sum'; in place of premul_sum pass x * factor")
+    return op
+
+
+def _has_gradient(x: torch.Tensor) -> bool:
+    """True where autograd records `x`, and would not see what a mutating operator does."""
+    return torch.is_grad_enabled() and x.requires_grad
 
 
 def _wire_name(wire_dtype: str | torch.dtype | None) -> str | None:

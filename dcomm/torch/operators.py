@@ -9,8 +9,8 @@ tells the shape of the result without running, and a gradient.
   error in a fake would reach the user wrapped in one of the compiler's.
 * Functional operators have the effect ORDERED. The compiler threads a token through all of them, forward and backward:
   their order is the program's on every rank, none is run twice, and none is dropped where nobody uses its result.
-* A mutating operator cannot carry a token (torch gives none to operators that alias), so compiled regions take the
-  functional one and a copy; :mod:`dcomm.torch.functional` sees to that.
+* A mutating operator cannot carry a token (torch gives none to operators that alias); where its result is not used, the
+  compiler would drop it. Functionalization turns it into the functional one and a copy.
 * No argument has a default: torch would leave it out on the way to kernel and gradient.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.fx.node import has_side_effect
 
 from dcomm import handles
@@ -45,6 +46,17 @@ def _ordered(overload: Any) -> Any:
 
     effects._register_effectful_op(overload, effects._EffectType.ORDERED)
     return has_side_effect(overload)  # what passes over FX graphs look at
+
+
+def _functionalized(overload: Any, functional: Any) -> Any:
+    """Let compiled regions run `functional` and a copy in place of a mutating operator."""
+
+    def rule(mode: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+        with mode:
+            args[0].copy_(functional(*args))
+
+    torch.library.register_torch_dispatch(overload.name(), FunctionalTensorMode, rule, lib=_library)
+    return overload
 
 
 def _new(x: torch.Tensor, rows: Any) -> torch.Tensor:
@@ -149,12 +161,15 @@ all_to_all = _ordered(
 )
 broadcast = _ordered(_register("broadcast(Tensor x, str comm, int src) -> Tensor", _broadcast, _like))
 reduce = _ordered(_register("reduce(Tensor x, str comm, str op, int dst) -> Tensor", _reduce, _like))
-all_reduce_ = _register(
-    "all_reduce_(Tensor(a!) x, str comm, str op, str? wire_dtype, str algo) -> ()",
-    _all_reduce_in_place,
-    _nothing,
+all_reduce_ = _functionalized(
+    _register(
+        "all_reduce_(Tensor(a!) x, str comm, str op, str? wire_dtype, str algo) -> ()", _all_reduce_in_place, _nothing
+    ),
+    all_reduce,
 )
-broadcast_ = _register("broadcast_(Tensor(a!) x, str comm, int src) -> ()", _broadcast_in_place, _nothing)
+broadcast_ = _functionalized(
+    _register("broadcast_(Tensor(a!) x, str comm, int src) -> ()", _broadcast_in_place, _nothing), broadcast
+)
 
 
 # ---- gradients: of the sum over all ranks of what each does with its result -----------------------------------

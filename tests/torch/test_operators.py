@@ -1,0 +1,88 @@
+"""dcomm.torch.functional: values, gradients, torch.compile, order, errors, on rank processes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from rank_processes import process_values  # noqa: E402
+from rank_threads import run_threads  # noqa: E402
+
+import dcomm  # noqa: E402
+
+SCRIPT = Path(__file__).with_name("operator_ranks.py")
+ALL_CHECKS = re.findall(r"^@check\ndef (\w+)", SCRIPT.read_text(), re.MULTILINE)
+INDUCTOR = [name for name in ALL_CHECKS if name.endswith("_inductor")]
+AOT = [name for name in ALL_CHECKS if name not in INDUCTOR]
+
+
+def outcomes(world_size: int, names: list[str], folder: Path) -> list[Any]:
+    # A cache of this run alone: what an earlier state of the code compiled must not be found in it.
+    env = {
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "DCOMM_TIMEOUT_S": "40",  # compiling holds ranks apart
+    }
+    return process_values(world_size, SCRIPT, "run", {"names": names}, env=env, timeout=110)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """All checks in one launch: importing torch twice takes longer than most of them."""
+    return outcomes(2, AOT, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def two_ranks_inductor(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return outcomes(2, INDUCTOR, tmp_path_factory.mktemp("inductor"))
+
+
+@pytest.mark.parametrize("name", AOT)
+def test_two_ranks(two_ranks: list[Any], name: str) -> None:
+    for rank, result in enumerate(two_ranks):
+        assert not result[name], f"rank {rank}:\n{result[name]}"
+
+
+@pytest.mark.parametrize("name", INDUCTOR)
+def test_two_ranks_inductor(two_ranks_inductor: list[Any], name: str) -> None:
+    for rank, result in enumerate(two_ranks_inductor):
+        assert not result[name], f"rank {rank}:\n{result[name]}"
+
+
+def test_four_ranks(tmp_path: Path) -> None:
+    names = ["values_and_gradients", "order", "tensor_parallel"]
+    for rank, result in enumerate(outcomes(4, names, tmp_path)):
+        for name in names:
+            assert not result[name], f"rank {rank}, {name}:\n{result[name]}"
+
+
+def test_ranks_that_are_threads() -> None:
+    from dcomm.torch import functional
+
+    def body(comm: dcomm.Communicator) -> list[float]:
+        x = torch.full((3,), comm.rank + 1.0, requires_grad=True)
+        y = functional.all_reduce(x, comm) * functional.sum_over_ranks(functional.sum_gradients(x, comm), comm)
+        y.sum().backward()
+        return [y[0].item(), x.grad[0].item()]
+
+    # s * s with s = 6; one factor sums over the ranks what each computes, of the other each holds the whole: 18 + 18.
+    assert run_threads(3, body) == [[36.0, 36.0]] * 3
+
+
+def test_handles_differ_and_do_not_keep_communicators() -> None:
+    import gc
+    import weakref
+
+    first, second = dcomm.init(rank=0, world_size=1), dcomm.init(rank=0, world_size=1)
+    assert first._handle != second._handle
+    alive = weakref.ref(first)
+    first.close()
+    del first
+    gc.collect()
+    assert alive() is None
+    second.close()
