@@ -26,7 +26,7 @@ def outcomes(world_size: int, names: list[str], folder: Path) -> list[Any]:
     env = {
         "TORCHINDUCTOR_CACHE_DIR": str(folder),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        "DCOMM_TIMEOUT_S": "40",  # compiling holds ranks apart
+        "DCOMM_TIMEOUT_S": "90",  # one rank compiles while another waits
     }
     return process_values(world_size, SCRIPT, "run", {"names": names}, env=env, timeout=110)
 
