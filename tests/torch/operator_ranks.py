@@ -1,4 +1,4 @@
-"""Rank processes of test_operators.py: each check gets communicators of its own, and both ranks go through all checks."""
+"""Rank processes of test_operators.py: each check has communicators of its own, and all ranks go through all checks."""
 
 from __future__ import annotations
 
