@@ -18,8 +18,15 @@ from dcomm.torch.synchronizer import GradientSynchronizer
 
 register()
 
-__all__ = ["GradientSynchronizer", "HookState", "ProcessGroup", "all_reduce_hook", "bf16_hook", "fp16_hook", "functional"]
-
+__all__ = [
+    "GradientSynchronizer",
+    "HookState",
+    "ProcessGroup",
+    "all_reduce_hook",
+    "bf16_hook",
+    "fp16_hook",
+    "functional",
+]
 
 
 def __getattr__(name: str) -> ModuleType:
