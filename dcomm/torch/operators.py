@@ -26,7 +26,7 @@ from torch.fx.node import has_side_effect
 from dcomm import handles
 
 _library = torch.library.Library("dcomm", "FRAGMENT")  # type: ignore[no-untyped-call]
-# No cudagraph_unsafe before torch 2.9; a call may wait for other ranks on the host, which a capture would leave out.
+# A call may wait for other ranks on the host, which a CUDA graph would leave out. Not every torch has the tag.
 _TAGS = [torch.Tag.pt2_compliant_tag, *filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)])]
 
 
@@ -42,7 +42,7 @@ def _register(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any])
 
 def _ordered(overload: Any) -> Any:
     """Give a functional operator the effect ORDERED."""
-    from torch._higher_order_ops import effects  # where torch 2.11 has it too
+    from torch._higher_order_ops import effects  # not public; here, as nothing else in dcomm.torch needs it
 
     effects._register_effectful_op(overload, effects._EffectType.ORDERED)
     return has_side_effect(overload)  # what passes over FX graphs look at
