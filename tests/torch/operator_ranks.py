@@ -69,8 +69,11 @@ def exchanged(xs: list[torch.Tensor], counts: list[list[int]]) -> list[torch.Ten
 
 
 def uneven(n: int) -> list[list[int]]:
-    """Rows that each rank sends to each: all of 8 rows, in different shares."""
-    return [[ROWS - (n - 1) if to == (rank + 1) % n else 1 for to in range(n)] for rank in range(n)]
+    """Rows that each rank sends to each: one to every other, odd ranks one more to the next, the rest to itself."""
+    counts = [[1 + (rank % 2 if to == (rank + 1) % n else 0) for to in range(n)] for rank in range(n)]
+    for rank, row in enumerate(counts):
+        row[rank] += ROWS - sum(row)
+    return counts
 
 
 def uneven_all_to_all(x: torch.Tensor, comm: dcomm.Communicator, rank: int, n: int) -> torch.Tensor:

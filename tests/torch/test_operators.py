@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import re
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,13 @@ from rank_threads import run_threads  # noqa: E402
 
 import dcomm  # noqa: E402
 
-pytestmark = pytest.mark.timeout(300)  # seconds on a quiet machine; compilers are slow on a busy one
+pytestmark = pytest.mark.timeout(175)  # seconds on a quiet machine; compilers are slow on a busy one
 
 SCRIPT = Path(__file__).with_name("operator_ranks.py")
 ALL_CHECKS = re.findall(r"^@check\ndef (\w+)", SCRIPT.read_text(), re.MULTILINE)
 INDUCTOR = [name for name in ALL_CHECKS if name.endswith("_inductor")]
 AOT = [name for name in ALL_CHECKS if name not in INDUCTOR]
+CHECKS_PER_LAUNCH = 7
 
 
 def outcomes(world_size: int, names: list[str], folder: Path) -> list[Any]:
@@ -28,31 +33,26 @@ def outcomes(world_size: int, names: list[str], folder: Path) -> list[Any]:
     env = {
         "TORCHINDUCTOR_CACHE_DIR": str(folder),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        "DCOMM_TIMEOUT_S": "150",  # one rank compiles while another waits
+        "DCOMM_TIMEOUT_S": "100",  # one rank compiles while another waits
     }
-    return process_values(world_size, SCRIPT, "run", {"names": names}, env=env, timeout=280)
+    return process_values(world_size, SCRIPT, "run", {"names": names}, env=env, timeout=165)
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """All checks in one launch: importing torch twice takes longer than most of them."""
-    return outcomes(2, AOT, tmp_path_factory.mktemp("two"))
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
+    """Outcomes of a check. A launch runs several: importing torch twice takes longer than most of them."""
+    launches = [AOT[start : start + CHECKS_PER_LAUNCH] for start in range(0, len(AOT), CHECKS_PER_LAUNCH)] + [INDUCTOR]
+
+    @functools.cache
+    def launch(index: int) -> list[Any]:
+        return outcomes(2, launches[index], tmp_path_factory.mktemp("two"))
+
+    return lambda name: launch(next(index for index, names in enumerate(launches) if name in names))
 
 
-@pytest.fixture(scope="module")
-def two_ranks_inductor(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return outcomes(2, INDUCTOR, tmp_path_factory.mktemp("inductor"))
-
-
-@pytest.mark.parametrize("name", AOT)
-def test_two_ranks(two_ranks: list[Any], name: str) -> None:
-    for rank, result in enumerate(two_ranks):
-        assert not result[name], f"rank {rank}:\n{result[name]}"
-
-
-@pytest.mark.parametrize("name", INDUCTOR)
-def test_two_ranks_inductor(two_ranks_inductor: list[Any], name: str) -> None:
-    for rank, result in enumerate(two_ranks_inductor):
+@pytest.mark.parametrize("name", ALL_CHECKS)
+def test_two_ranks(two_ranks: Callable[[str], list[Any]], name: str) -> None:
+    for rank, result in enumerate(two_ranks(name)):
         assert not result[name], f"rank {rank}:\n{result[name]}"
 
 
@@ -77,9 +77,6 @@ def test_ranks_that_are_threads() -> None:
 
 
 def test_handles_differ_and_do_not_keep_communicators() -> None:
-    import gc
-    import weakref
-
     first, second = dcomm.init(rank=0, world_size=1), dcomm.init(rank=0, world_size=1)
     assert first._handle != second._handle
     alive = weakref.ref(first)
