@@ -29,7 +29,7 @@ def run(rank: int, world_size: int, names: list[str]) -> dict[str, str]:
     for name in names:
         torch._dynamo.reset()
         torch.manual_seed(7)  # the same numbers on all ranks
-        comm = dcomm.init(group_name=name)
+        comm = dcomm.init(rank=rank, world_size=world_size, group_name=name)
         try:
             CHECKS[name](comm)
             outcomes[name] = ""
