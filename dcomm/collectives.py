@@ -76,9 +76,10 @@ class SymmetricCollectives(Endpoint):
                 or complex128; NumPy array, torch tensor or writable buffer. Reduced in place unless `out` is given.
                 Non-contiguous arrays are copied in and out. Or a :class:`dcomm.Bucket`: many arrays as one message,
                 read where they lie. CUDA arrays (torch, CuPy, ``__cuda_array_interface__``, DLPack): contiguous, of
-                float32, float16 or bfloat16, "sum" and "avg". Where ranks are threads they share one GPU, and the call
-                blocks the host until all have called (docs/gpu.md); where they are processes only the first CUDA call
-                waits for all (docs/gpu_processes.md). Either way it is asynchronous to the GPU.
+                float32, float16 or bfloat16 ("sum" and "avg"), int8, uint8, int32, int64 or bool ("sum"). Where ranks
+                are threads they share one GPU, and the call blocks the host until all have called (docs/gpu.md); where
+                they are processes only the first CUDA call waits for all (docs/gpu_processes.md). Either way it is
+                asynchronous to the GPU.
             op: "sum", "avg" (floats and complex numbers), "prod", "min", "max" (all but complex numbers), "band",
                 "bor", "bxor" (integers and bool), the torch.distributed.ReduceOp of that name, or
                 :func:`dcomm.premul_sum` (floats). Half-precision arrays are reduced in float32; integers wrap; of
@@ -89,7 +90,8 @@ class SymmetricCollectives(Endpoint):
                 divides before the cast. None: no conversion.
             algo: "auto"; "two_shot" or "one_shot" (canonical order: the result does not depend on how a tensor is
                 split); "ring" or "tree"; "direct" (canonical order): only for arrays of :meth:`empty` or
-                :meth:`register`, for which "auto" takes it in place of "two_shot".
+                :meth:`register`, for which "auto" takes it in place of "two_shot". For integer and bool CUDA arrays
+                "auto" is "two_shot", and besides it there is "ring".
             async_op: Return a :class:`Work` at once.
             timeout: Seconds (or timedelta) until :class:`CollectiveTimeoutError`; None: the communicator's.
             stream: CUDA arrays only: the stream to run on, as an integer handle or a torch or CuPy stream. None:

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 # What has kernels: docs/gpu.md. Moves have them for every dtype.
 SUM_OPS = ("sum", "avg")
-SUM_DTYPES = ("float32", "float16", "bfloat16")
+FLOATS = ("float32", "float16", "bfloat16")
+INTEGERS = ("int8", "uint8", "int32", "int64", "bool")  # "avg" is refused by the core, as of CPU arrays
 ALGOS = ("auto", "two_shot", "one_shot", "ring", "tree")
+INTEGER_ALGOS = ("auto", "two_shot", "ring")
 
 _ALL_REDUCE, _BROADCAST, _REDUCE_SCATTER, _REDUCE = 1, 2, 4, 6  # csrc/protocol/control.h
 _TO_CPU = "for the others use a CPU array (.cpu())"
@@ -76,15 +78,18 @@ def _check_bounds(operation: Operation) -> None:
         return
     if operation.op == reduce_ops.PREMUL_SUM_CODE:
         raise ValueError("premul_sum is for CPU arrays: scale the CUDA array first, and use op='sum'")
-    for name, value, known in (
-        ("op", _name_of(reduce_ops.OP_NAMES, operation.op), SUM_OPS),
-        ("algo", _name_of(reduce_ops.ALGO_CODES, operation.algo), ALGOS),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}={value!r} with a CUDA array: on CUDA there are {_list(known)}; {_TO_CPU}")
     dtype = DTYPE_NAMES[operation.dtype]
-    if dtype not in SUM_DTYPES:
-        raise ValueError(f"got a CUDA array of {dtype} to reduce: on CUDA there are {_list(SUM_DTYPES)}; {_TO_CPU}")
+    if dtype not in FLOATS + INTEGERS:
+        known = _list(FLOATS + INTEGERS)
+        raise ValueError(f"got a CUDA array of {dtype} to reduce: on CUDA there are {known}; {_TO_CPU}")
+    for name, value, there_are in (
+        ("op", _name_of(reduce_ops.OP_NAMES, operation.op), SUM_OPS),
+        ("algo", _name_of(reduce_ops.ALGO_CODES, operation.algo), ALGOS if dtype in FLOATS else INTEGER_ALGOS),
+    ):
+        if value not in there_are:
+            raise ValueError(
+                f"{name}={value!r} with a CUDA array of {dtype}: on CUDA there are {_list(there_are)}; {_TO_CPU}"
+            )
 
 
 def _name_of(codes: dict[str, int], code: int) -> str:

@@ -79,6 +79,15 @@ CHECKS = {
         "cuda_barrier_waits_for_all",
         "cuda_bytes_move_whatever_the_alignment",
     ],
+    "cuda_integer_checks": [
+        "cuda_integers_two_shot_matches_host",
+        "cuda_integers_ring_matches_host",
+        "cuda_integers_reduce_scatter_matches_host",
+        "cuda_integers_reduce_matches_host",
+        "cuda_integers_in_many_packs",
+        "cuda_integers_wrap",
+        "cuda_integers_have_two_kernels",
+    ],
     "cuda_group_checks": [
         "cuda_group_launches_once_for_all",
         "cuda_group_runs_any_collective",

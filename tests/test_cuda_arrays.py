@@ -335,19 +335,33 @@ def test_bounds_name_what_there_is(emulated_gpu: EmulatedGpu, alone: Comm) -> No
         call = getattr(alone, method)
         out = {} if method == "reduce" else {"out": gpu.array(ones())}
         for op in ("prod", "min", "max"):
-            text = rf"op='{op}' with a CUDA array: on CUDA there are 'sum', 'avg'; for the others use a CPU array"
+            text = rf"op='{op}' with a CUDA array of float32: on CUDA there are 'sum', 'avg'; for the others use a CPU"
             with pytest.raises(ValueError, match=text):
                 call(x, op, **out)
         with pytest.raises(ValueError, match="premul_sum is for CPU arrays: scale the CUDA array first"):
             call(x, dcomm.premul_sum(2), **out)
-        for dtype in ("float64", "int32", "bool", "complex64"):
+        for dtype in ("float64", "complex64"):
             host = np.ones(8, dtype)
             outs = {} if method == "reduce" else {"out": gpu.array(host.copy())}
-            text = rf"got a CUDA array of {dtype} to reduce: on CUDA there are 'float32', 'float16', 'bfloat16'; for"
+            text = rf"got a CUDA array of {dtype} to reduce: on CUDA there are 'float32', .*, 'int64', 'bool'; for"
             with pytest.raises(ValueError, match=text):
                 call(gpu.array(host), **outs)
-    with pytest.raises(ValueError, match=r"algo='direct' with a CUDA array: on CUDA there are 'auto', 'two_shot'"):
+        for dtype in ("int8", "uint8", "int32", "int64", "bool"):
+            host = np.ones(8, dtype)
+            outs = {} if method == "reduce" else {"out": gpu.array(host.copy())}
+            with pytest.raises(ValueError, match=rf"op='avg' is not defined for {dtype} arrays.*or use op='sum'"):
+                call(gpu.array(host), "avg", **outs)  # as of a CPU array
+            with pytest.raises(ValueError, match=rf"op='max' with a CUDA array of {dtype}: on CUDA there are 'sum'"):
+                call(gpu.array(host), "max", **outs)
+    with pytest.raises(ValueError, match=r"algo='direct' with a CUDA array of float32: on CUDA there are 'auto', 'two"):
         alone.all_reduce(x, algo="direct")
+    integers = gpu.array(np.ones(8, np.int32))
+    for algo in ("one_shot", "tree", "direct"):
+        text = rf"algo='{algo}' with a CUDA array of int32: on CUDA there are 'auto', 'two_shot', 'ring'; for the"
+        with pytest.raises(ValueError, match=text):
+            alone.all_reduce(integers, algo=algo)
+    with pytest.raises(ValueError, match="wire_dtype=float16 with a int32 array"):
+        alone.all_reduce(integers, wire_dtype="fp16")
     with pytest.raises(ValueError, match="wire_dtype=bfloat16 with a float16 array"):
         alone.all_reduce(gpu.array(np.ones(8, np.float16)), wire_dtype="bf16")
     with pytest.raises(ValueError, match="async_op is for CPU arrays"):

@@ -11,7 +11,7 @@ from typing import Any
 import cuda_cases
 import numpy as np
 import pytest
-from cuda_cases import MOVE_DTYPES, REDUCING, SUM_DTYPES, Make
+from cuda_cases import INTEGER_DTYPES, MOVE_DTYPES, REDUCING, SUM_DTYPES, Make
 from emulated_gpu import EmulatedGpu
 from rank_threads import values
 
@@ -30,6 +30,24 @@ def make(emulated_gpu: EmulatedGpu) -> Iterator[Make]:
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_sums(emulated_gpu: EmulatedGpu, make: Make, n: int, name: str, dtype: str, op: str) -> None:
     cuda_cases.check_collective(emulated_gpu, make(n), name, dtype, op=op)
+
+
+@pytest.mark.parametrize("dtype", INTEGER_DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_integer_sums(emulated_gpu: EmulatedGpu, make: Make, n: int, dtype: str) -> None:
+    comms = make(n)
+    for name in REDUCING:
+        cuda_cases.check_collective(emulated_gpu, comms, name, dtype)
+    for algo in ("two_shot", "ring"):
+        cuda_cases.check_collective(emulated_gpu, comms, "all_reduce", dtype, algo=algo)
+
+
+def test_forced_algorithm_that_integers_lack(
+    monkeypatch: pytest.MonkeyPatch, emulated_gpu: EmulatedGpu, make: Make
+) -> None:
+    """DCOMM_ALGO says nothing about them."""
+    monkeypatch.setenv("DCOMM_ALGO", "tree")
+    cuda_cases.check_collective(emulated_gpu, make(3), "all_reduce", "int32")
 
 
 @pytest.mark.parametrize("algo", ["two_shot", "one_shot", "ring", "tree"])

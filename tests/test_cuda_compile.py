@@ -22,8 +22,9 @@ SOURCES = sorted((ROOT / "csrc" / "launch").glob("*.cu"))
 # The flags of CMakeLists.txt that decide over the machine code.
 FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-arch=sm_90", "-Xptxas", "-v", "-Werror", "all-warnings"]
 # two_shot and packets: 5 pairs of types x 2, 4, 8 or any ranks; ring, tree, one_shot: 5; reduce_scatter: 3 x 4;
-# reduce: 3; five collectives that move bytes, send, and the barrier. Lists of arrays: 7 pairs of types, and bytes.
-NUM_KERNELS = 2 * 5 * 4 + 3 * 5 + 3 * 4 + 3 + 7 + 8
+# reduce: 3; two_shot, ring, reduce_scatter, reduce of integers: 3 widths and bool; five collectives that move bytes,
+# send, and the barrier. Lists of arrays: 7 pairs of types, and bytes.
+NUM_KERNELS = 2 * 5 * 4 + 3 * 5 + 3 * 4 + 3 + 4 * 4 + 7 + 8
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 
@@ -57,7 +58,9 @@ def sass_problems(name: str, counts: Counter[str]) -> list[str]:
     ]
     # Fused multiply-adds belong to the correctly rounded division only, which kernels for 2, 4 or 8 ranks replace
     # by an exact multiplication: they hold none, and neither do those that only move bytes.
-    divides = re.search(r"(TwoShot|Packets|ReduceScatter)Body\w*Li0E|(Ring|Tree|OneShot|Reduce)Body", name) is not None
+    divides = (
+        re.search(r"(TwoShot|Packets|ReduceScatter)Body\w*Li0E|\d(Ring|Tree|OneShot|Reduce)Body", name) is not None
+    )
     if not divides and any(re.match(r"[FDH]FMA\b(?!2)", instruction) for instruction in counts):
         problems.append(f"{name}: fused multiply-add")
     scope = ".STRONG.SYS" if "PacketsBody" in name else ""  # a packet is one access, seen by all
@@ -80,6 +83,9 @@ def test_sass_problems_are_found() -> None:
             assert sass_problems(names[body], good + Counter([bad])) != [], bad
         assert sass_problems(names[body], Counter({"LDG.E": 4})) != []
     assert sass_problems(names["RingBody"], good + Counter(["FFMA"])) == []  # divides by any world size
+    integer_ring = "_ZN5dcomm12k_collectiveINS_15IntegerRingBodyINS_6CudaI8EEEEEvNS_7CudaJobE"
+    assert sass_problems(integer_ring, good) == []
+    assert sass_problems(integer_ring, good + Counter(["FFMA"])) != []
     assert sass_problems(names["PacketsBody"], good) != []  # a packet must not be torn, nor kept in a cache
     assert sass_problems(names["PacketsBody"], Counter({"LDG.E.128.STRONG.SYS": 1, "STG.E.128.STRONG.SYS": 1})) == []
     assert sass_problems(names["BarrierBody"], Counter({"LDG.E.64.STRONG.SYS": 1})) == []

@@ -278,6 +278,7 @@ def test_correct_part(monkeypatch: pytest.MonkeyPatch, flipped: bool) -> None:
     found = report.Report(None, {}, report.Budget(60))
     correct.run(found, report.Budget(60), small=True)
     num_cases = 2 * len(correct.ALGOS) * 2  # pairs, algorithms, operations
+    num_cases += len(correct.INTEGERS) * len(correct.INTEGER_ALGOS)
     assert found.values["num_compared"] == num_cases * 3 * (2 + 3 + 4)
     assert found.values["num_differing"] == (num_cases if flipped else 0)
     assert gpu_check.has_failed(found.values) == flipped

@@ -10,6 +10,7 @@
 #include "comm/failure_text.h"
 #include "comm/fork_guard.h"
 #include "exec/float_environment.h"
+#include "launch/cuda_plan.h"
 #include "protocol/fingerprint.h"
 
 namespace dcomm {
@@ -51,9 +52,10 @@ Settings agree(Mesh& mesh, const Settings& own) {
   return settings;
 }
 
-/// DCOMM_ALGO for a GPU; "direct" says nothing about one.
-Algo forced_cuda_algo(const Settings& settings) {
-  return settings.forced_algo == Algo::kDirect ? Algo::kAuto : settings.forced_algo;
+/// DCOMM_ALGO for a GPU; "direct" says nothing about one, nor does an algorithm without a kernel for `dtype`.
+Algo forced_cuda_algo(const Settings& settings, DType dtype) {
+  const Algo forced = settings.forced_algo;
+  return forced != Algo::kDirect && has_cuda_algo(forced, dtype) ? forced : Algo::kAuto;
 }
 
 }  // namespace
@@ -284,7 +286,7 @@ void Communicator::run_cuda(CudaRankCall call, bool collected) {
   const Algo asked = call.call.algo;
   complete_call(call.call);
   if (asked == Algo::kAuto)
-    call.call.algo = forced_cuda_algo(settings_);  // or the GPU's own choice, launch/cuda_plan.h
+    call.call.algo = forced_cuda_algo(settings_, call.call.dtype);  // or the GPU's own choice, launch/cuda_plan.h
   if (call.timeout_ns <= 0) call.timeout_ns = settings_.timeout_ns;
   if (serves_cuda_between_processes()) {
     run_cuda_between_processes(call);

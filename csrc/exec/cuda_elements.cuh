@@ -54,9 +54,9 @@ struct CudaF16 {
 /// kCount elements as they are stored: 16-byte packs, one of 8 bytes, or a single element.
 template <class Element, int kCount>
 struct CudaBlock {
-  static constexpr int kWords = kCount / Element::kPerWord;
+  static constexpr int kWords = kCount * static_cast<int>(sizeof(typename Element::Stored)) / 4;
   static constexpr int kPackWords = kWords == 2 ? 2 : 4;
-  static_assert(kWords % kPackWords == 0 && kWords * Element::kPerWord == kCount);
+  static_assert(kWords % kPackWords == 0 && kWords * 4 == kCount * static_cast<int>(sizeof(typename Element::Stored)));
   uint32_t words[kWords];
 
   /// index: counted in blocks of kCount elements.

@@ -16,6 +16,7 @@
 #include "algo/reduce_scatter.h"
 #include "algo/scatter.h"
 #include "algo/send_recv.h"
+#include "exec/cuda_integer_kernels.cuh"
 #include "exec/cuda_move_kernels.cuh"
 #include "exec/cuda_pack_kernels.cuh"
 #include "exec/cuda_packet_kernels.cuh"
@@ -86,6 +87,41 @@ struct ReduceBody : CudaSumBody<Type, Type, 0, Collective::kReduce> {
   DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
     const CudaReduceKernels<Type, Type, 0, ReduceBody::kDividesTerms> kernels(arrays, job.divisor);
     reduce(exec, kernels, job.plan, job.root);
+  }
+};
+
+/// A body that sums integers of one width, or bool; for all world sizes.
+template <class Element, Collective kCollective, Algo kAlgo = Algo::kFlat>
+struct CudaIntegerBody {
+  static constexpr int kNumRanks = 0;
+  static constexpr CudaKernelKey kKey{kCollective, kAlgo, false, Element::kDType, Element::kDType};
+};
+
+template <class Element>
+struct IntegerTwoShotBody : CudaIntegerBody<Element, Collective::kAllReduce, Algo::kTwoShot> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    all_reduce_two_shot(exec, CudaIntegerKernels<Element>(arrays), job.plan);
+  }
+};
+
+template <class Element>
+struct IntegerRingBody : CudaIntegerBody<Element, Collective::kAllReduce, Algo::kRing> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    all_reduce_ring(exec, CudaIntegerKernels<Element>(arrays), job.plan);
+  }
+};
+
+template <class Element>
+struct IntegerReduceScatterBody : CudaIntegerBody<Element, Collective::kReduceScatter> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    reduce_scatter(exec, CudaIntegerKernels<Element>(arrays), job.plan);
+  }
+};
+
+template <class Element>
+struct IntegerReduceBody : CudaIntegerBody<Element, Collective::kReduce> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    reduce(exec, CudaIntegerKernels<Element>(arrays), job.plan, job.root);
   }
 };
 

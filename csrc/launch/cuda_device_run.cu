@@ -154,8 +154,8 @@ cudaError_t enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Cuda
 DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call, const CudaMessage& message) {
   if (!is_known_call(call, group.world_size)) {
     return message.say(kDcommCudaInvalid,
-                       "dtype %d, wire %d, op %d, root %d of %d ranks: on CUDA, sums and averages only so far; use a "
-                       "CPU array for other operations",
+                       "dtype %d, wire %d, op %d, root %d of %d ranks: on CUDA, sums only so far, and averages of "
+                       "floats; use a CPU array for other operations",
                        call.dtype, call.wire, call.op, call.root, group.world_size);
   }
   CudaRequest request;
@@ -170,7 +170,8 @@ DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call,
   if (kernel == nullptr) {
     return message.say(kDcommCudaInvalid,
                        "no CUDA kernel for %s (%s) of %s arrays on a %s wire; sums are of float32, float16 or bfloat16 "
-                       "arrays, with a float16 or bfloat16 wire in an all_reduce of float32 only",
+                       "arrays, with a float16 or bfloat16 wire in an all_reduce of float32 only, or, by two_shot or "
+                       "ring, of integers or bool",
                        collective_name(request.collective), algo_name(choice.key.algo), dtype_name(request.dtype),
                        dtype_name(request.wire));
   }

@@ -23,10 +23,11 @@ struct CudaKernelList {
   const CudaKernel* first;
   int count;
 };
-CudaKernelList cuda_kernels_by_slots();    // all_reduce: two_shot, ring, tree
-CudaKernelList cuda_kernels_one_shot();    // all_reduce: one_shot, in packets and in slots
-CudaKernelList cuda_kernels_one_result();  // reduce_scatter, reduce
-CudaKernelList cuda_kernels_of_bytes();    // broadcast, all_gather, gather, scatter, all_to_all, barrier
+CudaKernelList cuda_kernels_by_slots();     // all_reduce: two_shot, ring, tree
+CudaKernelList cuda_kernels_one_shot();     // all_reduce: one_shot, in packets and in slots
+CudaKernelList cuda_kernels_one_result();   // reduce_scatter, reduce
+CudaKernelList cuda_kernels_of_integers();  // all_reduce (two_shot, ring), reduce_scatter, reduce
+CudaKernelList cuda_kernels_of_bytes();     // broadcast, all_gather, gather, scatter, all_to_all, barrier
 
 /// A kernel that copies between a list of arrays and a whole; no rank takes part.
 struct CudaListKernel {
@@ -46,7 +47,7 @@ int num_cuda_kernels();
 const CudaKernel& cuda_kernel(int index);
 
 /// The best one, or nullptr where there is none: sums know the (dtype, wire) pairs (f32, f32) (bf16, bf16) (f16, f16),
-/// and in an all_reduce (f32, bf16) (f32, f16).
+/// and in an all_reduce (f32, bf16) (f32, f16); of integers and bool has_cuda_algo's and (dtype, dtype).
 const CudaKernel* find_cuda_kernel(const CudaKernelKey& key, int num_ranks);
 
 /// Bytes of shared memory that a block needs.

@@ -65,6 +65,14 @@ struct CudaShape {
   size_t packet_data_bytes = 0;  // of one sender's message on one channel
 };
 
+/// Integers wrap, and a sign changes no bit of a sum: they have one kernel for each width.
+constexpr DType cuda_sum_dtype(DType dtype) { return dtype == DType::kU8 ? DType::kI8 : dtype; }
+
+/// Of integers and bool there are two_shot and ring alone, and no packets.
+constexpr bool has_cuda_algo(Algo algo, DType dtype) {
+  return is_floating(dtype) || algo == Algo::kAuto || algo == Algo::kTwoShot || algo == Algo::kRing;
+}
+
 /// What distinguishes one kernel from another. Collectives that only move data have one for all types: of bytes.
 struct CudaKernelKey {
   Collective collective = Collective::kAllReduce;
@@ -114,6 +122,7 @@ inline Algo choose_cuda_algo(const CudaRequest& request, const CudaShape& shape)
     if (row.most_ranks != 0 && shape.world_size > row.most_ranks) continue;
     if (row.most_total_bytes != 0 && total > row.most_total_bytes) continue;
     if (row.in_packets && !fits_cuda_packets(request, shape)) continue;
+    if (!has_cuda_algo(row.algo, request.dtype)) continue;
     return row.algo;
   }
   return Algo::kTwoShot;
@@ -133,8 +142,8 @@ inline CudaChoice choose_cuda(const CudaRequest& request, const CudaShape& shape
     choice.plan = cuda_plan(request.count * dtype_size, 1, 1, shape.slot_bytes, shape.num_channels);
     return choice;
   }
-  choice.key.dtype = request.dtype;
-  choice.key.wire = request.wire;
+  choice.key.dtype = cuda_sum_dtype(request.dtype);
+  choice.key.wire = cuda_sum_dtype(request.wire);
   int num_chunks = 1;
   size_t slot_bytes = shape.slot_bytes;
   if (request.collective == Collective::kAllReduce) {

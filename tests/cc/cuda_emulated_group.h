@@ -105,6 +105,13 @@ void take_one_result(const CudaKernelKey& key, int num_ranks, Launch& launch) {
   take_if<ReduceScatterBody<Type, 0>>(key, num_ranks, launch);
   take_if<ReduceBody<Type>>(key, num_ranks, launch);
 }
+template <class Element>
+void take_integers(const CudaKernelKey& key, int num_ranks, Launch& launch) {
+  take_if<IntegerTwoShotBody<Element>>(key, num_ranks, launch);
+  take_if<IntegerRingBody<Element>>(key, num_ranks, launch);
+  take_if<IntegerReduceScatterBody<Element>>(key, num_ranks, launch);
+  take_if<IntegerReduceBody<Element>>(key, num_ranks, launch);
+}
 
 /// As _cuda.so finds it; no body where there is no kernel.
 inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, const std::vector<CudaArrays>& arrays) {
@@ -120,6 +127,10 @@ inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   take_one_result<CudaF32>(choice.key, group.world_size, launch);
   take_one_result<CudaBF16>(choice.key, group.world_size, launch);
   take_one_result<CudaF16>(choice.key, group.world_size, launch);
+  take_integers<CudaI8>(choice.key, group.world_size, launch);
+  take_integers<CudaI32>(choice.key, group.world_size, launch);
+  take_integers<CudaI64>(choice.key, group.world_size, launch);
+  take_integers<CudaBool>(choice.key, group.world_size, launch);
   take_if<BroadcastBody>(choice.key, group.world_size, launch);
   take_if<AllGatherBody>(choice.key, group.world_size, launch);
   take_if<GatherBody>(choice.key, group.world_size, launch);
@@ -214,7 +225,7 @@ inline void run_host(int world_size, const CollectiveCall& call, const std::vect
   for (auto& thread : threads) thread.join();
 }
 
-/// Deterministic values of every kind: ordinary, denormal, huge, infinite, NaN.
+/// Deterministic values of every kind: ordinary, denormal, huge, infinite, NaN; of integers and bool, any bytes.
 class Numbers {
  public:
   explicit Numbers(uint64_t seed) : state_(seed * 2 + 1) {}
@@ -223,6 +234,10 @@ class Numbers {
     return static_cast<uint32_t>(state_ >> 32);
   }
   void fill(DType dtype, std::byte* to, size_t count) {
+    if (!is_floating(dtype)) {
+      for (size_t i = 0; i < count * dtype_bytes(dtype); ++i) to[i] = static_cast<std::byte>(next());
+      return;
+    }
     for (size_t i = 0; i < count; ++i) {
       const uint32_t kind = next() % 16;
       uint32_t bits = next();

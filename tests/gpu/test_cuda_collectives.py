@@ -11,7 +11,7 @@ from typing import Any
 import cuda_cases
 import numpy as np
 import pytest
-from cuda_cases import MOVE_DTYPES, REDUCING, SUM_DTYPES, Make
+from cuda_cases import INTEGER_DTYPES, MOVE_DTYPES, REDUCING, SUM_DTYPES, Make
 from rank_threads import values
 from torch_gpu import TorchGpu
 
@@ -34,6 +34,16 @@ def make() -> Iterator[Make]:
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
 def test_sums(make: Make, n: int, name: str, dtype: str, op: str) -> None:
     cuda_cases.check_collective(GPU, make(n), name, dtype, op=op)
+
+
+@pytest.mark.parametrize("dtype", INTEGER_DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
+def test_integer_sums(make: Make, n: int, dtype: str) -> None:
+    comms = make(n)
+    for name in REDUCING:
+        cuda_cases.check_collective(GPU, comms, name, dtype)
+    for algo in ("two_shot", "ring"):
+        cuda_cases.check_collective(GPU, comms, "all_reduce", dtype, algo=algo)
 
 
 @pytest.mark.parametrize("name", ["all_gather", "broadcast", "gather", "scatter", "all_to_all"])

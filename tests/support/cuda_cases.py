@@ -24,7 +24,8 @@ Host = NDArray[Any]
 Make = Callable[[int], list[dcomm.Communicator]]
 SPECIAL = (float("nan"), float("inf"), -float("inf"), -0.0, 1e-40, 65520.0, 3e38, 6e-8)
 SUM_DTYPES = ["float32", "float16", "bfloat16"]
-MOVE_DTYPES = [*SUM_DTYPES, "float64", "int32", "int64", "int8", "uint8", "bool", "complex64", "complex128"]
+INTEGER_DTYPES = ["int8", "uint8", "int32", "int64", "bool"]
+MOVE_DTYPES = [*SUM_DTYPES, *INTEGER_DTYPES, "float64", "complex64", "complex128"]
 REDUCING = ("all_reduce", "reduce_scatter", "reduce")
 ROOTED = {"broadcast": "src", "scatter": "src", "reduce": "dst", "gather": "dst"}
 COLLECTIVES = [*REDUCING, "all_gather", "broadcast", "gather", "scatter", "all_to_all"]
@@ -89,8 +90,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def data(seed: int, count: int, dtype: str) -> Host:
-    """Ordinary numbers with a few of every special kind."""
-    made = np.random.default_rng([seed, count]).normal(scale=100, size=count)
+    """Ordinary numbers with a few of every special kind; integers of all sizes, which wrap when they are added."""
+    generator = np.random.default_rng([seed, count])
+    if dtype in INTEGER_DTYPES and dtype != "bool":
+        return np.frombuffer(generator.bytes(count * np.dtype(dtype).itemsize), dtype).copy()
+    made = generator.normal(scale=100, size=count)
     if dtype not in SUM_DTYPES:
         return made.astype(dtype) if dtype != "bool" else made > 0
     for index in range(0, count, 37):

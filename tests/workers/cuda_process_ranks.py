@@ -60,6 +60,15 @@ def collectives(rank: int, world_size: int, library: str, **emulation: Any) -> i
             x, blocks, root = numbers(rank, count), numbers(rank, count * n), turn % n
             for algo in ("auto", "ring", "two_shot", "tree", "one_shot"):
                 both(lambda x, out, algo=algo: comm.all_reduce(x, out=out, algo=algo), x, np.empty_like(x))
+            for dtype in ("int8", "int64", "bool"):
+                integers = (97 * blocks.astype(np.int64)).astype(dtype)
+                for algo in ("auto", "ring"):
+                    both(
+                        lambda x, out, algo=algo: comm.all_reduce(x, out=out, algo=algo),
+                        integers,
+                        np.empty_like(integers),
+                    )
+                both(lambda x, out: comm.reduce_scatter(x, out=out), integers, np.empty(count, dtype))
             both(lambda x, out: comm.all_gather(x, out=out), x, np.empty_like(blocks))
             both(lambda x, out: comm.reduce_scatter(x, out=out), blocks, np.empty_like(x))
             both(lambda x, out: comm.all_to_all(x, out=out), blocks, np.empty_like(blocks))

@@ -20,6 +20,8 @@ PAIRS = [
     ("float16", None),
 ]
 ALGOS = ["two_shot", "ring", "one_shot", "tree"]
+INTEGERS = ["int8", "uint8", "int32", "int64", "bool"]
+INTEGER_ALGOS = ["two_shot", "ring"]
 COUNTS = [0, 1, 7, 8, 9, 1000, 4096, 65536, 65536 + 5, 2**20 + 3, 3 * 2**20 + 17]
 SMALL_COUNTS = [0, 1, 7, 1000, 20000]
 LAYOUTS = ["out_of_place", "in_place", "in_place_unaligned", "out_of_place_unaligned"]
@@ -27,12 +29,18 @@ SPECIAL = (float("nan"), float("inf"), -float("inf"), -0.0, 1e-40, 65520.0, 3e38
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def make_input(rank: int, count: int, dtype: str) -> torch.Tensor:
-    """On the CPU: ordinary numbers of many sizes, some special ones, some plain bit patterns."""
+    """On the CPU: ordinary numbers of many sizes, some special ones, some plain bit patterns; of integers, any."""
     generator = torch.Generator().manual_seed(1000 * rank + count % 997)
+    if dtype in INTEGERS:
+        made = torch.empty(count, dtype=getattr(torch, dtype))
+        if dtype == "bool":
+            return made.random_(0, 2, generator=generator)
+        limits = torch.iinfo(made.dtype)
+        return made.random_(limits.min, limits.max, generator=generator)
     x = torch.randn(count, generator=generator)
     x *= torch.exp2(torch.randint(-20, 12, (count,), generator=generator).float())
     for index in range(0, count, max(37, count // 400)):
@@ -59,7 +67,7 @@ def device_results(device: Ranks, inputs: list[torch.Tensor], layout: str, **arg
 
     def body(comm: Any) -> torch.Tensor:
         x = inputs[comm.rank]
-        storages = [torch.full((x.numel() + 16,), 7.0, dtype=x.dtype, device="cuda") for _ in range(2)]
+        storages = [torch.full((x.numel() + 16,), 7, dtype=x.dtype, device="cuda") for _ in range(2)]
         mine, out = (storage[shift : shift + x.numel()] for storage in storages)
         mine.copy_(x)
         if layout.startswith("in_place"):
@@ -70,7 +78,7 @@ def device_results(device: Ranks, inputs: list[torch.Tensor], layout: str, **arg
         torch.cuda.synchronize()
         for storage in storages:
             around = torch.cat([storage[:shift], storage[shift + x.numel() :]])
-            assert bool((around == 7.0).all()), "wrote beyond an array"
+            assert torch.equal(around, torch.full_like(around, 7)), "wrote beyond an array"
         if not layout.startswith("in_place"):
             assert torch.equal(bits(mine.cpu()), bits(x)), "the input was changed"
         return out.cpu()
@@ -88,6 +96,13 @@ def difference(result: torch.Tensor, expected: torch.Tensor, inputs: list[torch.
         f"{where.numel()} differ, first [{first}]: got {result[first].item()!r}, expected {expected[first].item()!r}, "
         f"inputs {[x[first].item() for x in inputs]}"
     )
+
+
+def cases() -> list[dict[str, Any]]:
+    """Every kind of all-reduce that has kernels."""
+    floats = itertools.product(PAIRS, ALGOS, ("sum", "avg"))
+    integers = itertools.product([(dtype, None) for dtype in INTEGERS], INTEGER_ALGOS, ("sum",))
+    return [{"dtype": dtype, "wire": wire, "algo": algo, "op": op} for (dtype, wire), algo, op in (*floats, *integers)]
 
 
 def compare(host: Ranks, device: Ranks, counts: list[int], report: Report, **arguments: Any) -> None:
@@ -116,8 +131,7 @@ def run(report: Report, budget: Budget, small: bool) -> None:
                 report.add({"check": name, "passed": True})
     for world_size in [2, 4, 3] if small else [2, 8, 4, 3, 5, 1, 13]:
         with report.attempt({"world_size": world_size}), ranks(world_size) as host, ranks(world_size) as device:
-            for (dtype, wire), algo, op in itertools.product(PAIRS, ALGOS, ("sum", "avg")):
-                what = {"dtype": dtype, "wire": wire, "algo": algo, "op": op}
+            for what in cases():
                 if budget.allows(f"{world_size} ranks {what}"):
                     compare(host, device, SMALL_COUNTS if small else COUNTS, report, **what)
         found = {key: report.values[key] for key in ("num_compared", "num_differing")}
