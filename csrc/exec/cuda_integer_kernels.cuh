@@ -15,7 +15,9 @@ namespace dcomm {
 template <class Element>
 class CudaIntegerKernels : public CudaPacks<Element, Element, 0, false> {
   using Base = CudaPacks<Element, Element, 0, false>;
+  // Packs in flight per thread, as in cuda_pack_kernels.cuh: four of them and of their partners spilled on sm_100.
   static constexpr int kUnroll = 4;
+  static constexpr int kAddUnroll = 2;
   template <int kCount>
   using Block = CudaBlock<Element, kCount>;
 
@@ -104,7 +106,7 @@ class CudaIntegerKernels : public CudaPacks<Element, Element, 0, false> {
   DCOMM_DEVICE void add_own(Exec& exec, std::byte* next, const std::byte* slot, Range range) const {
     const std::byte* const mine = source(range);
     std::byte* const to = target(range);
-    Base::template for_each<kUnroll>(
+    Base::template for_each<kAddUnroll>(
         exec, is_aligned(mine, kIsFinal ? to : nullptr), range.count,
         [&](auto width, uint32_t i) {
           return Pair<width.value>{Block<width.value>::load(slot, i), Block<width.value>::load(mine, i)};
