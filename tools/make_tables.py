@@ -4,7 +4,8 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. NAME is the 
 benchmarks/all_reduce.py or `dcomm bench all_reduce --json` wrote (its times by size, called from Python), or STEM.mpi
 (called from C, beside each MPI), STEM.rounds (the states of the cores) or STEM.figures (what was promised and what was
 reached); STEM.steps is of benchmarks/ddp_step.py, STEM.fused of benchmarks/bucket.py,
-STEM.direct of benchmarks/direct.py.
+STEM.direct of benchmarks/direct.py, STEM.volumes of benchmarks/communication_volume.py, STEM.backend of
+benchmarks/torch_backend.py.
 
     python tools/make_tables.py            # rewrite the tables
     python tools/make_tables.py --check    # change nothing; exit 1 if a table is not what the measurements say
@@ -204,6 +205,32 @@ def direct_table(report: dict[str, Any]) -> Iterator[str]:
     yield f"{report['ranks']} ranks, {4 * report['count'] >> 20} MiB of float32; {origin(report)}"
 
 
+def volumes_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per kind of parallelism of benchmarks/communication_volume.py."""
+    lines = [
+        [
+            row["what"],
+            str(row["ranks"]),
+            f"{row['measured_bytes'] / 1e6:.3f}",
+            f"{row['expected_bytes'] / 1e6:.3f}",
+        ]
+        for row in report["volumes"]
+    ]
+    yield from markdown(["kind", "ranks", "sent by a rank, MB", "formula, MB"], lines)
+    yield ""
+    yield origin(report)
+
+
+def backend_table(report: dict[str, Any]) -> Iterator[str]:
+    """Medians of benchmarks/torch_backend.py: a line per call and per step."""
+    ours, theirs = report["latency_us"]["dcomm"], report["latency_us"]["gloo"]
+    lines = [[f"8 B, {call}", time_text(us), time_text(theirs[call])] for call, us in ours.items()]
+    lines += [[f"step, {name}", f"{ms:.1f} ms", ""] for name, ms in report["step_ms"].items()]
+    yield from markdown(["", "dcomm", "gloo"], lines)
+    yield ""
+    yield f"{report['ranks']} ranks; {origin(report)}"
+
+
 KINDS = {
     "": sizes_table,
     "mpi": mpi_table,
@@ -212,6 +239,8 @@ KINDS = {
     "steps": steps_table,
     "fused": fused_table,
     "direct": direct_table,
+    "volumes": volumes_table,
+    "backend": backend_table,
 }
 
 
