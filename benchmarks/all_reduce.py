@@ -22,7 +22,11 @@ from pathlib import Path
 
 from dcomm.bench import options as parse
 from dcomm.bench import report
+from dcomm.bench.cuda import report as cuda_report
+from dcomm.bench.cuda.options import cuda_options
+from dcomm.bench.cuda.run import run as run_cuda
 from dcomm.bench.mpi import MpiError
+from dcomm.bench.plot import write_plot
 from dcomm.bench.ranks import RankError
 from dcomm.bench.run import print_plain, run, write_json
 
@@ -42,9 +46,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--algo", default="auto", help="algorithms, by commas")
     add("--level", default="python", help="who calls, by commas: python, c")
     add("--threads", action="store_true", help="ranks are threads of one process; best with --level c")
-    add("--compare", default="none", help="peers measured in the same rounds, by commas: gloo, mpi")
+    add("--compare", default="none", help="measured in the same rounds, by commas: gloo, mpi; cuda: all")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ranks share GPU 0; docs/benchmarks.md")
     add("--rounds", type=int, default=5, help="rounds, all cases in turn in each")
     add("--max-seconds", type=float, default=120.0, help="start no round that would end later")
+    add("--plot", type=Path, metavar="FILE", help="draw a picture, such as out.png; needs matplotlib")
     add("--json", type=Path, metavar="FILE", help="write everything here")
     add("--check-figures", action="store_true", help="check the promised figures; implies what they need")
     return parser.parse_args(argv)
@@ -62,9 +68,9 @@ def to_options(args: argparse.Namespace) -> parse.Options:
         wires=parse.parse_wires(args.wire, dtypes[0]),
         algos=parse.parse_names(args.algo),
         levels=parse.parse_names(args.level),
-        compare=() if args.compare == "none" else parse.parse_names(args.compare),
+        compare=() if args.device == "cuda" or args.compare == "none" else parse.parse_names(args.compare),
         threads=args.threads,
-        in_place_only=True,
+        in_place_only=args.device == "cpu",
         buffers=1,
         rounds=args.rounds,
         max_seconds=args.max_seconds,
@@ -81,19 +87,25 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(arguments)
     command = f"python benchmarks/all_reduce.py {shlex.join(arguments)}".strip()
     try:
-        found = run(to_options(args), command, progress, figures=args.check_figures)
+        if args.device == "cuda":
+            found = run_cuda(cuda_options(to_options(args), compare=args.compare), command, progress)
+        else:
+            found = run(to_options(args), command, progress, figures=args.check_figures)
     except parse.OptionError as error:
         print(f"all_reduce.py: {error}", file=sys.stderr)
         return 2
     except (RankError, MpiError) as error:
         print(f"FAILED: {error}")
         return 1
-    print_plain(report.lines(found))
+    shown = cuda_report if args.device == "cuda" else report
+    print_plain(shown.lines(found))
     if args.json is not None:
         write_json(found, args.json)
-    if report.num_wrong(found):
-        print(f"FAILED: {report.num_wrong(found)} wrong elements")
-    return report.exit_status(found)
+    if args.plot is not None:
+        write_plot(found, args.plot)
+    if shown.num_wrong(found):
+        print(f"FAILED: {shown.num_wrong(found)} wrong elements")
+    return shown.exit_status(found)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu.figures import PARTS, check_figures, failures, line
-from gpu.report import Budget, Report, first_line, head
+from gpu.report import Budget, Report, head
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -63,22 +63,13 @@ def gather_figures(folders: list[Path]) -> dict[str, Any]:
 
 def about(commit: str) -> dict[str, Any]:
     """The head of a part's report."""
-    import torch
-
     import dcomm
+    from dcomm.bench.cuda.machine import gpu_facts, torch_versions
 
     (comm,) = dcomm.init_threads(1)
     isa = str(comm._core.isa)
     comm.close()
-    facts = torch.cuda.get_device_properties(0)
-    gpu = {
-        "gpu": facts.name,
-        "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "multiprocessors": facts.multi_processor_count,
-        "l2_bytes": getattr(facts, "L2_cache_size", None),
-    }
-    versions = {"torch": str(torch.__version__), "cuda": str(torch.version.cuda)}
-    return head(shlex.join(sys.argv), commit, gpu, versions, isa)
+    return head(shlex.join(sys.argv), commit, gpu_facts(), torch_versions(), isa)
 
 
 def run_part(options: argparse.Namespace, report: Report, budget: Budget) -> None:

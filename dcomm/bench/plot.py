@@ -9,7 +9,7 @@ from dcomm.bench.text import nbytes_text
 
 
 def series(report: dict[str, Any]) -> dict[str, list[tuple[int, float, float]]]:
-    """Name -> (bytes, p50 in us, busbw in GB/s) by size: dcomm's variants, the best of gloo's and each MPI's."""
+    """Name -> (bytes, p50 in us, busbw in GB/s) by size: dcomm's variants, the best of each peer's."""
     found: dict[str, dict[int, tuple[float, float]]] = {}
     several = {key: len({row[key] for row in report["rows"]}) > 1 for key in ("dtype", "redop", "root")}
     for row in report["rows"]:
@@ -17,9 +17,10 @@ def series(report: dict[str, Any]) -> dict[str, list[tuple[int, float, float]]]:
             parts = ["dcomm", row["algo"], *([f"{row['wire']} wire"] if row["wire"] else [])]
             parts += ["C level"] if row["level"] == "c" else ["torch"] if row["array"] == "torch" else []
             parts += [str(row[key]) for key, differs in several.items() if differs]
+            parts += [row[key] for key in ("mode", "timing") if key in row]
             name = ", ".join([*parts, "in place" if row["in_place"] else "out of place"])
         else:
-            name = "gloo" if row["lib"] == "gloo" else row["variant"].partition(",")[0]
+            name = row["variant"].partition(",")[0] if row["lib"] == "mpi" else row["lib"]
         points = found.setdefault(name, {})
         if row["nbytes"] not in points or row["p50_us"] < points[row["nbytes"]][0]:
             points[row["nbytes"]] = (row["p50_us"], row["busbw_gbps"])
@@ -49,9 +50,10 @@ def write_plot(report: dict[str, Any], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize="small")
     machine = report["machine"]
+    where = f"{machine['cpu']}, {machine['cores']} CPUs ({report.get('state')})"
+    where = f"one {machine['gpu']}" if report.get("device") == "cuda" else where
     figure.suptitle(
-        f"{report['collective']}, {report['ranks']} ranks, {machine['cpu']}, {machine['cores']} CPUs "
-        f"({report['state']}), {report['date']}, commit {report['commit'][:12]}",
+        f"{report['collective']}, {report['ranks']} ranks, {where}, {report['date']}, commit {report['commit'][:12]}",
         fontsize="medium",
     )
     path.parent.mkdir(parents=True, exist_ok=True)

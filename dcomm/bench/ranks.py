@@ -15,7 +15,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
@@ -39,6 +39,7 @@ class Ranks:
         threads: bool = False,
         program: Sequence[str] = ("-m", "dcomm.bench.worker"),
         errors: IO[bytes] | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """Start `world_size` ranks as a job of their own; their first answer says that they have met.
 
@@ -48,6 +49,7 @@ class Ranks:
             threads: The ranks are threads of one process.
             program: What Python runs in a rank process: :func:`dcomm.bench.worker.main`, with any worker.
             errors: A file that takes what the ranks write to stderr; None: this process's own stderr.
+            settings: What stands in the ranks' environment, whatever this process's says.
         """
         self._program = program
         self._errors = errors
@@ -55,7 +57,7 @@ class Ranks:
         self.timeout_s = timeout_s
         self.job_id = f"bench-{secrets.token_hex(8)}"
         defaults = {"DCOMM_TIMEOUT_S": "60", "OMP_NUM_THREADS": "1"}
-        environment = {**defaults, **os.environ, "DCOMM_JOB_ID": self.job_id}
+        environment = {**defaults, **os.environ, **(settings or {}), "DCOMM_JOB_ID": self.job_id}
         self.processes: list[subprocess.Popen[bytes]] = []
         self._orders: list[IO[bytes]] = []
         self._answers: list[IO[bytes]] = []

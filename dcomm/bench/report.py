@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dcomm.bench.options import OptionError
@@ -58,16 +58,19 @@ def _buffers_text(rows: list[Row]) -> str:
     return "; ".join(f"{' and '.join(modes)}: {text}" for text, modes in texts.items())
 
 
-def pairs(report: dict[str, Any]) -> list[tuple[Row | None, Row | None]]:
-    """Rows of dcomm out of place and in place that belong on one line."""
+def pairs(rows: list[Row], key: Sequence[str] = _KEY) -> list[tuple[Row | None, Row | None]]:
+    """Rows of dcomm out of place and in place that belong on one line: those with equal values of `key`."""
     found: dict[tuple[Any, ...], list[Row | None]] = {}
-    for row in report["rows"]:
+    for row in rows:
         if row["lib"] == "dcomm":
-            found.setdefault(tuple(row[key] for key in _KEY), [None, None])[row["in_place"]] = row
+            found.setdefault(tuple(row[name] for name in key), [None, None])[row["in_place"]] = row
     return [(both[0], both[1]) for both in found.values()]
 
 
-_NCCL = "{:>12} {:>12} {:>10} {:>7} {:>6} {:>9} {:>7} {:>7} {:>7} {:>9} {:>7} {:>7} {:>7}"
+NCCL = "{:>12} {:>12} {:>10} {:>7} {:>6} {:>9} {:>7} {:>7} {:>7} {:>9} {:>7} {:>7} {:>7}"
+_TIMING = ("time", "algbw", "busbw", "#wrong")
+TITLES = (*("size", "count", "type", "redop", "root"), *_TIMING, *_TIMING)
+UNITS = ("(B)", "(elements)", "", "", "", "(us)", "(GB/s)", "(GB/s)", "", "(us)", "(GB/s)", "(GB/s)", "")
 _MODES = "#{:<51} {:^33} {:^33}  {:<21} {:^19} {:^19}"  # over the columns of the next two
 _OWN = "  {:<11} {:<9} {:>9} {:>9} {:>9} {:>9}"
 _PEER = " {:>9} {:>8}"
@@ -75,39 +78,35 @@ _PEER = " {:>9} {:>8}"
 
 def table(report: dict[str, Any]) -> Iterator[Line]:
     """The rows under their headings."""
-    lines = pairs(report)
+    lines = pairs(report["rows"])
     peers = [(us, ratio) for us, ratio in _PEERS if any(ratio in (one or {}) for both in lines for one in both)]
-    timing = ("time", "algbw", "busbw", "#wrong")
-    titles = (*("size", "count", "type", "redop", "root"), *timing, *timing)
-    units = ("(B)", "(elements)", "", "", "", "(us)", "(GB/s)", "(GB/s)", "", "(us)", "(GB/s)", "(GB/s)", "")
     yield Line("#")
     yield Line(_MODES.format("", "out-of-place", "in-place", "", "out-of-place", "in-place").rstrip())
     heads = "".join(_PEER.format(f"{us.partition('_')[0]} us", "ratio") for us, _ in peers)
     own = ("algo", "wire", "p50", "p99", "p50", "p99")
-    yield Line("#" + (_NCCL.format(*titles) + _OWN.format(*own) + heads)[1:])
-    yield Line("#" + (_NCCL.format(*units) + _OWN.format("", "", *["(us)"] * 4)).rstrip()[1:])
+    yield Line("#" + (NCCL.format(*TITLES) + _OWN.format(*own) + heads)[1:])
+    yield Line("#" + (NCCL.format(*UNITS) + _OWN.format("", "", *["(us)"] * 4)).rstrip()[1:])
     for outside, inside in lines:
         row = inside or outside
         assert row is not None
-        cells = [
-            row["nbytes"],
-            row["count"],
-            row["dtype"],
-            row["redop"],
-            row["root"],
-            *_timing(outside),
-            *_timing(inside),
-        ]
         name = row["algo"] if row["level"] == "python" else f"{row['algo']}/c"
         name = f"{name}/torch" if row["array"] == "torch" else name
         shares = [short(one[key]) if one else "N/A" for one in (outside, inside) for key in ("p50_us", "p99_us")]
-        text = _NCCL.format(*cells) + _OWN.format(name, row["wire"] or "-", *shares)
+        text = nccl_cells(outside, inside) + _OWN.format(name, row["wire"] or "-", *shares)
         text += "".join(_PEER.format(*_peer_cells(outside, inside, us, ratio)) for us, ratio in peers)
         wrong = any(one is not None and one["num_wrong"] for one in (outside, inside))
         yield Line(text.rstrip(), "wrong" if wrong else "row")
 
 
 _PEERS = (("gloo_us", "ratio"), ("mpi_us", "mpi_ratio"))
+
+
+def nccl_cells(outside: Row | None, inside: Row | None) -> str:
+    """The columns of nccl-tests."""
+    row = inside or outside
+    assert row is not None
+    shared = [row[key] for key in ("nbytes", "count", "dtype", "redop", "root")]
+    return NCCL.format(*shared, *_timing(outside), *_timing(inside))
 
 
 def _timing(row: Row | None) -> tuple[str, str, str, str]:

@@ -22,7 +22,7 @@ from dcomm.bench.ranks import Average, RankError, Ranks
 from dcomm.bench.rounds import Plan, Progress, chosen_rounds, measure_rounds
 from dcomm.bench.summary import summarise
 
-_AVERAGES: dict[str, Average] = {
+AVERAGES: dict[str, Average] = {
     "rank0": lambda times: times[0],
     "avg": lambda times: sum(times) / len(times),
     "min": min,
@@ -67,7 +67,7 @@ def run(options: Options, command: str, progress: Progress, *, figures: bool = F
             versions |= {library.name: library.version for library in peers.libraries}
             of_mpi = [(variant, peers.cases(variant, mpi_cases(cases))) for variant in peers.variants]
         _touch_buffers(ranks, cases)
-        turn = Plan(ranks, cases, of_mpi, _AVERAGES[options.average], peers)
+        turn = Plan(ranks, cases, of_mpi, AVERAGES[options.average], peers)
         stamps, results = measure_rounds(turn, options.rounds, options.max_seconds, progress, until_counted=figures)
         codes = ranks.leave()
     if any(codes):

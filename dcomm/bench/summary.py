@@ -27,14 +27,15 @@ def summarise(cases: list[Case], results: list[list[Measured]], rounds: list[lis
     :func:`beside_peers`.
     """
     together = zip(cases, results, rounds, strict=True)
-    rows = [_row(case, found, counted, world_size) for case, found, counted in together]
+    rows = [row_of(case, found, counted, world_size) for case, found, counted in together]
     for row in rows:
         if row["lib"] == "dcomm":
             beside_peers(row, [peer for peer in rows if all(peer[key] == row[key] for key in _SAME_WORK)])
     return rows
 
 
-def _row(case: Case, found: list[Measured], counted: list[int], world_size: int) -> Row:
+def row_of(case: Case, found: list[Measured], counted: list[int], world_size: int) -> Row:
+    """The row of one case, without peers; see :func:`summarise`."""
     rounds = counted or list(range(len(found)))
     nbytes = nbytes_of(case, world_size)
     medians = [statistics.median(measured.us) for measured in found]

@@ -17,3 +17,8 @@ def short(value: float) -> str:
         if value < bound:
             return f"{value:.{digits}f}"
     return f"{value:.0f}"
+
+
+def first_sentence(error: BaseException) -> str:
+    """The error in a line of a table."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]

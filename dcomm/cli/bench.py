@@ -19,6 +19,9 @@ from rich.text import Text
 from dcomm.bench import options as parse
 from dcomm.bench import report
 from dcomm.bench.collectives import COLLECTIVES
+from dcomm.bench.cuda import report as cuda_report
+from dcomm.bench.cuda.options import cuda_options
+from dcomm.bench.cuda.run import run as run_cuda
 from dcomm.bench.dtypes import NAMES
 from dcomm.bench.mpi import MpiError
 from dcomm.bench.options import OptionError
@@ -26,7 +29,7 @@ from dcomm.bench.ranks import RankError
 from dcomm.bench.run import print_plain, run, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from dcomm.bench.rounds import Progress as Tell
 
@@ -48,12 +51,12 @@ def _progress_bar() -> Iterator[Tell]:
         yield lambda share, text: bar.update(task, completed=share, description=text.strip())
 
 
-def _print_report(found: dict[str, Any]) -> None:
+def _print_report(lines: Iterable[report.Line]) -> None:
     console = Console(soft_wrap=True, highlight=False)
     if not console.is_terminal or os.environ.get("NO_COLOR"):
-        print_plain(report.lines(found))
+        print_plain(lines)
         return
-    for line in report.lines(found):
+    for line in lines:
         console.print(Text(line.text, style=_STYLES[line.kind]))
 
 
@@ -80,7 +83,10 @@ def bench(
     wire: Annotated[str, _Flag(help="wire dtypes by commas: none, float16, bfloat16")] = "none",
     level: Annotated[str, _Flag(help="who calls, by commas: python, c (no Python between the calls)")] = "python",
     threads: Annotated[bool, _Flag("--threads", help="ranks are threads of one process; best with --level c")] = False,
-    compare: Annotated[str, _Flag(help="peers measured in the same rounds, by commas: gloo, mpi")] = "none",
+    compare: Annotated[
+        str,
+        _Flag(help="peers of the same run, by commas: gloo, mpi; cuda: torch, symm_mem, nccl, gloo, or all"),
+    ] = "none",
     in_place: Annotated[bool, _Flag("--in-place", help="in place only, where the collective can")] = False,
     buffers: Annotated[int, _Flag(help="buffers that take turns; 0: one per call of a batch, up to 64 MiB")] = 0,
     max_seconds: Annotated[float, _Flag(help="start no round that would end later")] = 120.0,
@@ -88,6 +94,9 @@ def bench(
         str | None, _Flag("-J", "--json", metavar="FILE", help="write everything; - for stdout, without a table")
     ] = None,
     plot: Annotated[Path | None, _Flag(metavar="FILE", help="draw a picture, such as out.png")] = None,
+    device: Annotated[str, _Flag(help="cpu, or cuda: ranks that share GPU 0, with CUDA arrays")] = "cpu",
+    mode: Annotated[str, _Flag(help="cuda: what the ranks are, by commas: threads, processes")] = "all",
+    timing: Annotated[str, _Flag(help="cuda: how calls are timed, by commas: graph (replays), events")] = "all",
     figures: Annotated[bool, _Flag("--check-figures", help="check the promised figures of all_reduce")] = False,
 ) -> None:
     """Measure COLLECTIVE on this host, with every element of every result checked.
@@ -105,6 +114,14 @@ def _options(given: dict[str, Any]) -> parse.Options:
         raise OptionError("--plot: needs matplotlib; pip install 'dcomm[plot]'")
     if given["plot"] is not None and given["collective"] == "barrier":
         raise OptionError("--plot: expected a COLLECTIVE with sizes, got barrier")
+    if given["device"] not in ("cpu", "cuda"):
+        raise OptionError(f"--device {given['device']}: expected cpu or cuda")
+    on_gpu = given["device"] == "cuda"
+    if on_gpu and given["figures"]:
+        raise OptionError("--check-figures: expected --device cpu; tools/gpu_check.sh has a GPU's")
+    for flag in ("mode", "timing"):
+        if not on_gpu and given[flag] != "all":
+            raise OptionError(f"--{flag}: expected --device cuda")
     dtypes = parse.parse_names(given["dtype"], NAMES)
     return parse.Options(
         collective=given["collective"],
@@ -123,7 +140,7 @@ def _options(given: dict[str, Any]) -> parse.Options:
         algos=parse.parse_names(given["algo"], parse.ALGOS),
         wires=parse.parse_wires(given["wire"], dtypes[0]),
         levels=parse.parse_names(given["level"], parse.LEVELS),
-        compare=() if given["compare"] == "none" else parse.parse_names(given["compare"], parse.PEERS),
+        compare=() if on_gpu or given["compare"] == "none" else parse.parse_names(given["compare"], parse.PEERS),
         threads=given["threads"],
         in_place_only=given["in_place"],
         buffers=given["buffers"],
@@ -138,24 +155,29 @@ def _run(given: dict[str, Any]) -> int:
     try:
         options = _options(given)
         with _progress_bar() as tell:
-            found = run(options, command, tell, figures=given["figures"])
+            if given["device"] == "cuda":
+                names = {name: given[name] for name in ("mode", "timing", "compare")}
+                found = run_cuda(cuda_options(options, **names), command, tell)
+            else:
+                found = run(options, command, tell, figures=given["figures"])
     except OptionError as error:
         print(f"dcomm bench: {error}", file=sys.stderr)
         return 2
     except (RankError, MpiError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
+    shown: Any = cuda_report if given["device"] == "cuda" else report
     if given["json_file"] == "-":
         print(json.dumps(found, indent=1))
     else:
-        _print_report(found)
+        _print_report(shown.lines(found))
         if given["json_file"] is not None:
             write_json(found, Path(given["json_file"]))
     if given["plot"] is not None:
         from dcomm.bench.plot import write_plot
 
         write_plot(found, given["plot"])
-    return report.exit_status(found)
+    return int(shown.exit_status(found))
 
 
 _arguments: list[str] = []

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
-from gpu.measure import Arrays, calls_for, times_us
+from dcomm.bench.cuda.torch_timing import calls_for, times_us
+from dcomm.bench.text import first_sentence
+from gpu.measure import Arrays
 from gpu.ranks import one_thread
-from gpu.report import Budget, NotHere, Report, Row, first_sentence, summary
+from gpu.report import Budget, NotHere, Report, Row, summary
 
 ALGOS = ["one_shot", "two_shot", "ring", "tree"]
 SIZES = [1 << log2 for log2 in range(10, 29, 2)] + [1 << log2 for log2 in range(13, 20, 2)]

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from dcomm import _core
-from gpu.measure import Arrays, capture, graph_times_us, times_us
+from dcomm.bench.cuda.composites import foreach_chain
+from dcomm.bench.cuda.torch_timing import capture, graph_times_us, times_us
+from gpu.measure import Arrays
 from gpu.ranks import one_thread
 from gpu.report import Budget, Report, summary
-from gpu.rivals import foreach_chain
 
 CALLS = 20
 REPEATS = 21

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import dcomm
-from gpu.measure import copy_bandwidth, event_times_us
+from dcomm.bench.cuda.torch_timing import copy_bandwidth, event_times_us
 from gpu.report import CHECKOUT, Budget, Report
 
 sys.path.append(str(CHECKOUT / "benchmarks"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import time
 import traceback
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dcomm.bench import machine
+from dcomm.bench.text import first_sentence
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -79,25 +79,6 @@ def summary(times_us: list[float], floor_us: float | None = None) -> Row:
     if floor_us is not None:
         found |= {"floor_us": round(floor_us, 2), "percent_of_floor": round(100 * floor_us / median, 1)}
     return found
-
-
-def floor_us(world_size: int, nbytes: int, copy_bytes_per_second: float) -> float:
-    """Of an all-reduce on one GPU: each rank's input is read once, each output written once."""
-    return 2 * world_size * nbytes / copy_bytes_per_second * 1e6
-
-
-def first_sentence(error: BaseException) -> str:
-    """The error in a line of a table."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
-
-
-def first_line(*command: str) -> str:
-    """What a program prints first, or "unknown"."""
-    try:
-        text = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return "unknown"
-    return text.splitlines()[0] if text else "unknown"
 
 
 def head(command: str, commit: str, gpu: dict[str, Any], versions: dict[str, str], isa: str) -> dict[str, Any]:

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 import dcomm
-from gpu.measure import Arrays, Times, calls_for, copy_bandwidth, times_us
+from dcomm.bench.cuda.composites import NAMES, composite
+from dcomm.bench.cuda.floor import floor_us
+from dcomm.bench.cuda.torch_timing import Times, calls_for, copy_bandwidth, times_us
+from dcomm.bench.text import first_sentence
+from gpu.measure import Arrays
 from gpu.ranks import one_thread
-from gpu.report import Budget, NotHere, Report, first_sentence, floor_us, summary
-from gpu.rivals import NAMES, rival
+from gpu.report import Budget, NotHere, Report, summary
 
 MIB = 1 << 20
 COPY_BYTES = 1 << 30  # far more than any L2
@@ -66,7 +69,7 @@ class Timing:
             return
         arrays.clear()
         try:
-            function = rival(what["rival"])
+            function = composite(what["rival"])
             function(arrays.ins, arrays.outs)  # torch.compile compiles here
             num_wrong = arrays.num_wrong()
             times = times_us(lambda: function(arrays.ins, arrays.outs), REPEATS, calls_for(what["nbytes"]))
