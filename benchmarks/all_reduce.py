@@ -49,6 +49,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--compare", default="none", help="measured in the same rounds, by commas: gloo, mpi; cuda: all")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ranks share GPU 0; docs/benchmarks.md")
     add("--rounds", type=int, default=5, help="rounds, all cases in turn in each")
+    add("--timeout", type=float, default=300.0, help="seconds for one measurement")
     add("--max-seconds", type=float, default=120.0, help="start no round that would end later")
     add("--plot", type=Path, metavar="FILE", help="draw a picture, such as out.png; needs matplotlib")
     add("--json", type=Path, metavar="FILE", help="write everything here")
@@ -74,6 +75,7 @@ def to_options(args: argparse.Namespace) -> parse.Options:
         buffers=1,
         rounds=args.rounds,
         max_seconds=args.max_seconds,
+        timeout=args.timeout,
     )
 
 

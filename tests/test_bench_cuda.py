@@ -216,7 +216,9 @@ def test_a_variant_that_fails_leaves_the_others(
     assert {row["variant"] for row in found["rows"] if row["lib"] == "torch"} == {"torch._foreach_add_"}
 
 
-def test_a_rank_that_fails_ends_the_run(measure: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_fails_ends_the_run(
+    measure: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DCOMM_CUDA_WINDOWS", "none")
     with pytest.raises(RankError, match="rank 0: "):
         measure(CudaOptions(SMALL, modes=("processes",)))

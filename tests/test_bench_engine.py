@@ -98,6 +98,13 @@ def test_bool_is_reduced_by_its_definition(op: str) -> None:
         assert not np.array_equal(without.get(op, others.all(axis=0)), right)
 
 
+def test_a_reduce_in_place_is_not_repeated_on_one_buffer() -> None:
+    """Its root alone has the result, so that a second one sums something else."""
+    for collective, chain in (("reduce", 1), ("all_reduce", 16)):
+        options = Options(collective=collective, min_bytes=64, max_bytes=64, buffers=1)
+        assert {case.chain for case in plan(options) if case.in_place} == {chain}
+
+
 def test_what_cannot_be_exact_is_refused() -> None:
     assert exact.exact_chain(64, 1, "bfloat16") == 1
     with pytest.raises(ValueError, match="60 calls of sum on 2 ranks are not exact in float16"):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from dcomm import _core
+from dcomm.bench.cuda.floor import floor_us
 
 pytestmark = pytest.mark.long
 
@@ -160,7 +161,7 @@ def test_head_is_that_of_the_other_benchmarks() -> None:
 
 
 def test_summary_and_floor() -> None:
-    assert report.floor_us(8, 64 * MIB, 4e12) == pytest.approx(268.435456)
+    assert floor_us(8, 64 * MIB, 4e12) == pytest.approx(268.435456)
     found = report.summary([3.0, 1.0, 2.0, 9.0, 4.0], 1.5)
     assert found == {"median_us": 3.0, "p90_us": 4.0, "floor_us": 1.5, "percent_of_floor": 50.0}
     assert "floor_us" not in report.summary([1.0])
@@ -500,6 +501,7 @@ echo "$*" >> "$STUB_LOG"
 case "$*" in
   -c*) echo 90 ;;
   *"gpu_check.py $STUB_FAILS "*) exit 1 ;;
+  *"--device cuda"*) [ "$STUB_FAILS" != bench ] || exit 1 ;;
 esac
 """
 
@@ -550,7 +552,11 @@ def test_script_runs_all_parts(stub: dict[str, str]) -> None:
     assert status == 0, printed
     told = [line.split()[1].rstrip(":") for line in printed.splitlines() if line.startswith("===") and ": exit" in line]
     parts = ["build", "doctor", "correct", "sanitize", "tests", "timing", "graphs", "processes", "lists", "crossovers"]
-    assert told == parts
+    assert told == [*parts, "bench"]
+    (bench,) = (line for line in calls if "all_reduce.py" in line)
+    assert "--device cuda" in bench
+    assert "--compare all" in bench
+    assert bench.endswith(f"--json {stub['OUT']}/gpu_bench.json --plot {stub['OUT']}/gpu_bench.png")
     tools = [line.split()[1] for line in calls if line.startswith("--tool")]
     assert tools == ["memcheck", "synccheck", "initcheck"]
     assert any(line.startswith("-m pip install") for line in calls)
@@ -563,6 +569,23 @@ def test_a_failed_part_does_not_stop_the_later_ones(stub: dict[str, str]) -> Non
     assert "=== timing: exit 1" in printed
     assert "=== graphs: exit 0" in printed
     assert len(calls) == 3
+
+
+def test_a_failed_bench_fails_the_script(stub: dict[str, str]) -> None:
+    status, calls, printed = run_script({**stub, "PARTS": "bench", "STUB_FAILS": "bench"})
+    assert status == 1
+    assert "=== bench: exit 1" in printed
+    assert calls[0] == "-c import matplotlib"
+    assert len(calls) == 3  # and the figures
+
+
+def test_the_flags_of_the_bench_are_those_that_it_knows(stub: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    _, calls, _ = run_script({**stub, "PARTS": "bench"})
+    (bench,) = (line for line in calls if "all_reduce.py" in line)
+    args = importlib.import_module("all_reduce").parse_args(bench.split()[1:])
+    assert (args.device, args.compare, args.ranks, args.timeout) == ("cuda", "all", 4, 60.0)
+    assert args.max_seconds < 460 - 2 * args.timeout
 
 
 def test_an_unknown_part_is_refused(stub: dict[str, str]) -> None:
@@ -580,6 +603,7 @@ def test_every_part_ends_within_eight_minutes() -> None:
         "doctor": 90,
         "sanitize": 3 * 150,
         "tests": 450,
+        "bench": 460,
     }
     for written in ("timeout -k 10 60", "timeout -k 10 410", "check 460", "check 90", "check 150", "timeout -k 10 450"):
         assert written in text, written

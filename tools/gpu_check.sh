@@ -5,13 +5,14 @@
 #   PARTS="build graphs" bash tools/gpu_check.sh
 #
 # Needs python with torch (CUDA), NumPy, pybind11, setuptools, cmake, ninja, pytest; nvcc; no network. Parts, each under
-# 8 minutes: build doctor correct sanitize tests timing graphs processes lists crossovers. Where a command has 10 minutes
-# at most: "build doctor graphs lists", then "timing", "correct", "processes", "sanitize", "tests", "crossovers".
+# 8 minutes: build doctor correct sanitize tests timing graphs processes lists crossovers bench. Where a command has 10
+# minutes at most: "build doctor graphs lists", then "timing", "correct", "processes", "sanitize", "tests", "crossovers",
+# "bench".
 # A failed part does not stop the later ones; at the end all figures that were measured so far are told. The exit status
 # is that of the parts: a missed figure is no failure. COMMIT: what the reports name where there is no repository.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-ALL="build doctor correct sanitize tests timing graphs processes lists crossovers"
+ALL="build doctor correct sanitize tests timing graphs processes lists crossovers bench"
 PARTS=${PARTS:-$ALL}
 PYTHON=${PYTHON:-python}
 OUT=${OUT:-benchmarks/results}
@@ -65,6 +66,14 @@ doctor() {
   check 90 "$PYTHON" -m dcomm doctor --seconds 60
 }
 
+# dcomm as threads and as processes, beside the rivals that are here; a picture where there is matplotlib.
+bench() {
+  local plot=()
+  ! "$PYTHON" -c 'import matplotlib' 2>/dev/null || plot=(--plot "$OUT/gpu_bench.png")
+  check 460 "$PYTHON" "$checkout/benchmarks/all_reduce.py" --device cuda -n 4 -b 8 -e 64M -f 64 --compare all \
+    --timeout 60 --max-seconds 300 --json "$OUT/gpu_bench.json" "${plot[@]}"
+}
+
 sanitize() {
   local tool status=0
   if ! command -v compute-sanitizer >/dev/null; then
@@ -91,6 +100,7 @@ part graphs measure graphs
 part processes measure processes
 part lists measure lists
 part crossovers measure crossovers
+part bench bench
 printf '\n=== figures\n'
 "$PYTHON" "$checkout/tools/gpu_check.py" figures "$OUT" --json "$OUT/gpu_figures.json" || failed=1
 exit "$failed"

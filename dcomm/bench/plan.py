@@ -50,7 +50,9 @@ def _shape(options: Options, nbytes: int, in_place: bool, carrier: str, op: str)
     buffers = num_buffers(options, nbytes, calls)
     chain = 1
     if COLLECTIVES[options.collective].reduces:
-        chain = exact_chain(options.ranks, calls // buffers if in_place else 1, carrier, op)
+        # After a reduce in place the root alone holds the result, so what a second one gives is another sum.
+        wanted = calls // buffers if in_place and options.collective == "all_reduce" else 1
+        chain = exact_chain(options.ranks, wanted, carrier, op)
     elif in_place:
         chain = calls // buffers
     if chain < 1:

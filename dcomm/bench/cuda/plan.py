@@ -63,7 +63,9 @@ def _of_shape(options: CudaOptions, case: CudaCase) -> Iterator[CudaCase]:
     nbytes = nbytes_of(case, base.ranks)
     calls = calls_for(nbytes)
     if case.redop != "none":
-        chain = exact_chain(base.ranks, calls if case.in_place else 1, case.carrier, case.redop)
+        # After a reduce in place the root alone holds the result, so what a second one gives is another sum.
+        wanted = calls if case.in_place and case.collective == "all_reduce" else 1
+        chain = exact_chain(base.ranks, wanted, case.carrier, case.redop)
         if chain < 1:
             return
         calls = chain if case.in_place else calls
