@@ -48,6 +48,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--threads", action="store_true", help="ranks are threads of one process; best with --level c")
     add("--compare", default="none", help="measured in the same rounds, by commas: gloo, mpi; cuda: all")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ranks share GPU 0; docs/benchmarks.md")
+    add("--iters", type=int, default=0, help="timed calls per size and round; 0: as many as docs/benchmarks.md says")
     add("--rounds", type=int, default=5, help="rounds, all cases in turn in each")
     add("--timeout", type=float, default=300.0, help="seconds for one measurement")
     add("--max-seconds", type=float, default=120.0, help="start no round that would end later")
@@ -73,6 +74,7 @@ def to_options(args: argparse.Namespace) -> parse.Options:
         threads=args.threads,
         in_place_only=args.device == "cpu",
         buffers=1,
+        iters=args.iters,
         rounds=args.rounds,
         max_seconds=args.max_seconds,
         timeout=args.timeout,

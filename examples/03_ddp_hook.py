@@ -1,6 +1,8 @@
 """Trains a small network with DistributedDataParallel; its gradients travel through dcomm as float16.
 
-torchrun --standalone --nproc-per-node 2 examples/03_ddp_hook.py
+    torchrun --standalone --nproc-per-node 2 examples/03_ddp_hook.py
+
+The same without DDP: GradientSynchronizer, docs/bucketing.md.
 """
 
 import os

@@ -159,7 +159,7 @@ def test_rivals_stand_beside_it(measure: Callable[..., dict[str, Any]], monkeypa
         rivals.RIVALS, "torch", replace(rivals.RIVALS["torch"], variants=dict.fromkeys((False, True), names))
     )
     found = measure(CudaOptions(SMALL, compare=tuple(rivals.RIVALS), compare_all=True))
-    assert found["absent"] == {"symm_mem": "no such torch; install it", "nccl": "rank 0: RuntimeError: no such GPU"}
+    assert found["absent"] == {"symm_mem": "no such torch; install it", "nccl": "rank 0: RuntimeError: no such GPU (1)"}
     assert {row["lib"] for row in found["rows"]} == {"dcomm", "torch", "gloo"}
     assert {row["num_wrong"] for row in found["rows"]} == {0}
     for row in found["rows"]:
@@ -190,7 +190,7 @@ def test_a_rival_that_was_named_must_not_fail(
 ) -> None:
     pytest.importorskip("torch")
     monkeypatch.setitem(rivals.RIVALS, "nccl", replace(rivals.RIVALS["nccl"], why_not=here))
-    with pytest.raises(RankError, match="nccl: rank 0: RuntimeError: no such GPU"):
+    with pytest.raises(RankError, match=r"nccl: rank 0: RuntimeError: no such GPU \(1\)"):
         measure(CudaOptions(SMALL, compare=("nccl",)))
 
 
@@ -375,14 +375,46 @@ def test_symm_mem_operators_take_what_they_are_given() -> None:
             assert schema.arguments[-1 if not in_place else 0].alias_info.is_write
 
 
-def test_settings_of_rivals_are_in_their_processes_alone() -> None:
+def test_settings_of_rivals() -> None:
     assert rivals.RIVALS["symm_mem"].settings == {"TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES": "1"}
     assert rivals.RIVALS["nccl"].settings == {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}
     assert not rivals.RIVALS["torch"].settings
     assert not rivals.RIVALS["gloo"].settings
 
 
-# ---- Plans and rows ----
+# ---- Rounds, plans and rows ----
+
+
+class Told:
+    """Groups that measure nothing: a call of a rival fails in round `fails_in`, from 1."""
+
+    def __init__(self, fails_in: int = 0) -> None:
+        self.fails_in, self.seen, self.failed = fails_in, list[str](), False
+
+    def measure(self, case: CudaCase, average: Any) -> Measured | None:
+        self.seen.append(case.side)
+        self.failed |= case.lib != "dcomm" and self.seen.count(case.side) == self.fails_in
+        return Measured([1.0], 0) if self.has(case) else None
+
+    def has(self, case: CudaCase) -> bool:
+        return case.lib == "dcomm" or not self.failed
+
+
+def test_rounds_go_on_without_a_rival_that_fails_and_forget_it() -> None:
+    ours = CudaCase(count=1, calls=1, batches=1, mode="processes")
+    cases = [ours, replace(ours, mode="", lib="gloo")]
+    told: list[str] = []
+    for fails_in, lengths in ((0, [3, 3]), (2, [3, 0])):
+        groups: Any = Told(fails_in)
+        options = CudaOptions(replace(SMALL, rounds=3))
+        results, num_rounds = run_module._rounds(options, groups, cases, lambda share, text: told.append(text))
+        assert [len(found) for found in results] == lengths
+        assert num_rounds == 3
+        assert groups.seen == ["processes", "gloo"] * 3  # all in turn
+    assert "round 3 of 3: 0 s\n" in told
+    late = CudaOptions(replace(SMALL, rounds=3, max_seconds=1e-9))
+    some: Any = Told()
+    assert run_module._rounds(late, some, cases, lambda share, text: None)[1] == 1
 
 
 def test_plan() -> None:

@@ -70,7 +70,7 @@ doctor() {
 bench() {
   local plot=()
   ! "$PYTHON" -c 'import matplotlib' 2>/dev/null || plot=(--plot "$OUT/gpu_bench.png")
-  check 460 "$PYTHON" "$checkout/benchmarks/all_reduce.py" --device cuda -n 4 -b 8 -e 64M -f 64 --compare all \
+  check 460 "$PYTHON" "$checkout/benchmarks/all_reduce.py" --device cuda -n 4 -b 1K -e 64M -f 16 --iters 60 --compare all \
     --timeout 60 --max-seconds 300 --json "$OUT/gpu_bench.json" "${plot[@]}"
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def make_device(side: str) -> Device:
     if side in ("threads", "processes"):
         return EmulatedDevice(LIBRARY)
     if side == "nccl":
-        raise RuntimeError("no such GPU\nand more")
+        raise RuntimeError(f"no such GPU ({os.environ.get('NCCL_MULTI_RANK_GPU_ENABLE')})\nand more")
     return TensorDevice()
 
 

@@ -40,7 +40,9 @@ class CudaWorker:
         if do == "open":
             return self._open(**order)
         if do == "bandwidth":
-            return {"bytes_per_second": self._engine.device.copy_bandwidth(order["nbytes"])}
+            found = self._engine.device.copy_bandwidth(order["nbytes"])
+            self._engine.device.release()
+            return {"bytes_per_second": found}
         if do == "close":
             self._side.close()
             return {}
