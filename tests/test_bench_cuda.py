@@ -17,6 +17,7 @@ import pytest
 from emulated_gpu import EmulatedGpu
 from rank_processes import WORKERS
 
+import dcomm
 from dcomm.__main__ import main
 from dcomm.bench.case import Measured
 from dcomm.bench.cuda import nccl, report, rivals, symm_mem, torch_engine
@@ -25,6 +26,7 @@ from dcomm.bench.cuda.case import CudaCase
 from dcomm.bench.cuda.options import CudaOptions, cuda_options
 from dcomm.bench.cuda.plan import plan
 from dcomm.bench.cuda.rows import make_rows
+from dcomm.bench.cuda.worker import CudaWorker
 from dcomm.bench.options import OptionError, Options
 from dcomm.bench.ranks import RankError
 from dcomm.bench.report import num_wrong as _num_wrong_of_cpu
@@ -221,6 +223,26 @@ def test_a_rank_that_fails_ends_the_run(
     monkeypatch.setenv("DCOMM_CUDA_WINDOWS", "none")
     with pytest.raises(RankError, match="rank 0: "):
         measure(CudaOptions(SMALL, modes=("processes",)))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_replay_that_does_nothing_is_wrong(in_place: bool) -> None:
+    """What the calls before the clock left must not pass for the replays' results."""
+    pytest.importorskip("torch")
+    from bench_devices import TensorDevice
+
+    class Idle(TensorDevice):
+        def capture(self, enqueue: Any, calls: int) -> Any:
+            return lambda: None
+
+    case = CudaCase(
+        count=100, calls=1, batches=2, lib="torch", variant="torch stack+sum", in_place=in_place, timing="graph"
+    )
+    with dcomm.init_threads(1)[0] as comm:
+        worker = CudaWorker(lambda side: Idle(), comm)
+        worker.carry_out("open", None, side="torch", world_size=2, store="")
+        assert worker.measure(replace(case, timing="events"))["num_wrong"] == 0
+        assert worker.measure(case)["num_wrong"] == 2 * 100
 
 
 # ---- The command ----
