@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "comm/agreement.h"
-#include "comm/failure_text.h"
+#include "comm/cuda_notes.h"
 #include "launch/cuda_agreement.h"
 #include "launch/cuda_loader.h"
 #include "memory/backing.h"
@@ -175,12 +175,15 @@ class Communicator::CudaMaking {
   }
 
   CudaProcessPeers peers() const {
-    const HostContext* const context = &parent_.context_;
-    return {parent_.pids_, [context](const OpRecord& record) { store_cuda_record(*context, record); },
-            [context](int peer) { return cuda_position(*context, peer); },
-            [context](const DcommCudaFailure& failure) {
-              return describe_cuda_disagreement(*context, failure.rank, failure.peer, failure.seq);
-            }};
+    const auto notes = std::make_shared<CudaNotes>(parent_.context_);
+    const int own = rank();
+    return {parent_.pids_,
+            [notes](const OpRecord& record) { notes->note_launching(record); },
+            [notes](const OpRecord& record) { notes->note_launched(record); },
+            [notes](int peer) { return notes->position(peer); },
+            [notes, own](int peer) { return notes->messages(peer, own); },
+            [notes](const DcommCudaFailure& failure) { return notes->describe_disagreement(failure); },
+            [notes](const DcommCudaFailure& failure) { return notes->describe_stalled_message(failure); }};
   }
 
   Communicator& parent_;

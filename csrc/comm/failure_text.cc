@@ -29,28 +29,6 @@ std::string memory_text(const OpRecord& record) {
   return text.str();
 }
 
-std::string call_text(const OpRecord& record) {
-  std::ostringstream text;
-  text << collective_name(record.collective) << '(';
-  if (record.collective == Collective::kBarrier || !is_executed(record.collective)) return text.str() + ")";
-  text << "count=" << record.count << ", dtype=" << dtype_name(record.dtype);
-  if (is_message(record.collective)) {
-    const bool is_send = record.collective == Collective::kSend;
-    text << (is_send ? ", dst=" : ", src=") << record.root << ", tag=" << record.tag;
-  }
-  if (reduces(record.collective)) text << ", op=" << reduce_op_name(record.op);
-  if (record.collective == Collective::kAllReduce) {
-    text << ", wire_dtype=" << dtype_name(record.wire) << ", algo=" << algo_name(record.algo);
-    if (record.algo == Algo::kDirect) text << memory_text(record);
-  }
-  if (has_root(record.collective)) {
-    const bool sends = record.collective == Collective::kBroadcast || record.collective == Collective::kScatter;
-    text << (sends ? ", src=" : ", dst=") << record.root;
-  }
-  text << ')';
-  return text.str();
-}
-
 bool has_number(const OpRecord& record) { return !is_message(record.collective) && is_executed(record.collective); }
 
 std::string number_text(const OpRecord& record) { return has_number(record) ? " #" + std::to_string(record.seq) : ""; }
@@ -110,6 +88,28 @@ std::string disagreement(const HostContext& context, const Failure& failure) {
 
 }  // namespace
 
+std::string call_text(const OpRecord& record) {
+  std::ostringstream text;
+  text << collective_name(record.collective) << '(';
+  if (record.collective == Collective::kBarrier || !is_executed(record.collective)) return text.str() + ")";
+  text << "count=" << record.count << ", dtype=" << dtype_name(record.dtype);
+  if (is_message(record.collective)) {
+    const bool is_send = record.collective == Collective::kSend;
+    text << (is_send ? ", dst=" : ", src=") << record.root << ", tag=" << record.tag;
+  }
+  if (reduces(record.collective)) text << ", op=" << reduce_op_name(record.op);
+  if (record.collective == Collective::kAllReduce) {
+    text << ", wire_dtype=" << dtype_name(record.wire) << ", algo=" << algo_name(record.algo);
+    if (record.algo == Algo::kDirect) text << memory_text(record);
+  }
+  if (has_root(record.collective)) {
+    const bool sends = record.collective == Collective::kBroadcast || record.collective == Collective::kScatter;
+    text << (sends ? ", src=" : ", dst=") << record.root;
+  }
+  text << ')';
+  return text.str();
+}
+
 void store_record(OpRecord& to, const OpRecord& record) {
   const auto words = std::bit_cast<RecordWords>(record);
   auto* target = reinterpret_cast<uint64_t*>(&to);
@@ -125,32 +125,6 @@ OpRecord load_record(const OpRecord& from) {
     words[i] = std::atomic_ref<uint64_t>(source[i]).load(std::memory_order_relaxed);
   }
   return std::bit_cast<OpRecord>(words);
-}
-
-void store_cuda_record(const HostContext& context, const OpRecord& record) {
-  CudaPosition& own = context.control(context.rank).cuda;
-  store_record(own.records[record.seq % kCudaRecords], record);
-  std::atomic_ref<uint64_t>(own.launched).store(record.seq, std::memory_order_release);
-}
-
-uint64_t cuda_position(const HostContext& context, int rank) {
-  return std::atomic_ref<uint64_t>(context.control(rank).cuda.launched).load(std::memory_order_acquire);
-}
-
-std::string describe_cuda_disagreement(const HostContext& context, int a, int b, uint32_t number) {
-  const uint64_t last = std::min(cuda_position(context, a), cuda_position(context, b));
-  for (uint64_t seq = last < kCudaRecords ? 1 : last - kCudaRecords + 1; seq <= last; ++seq) {
-    const OpRecord of_a = load_record(context.control(a).cuda.records[seq % kCudaRecords]);
-    const OpRecord of_b = load_record(context.control(b).cuda.records[seq % kCudaRecords]);
-    if (of_a.seq != seq || of_b.seq != seq || fingerprint(of_a) == fingerprint(of_b)) continue;
-    std::ostringstream text;
-    text << "the ranks disagree about operation #" << seq << " on the GPU: rank " << a << " called " << call_text(of_a)
-         << "; rank " << b << " called " << call_text(of_b)
-         << "; make every rank issue the same collectives in the same order, with equal arguments";
-    if ((seq & 0xffffu) != number) text << " (seen in a later operation)";
-    return text.str();
-  }
-  return "";
 }
 
 std::string operation_text(const OpRecord& record) { return collective_name(record.collective) + number_text(record); }

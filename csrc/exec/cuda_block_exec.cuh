@@ -63,6 +63,8 @@ struct CudaJob {
   int num_channels;
   int root;       // of a send: who sends
   int peer;       // of a send: who receives
+  int tag;        // of a send
+  DType dtype;    // of a send
   float divisor;  // what an average divides by; 1 for a sum
   size_t slot_bytes;
   uint64_t timeout_ns;        // of each wait
@@ -107,6 +109,11 @@ DCOMM_HOST_DEVICE constexpr bool cuda_calls_differ(uint64_t mine, uint64_t their
   return ((mine ^ theirs) & 0xffffu) == 0 && mine != theirs;
 }
 
+/// Whether `word` is that of operation `op` or of a later one; 0: none has been written.
+DCOMM_HOST_DEVICE constexpr bool cuda_header_has(uint64_t word, uint64_t op) {
+  return word != 0 && static_cast<int16_t>(static_cast<uint16_t>(word - op)) >= 0;
+}
+
 class CudaBlockExec : public CudaLanes {
  public:
   /// All threads. windows: shared memory of world_size pointers, filled here.
@@ -120,16 +127,18 @@ class CudaBlockExec : public CudaLanes {
     sync();
   }
 
-  /// All threads, when the algorithm has returned. Of every rank that this one has heard from the header is there.
-  DCOMM_DEVICE void end_operation() {
+  /// All threads, when the algorithm has returned. Of every rank that this one has heard from the header is there;
+  /// packets: it is under way, since they were not published behind it.
+  DCOMM_DEVICE void end_operation(bool packets) {
     if (!compares_calls()) return;
     DCOMM_ROLLED
     for (int r = lane(); r < world_size(); r += num_lanes()) {
       uint64_t failure = 0;
       if (r == rank()) {
         failure = gpu::load_relaxed(reason(r));  // it may have had nothing to wait for
-      } else if (calls_differ(r)) {
-        failure = mismatch(r);
+      } else {
+        if (packets && !mutated(Mutation::kBlockNoHeaderWait)) failure = wait_header(r);
+        if (failure == 0 && calls_differ(r)) failure = mismatch(r);
       }
       if (failure != 0) fail(failure);
     }
@@ -200,6 +209,11 @@ class CudaBlockExec : public CudaLanes {
   DCOMM_DEVICE void store_counter(Counter counter, uint64_t value, int peer = 0) {
     sync();  // every thread has read the old value
     if (lane() == 0) *counter_at(counter, peer) = value;
+  }
+
+  /// All threads: the message that has come from `src` is not the one that this rank wants.
+  DCOMM_DEVICE void refuse_message(int src) const {
+    if (lane() == 0) fail(cuda_failure_word(ErrorCode::kMismatch, Flow::kMessage, rank(), src, 0));
   }
 
   // ---- Packets: data that carries its flag. No slot, no fence, no flag line; a third more bytes. ----
@@ -332,6 +346,17 @@ class CudaBlockExec : public CudaLanes {
   DCOMM_DEVICE bool calls_differ(int peer) const {
     if (mutated(Mutation::kBlockNoHeaderCheck)) return false;
     return cuda_calls_differ(compared_word(), gpu::load_relaxed(header_word(rank(), peer)));
+  }
+  /// One thread. Until `peer`'s word of this operation is there, or of a later one that took its place.
+  DCOMM_DEVICE uint64_t wait_header(int peer) const {
+    uint64_t deadline = 0;
+    for (uint32_t polls = 1; !cuda_header_has(gpu::load_relaxed(header_word(rank(), peer)), operation_number());
+         ++polls) {
+      if (polls % gpu::kPollsPerCheck != 0) continue;
+      const uint64_t failure = look_around(deadline, peer, Flow::kPacket, operation_number());
+      if (failure != 0) return failure;
+    }
+    return 0;
   }
   /// The own word, from wherever it spills no register of two_shot of 8 ranks: loaded it does on sm_90, computed again
   /// on sm_80 (ptxas 13.0).

@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-inline constexpr uint32_t kDcommCudaAbi = 6;
+inline constexpr uint32_t kDcommCudaAbi = 7;
 
 extern "C" {
 
@@ -50,7 +50,7 @@ struct DcommCudaCall {
   int32_t wire;         // sums only
   int32_t op;           // sums only
   int32_t root;         // broadcast, reduce, gather, scatter; send: who sends
-  int32_t peer;         // send: who receives; the other ranks' streams are left alone
+  int32_t peer;         // send: who receives; the other ranks' streams are left alone. A process launches its own side
   uint64_t count;       // elements: of the message, or of a block where there is one per rank
   uint64_t timeout_ns;  // of each wait in the kernel
   const void* const* in;
@@ -58,6 +58,7 @@ struct DcommCudaCall {
   void* const* streams;  // cudaStream_t; each rank's part is ordered on its stream
   // Of the call, without its number. Kernels of different processes compare it, and report kMismatch; 0: they do not.
   uint64_t fingerprint = 0;
+  int32_t tag = 0;  // send: the receiver's kernel compares it, count and dtype, and reports kMismatch
 };
 
 /// Why a kernel gave up; the group is of no further use.
@@ -67,6 +68,7 @@ struct DcommCudaFailure {
   int32_t rank;  // that gave up first
   int32_t peer;  // that it waited for, or whose call differs
   uint32_t seq;  // low 16 bits of the message's number; where calls differ: of the operation's, from 1
+                 // (flow kMessage: a message other than the one that `rank` wants has come from `peer`)
 };
 
 // ---- Ranks of different processes. Each asks for the facts of its GPU, all agree on a shape and on a kind of window;

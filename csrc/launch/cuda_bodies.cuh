@@ -163,16 +163,28 @@ struct AllToAllBody : CudaMoveBody<Collective::kAllToAll> {
   }
 };
 
-/// job.root sends its `in`, job.peer receives into its `out`; the other ranks have nothing to do.
+/// job.root sends its `in`, job.peer receives into its `out`; the other ranks have nothing to do. Each side may have
+/// been launched by a process of its own, so the receiver compares what has come with what it wants.
 struct SendBody : CudaMoveBody<Collective::kSend> {
   DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
     const CudaMoveKernels kernels(arrays);
-    Envelope envelope{job.plan.count, 0, DType::kU8, {}};
+    const Envelope mine{job.plan.count, job.tag, job.dtype, {}};
     if (exec.rank() == job.root) {
-      send(exec, kernels, job.plan, job.peer, envelope);
-    } else if (exec.rank() == job.peer && recv_envelope(exec, kernels, job.root, envelope)) {
-      recv_data(exec, kernels, job.plan, job.root);
+      send(exec, kernels, job.plan, job.peer, mine);
+      return;
     }
+    Envelope theirs;
+    if (exec.rank() != job.peer || !recv_envelope(exec, kernels, job.root, theirs)) return;
+    if (!are_same(mine, theirs) && !mutated(Mutation::kBlockNoEnvelopeCheck)) {
+      exec.refuse_message(job.root);
+      return;
+    }
+    recv_data(exec, kernels, job.plan, job.root);
+  }
+
+ private:
+  DCOMM_DEVICE static bool are_same(const Envelope& a, const Envelope& b) {
+    return a.count == b.count && a.tag == b.tag && a.dtype == b.dtype;
   }
 };
 

@@ -79,6 +79,8 @@ CudaJob make_job(const DcommCudaGroup& group, const DcommCudaCall& call, const C
   job.num_channels = group.num_channels;
   job.root = call.root;
   job.peer = call.peer;
+  job.tag = call.tag;
+  job.dtype = static_cast<DType>(call.dtype);
   job.divisor = static_cast<ReduceOp>(call.op) == ReduceOp::kAvg ? static_cast<float>(group.world_size) : 1.0f;
   job.slot_bytes = group.slot_bytes;
   job.timeout_ns = call.timeout_ns;

@@ -283,7 +283,9 @@ void CudaThreadGroup::launch(const std::vector<Pending>& parts) {
                           static_cast<uint64_t>(timeout_ns + kDeviceExtraNs),
                           in.data(),
                           out.data(),
-                          streams.data()};
+                          streams.data(),
+                          0,
+                          call.tag};
   char message[kMessageBytes] = "";
   check_cuda(table_->run(group_, &job, message, sizeof(message)), message);
 }

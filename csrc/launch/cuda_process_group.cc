@@ -30,15 +30,27 @@ OpRecord record_of(const CollectiveCall& call) {
   record.dtype = call.dtype;
   record.wire = call.wire;
   record.op = call.op;
-  record.root = has_root(call.collective) ? call.root : -1;
+  record.root = has_root(call.collective) || is_message(call.collective) ? call.root : -1;
+  record.tag = call.tag;
   return record;
+}
+
+bool is_of_message(const DcommCudaFailure& failure) {
+  const auto flow = static_cast<Flow>(failure.flow);
+  return flow == Flow::kMessage || flow == Flow::kMessageCredit;
 }
 
 }  // namespace
 
 CudaProcessGroup::CudaProcessGroup(const DcommCudaTable& table, DcommCudaGroup* group,
                                    const CudaProcessOptions& options, CudaProcessPeers peers)
-    : table_(table), group_(group), options_(options), peers_(std::move(peers)), exits_(peers_.pids.size()) {}
+    : table_(table),
+      group_(group),
+      options_(options),
+      peers_(std::move(peers)),
+      exits_(peers_.pids.size()),
+      sent_(exits_.size()),
+      received_(exits_.size()) {}
 
 CudaProcessGroup::~CudaProcessGroup() {
   if (group_ != nullptr) table_.group_destroy(group_);
@@ -73,7 +85,10 @@ CudaOutcome CudaProcessGroup::find_failure() {
     const std::string both = peers_.disagreement(failure);
     if (!both.empty()) outcome.message = both;
   }
-  if (outcome.code == ErrorCode::kTimeout) outcome.message += "; launched so far: " + describe_positions();
+  if (outcome.code == ErrorCode::kTimeout) {
+    if (is_of_message(failure)) outcome.message += "; " + peers_.stalled_message(failure);
+    outcome.message += "; collectives launched so far: " + describe_positions();
+  }
   return outcome;
 }
 
@@ -81,12 +96,15 @@ CudaOutcome CudaProcessGroup::find_failure() {
 CudaOutcome CudaProcessGroup::find_disagreement() const {
   for (int peer = 0; peer < static_cast<int>(exits_.size()); ++peer) {
     if (peer == options_.rank) continue;
-    DcommCudaFailure failure{};
-    failure.rank = options_.rank;
-    failure.peer = peer;
-    failure.seq = static_cast<uint32_t>(num_launched_.load() & 0xffffu);
-    const std::string both = peers_.disagreement(failure);
-    if (!both.empty()) return {ErrorCode::kMismatch, both};
+    DcommCudaFailure collective{}, received{}, sent{};
+    collective.rank = received.rank = sent.peer = options_.rank;
+    collective.peer = received.peer = sent.rank = peer;
+    collective.seq = static_cast<uint32_t>(num_launched_.load() & 0xffffu);
+    received.flow = sent.flow = static_cast<int32_t>(Flow::kMessage);
+    for (const DcommCudaFailure& failure : {collective, received, sent}) {
+      const std::string both = peers_.disagreement(failure);
+      if (!both.empty()) return {ErrorCode::kMismatch, both};
+    }
   }
   return {};
 }
@@ -129,41 +147,73 @@ void CudaProcessGroup::check_usable() {
   if (broken_.code != ErrorCode::kOk) throw Error(broken_.code, broken_.message);
 }
 
-void CudaProcessGroup::run(const CudaRankCall& call) {
-  check_usable();
-  DCOMM_CHECK(!is_message(call.call.collective), ErrorCode::kInvalidArgument, "got ",
-              collective_name(call.call.collective),
-              " of a CUDA array, which is not available on CUDA between processes so far; use a CPU array");
+void CudaProcessGroup::check_call(const CudaRankCall& call) const {
   DCOMM_CHECK(call.call.lengths == nullptr, ErrorCode::kInvalidArgument,
               "got an all_to_all of CUDA arrays with blocks of different lengths, which is not available on CUDA so "
               "far; use blocks of one length or CPU arrays");
   DCOMM_CHECK(call.device == options_.device, ErrorCode::kInvalidArgument, "got an array on cuda:", call.device,
               ", but this communicator uses cuda:", options_.device,
               " on this rank; make another communicator for another GPU");
+}
+
+void CudaProcessGroup::run(const CudaRankCall& call) {
+  check_usable();
+  check_call(call);
+  if (is_message(call.call.collective)) {
+    run_message(call);
+  } else {
+    run_collective(call);
+  }
+}
+
+void CudaProcessGroup::run_collective(const CudaRankCall& call) {
   OpRecord record = record_of(call.call);
   const uint64_t without_number = fingerprint(record);  // so that a call has the same one whenever it is made
   record.seq = num_launched_.load() + 1;
-  check_peers(call, record.seq);
-  launch(call, without_number);
-  peers_.launched(record);
+  num_launched_.store(record.seq);
+  check_peers(call, 0, static_cast<int>(exits_.size()));
+  launch(call, record, num_launched_, without_number);
 }
 
-/// Whoever has left must have launched its part. note_exit does the same the other way round, so that one of the two
-/// sees what the other has written.
-void CudaProcessGroup::check_peers(const CudaRankCall& call, uint64_t seq) {
-  num_launched_.store(seq);
-  for (size_t peer = 0; peer < exits_.size(); ++peer) {
-    const int rank = static_cast<int>(peer);
-    const uint8_t exit = exits_[peer].load();
-    if (exit == kThere || (exit == kLeft && peers_.position(rank) >= seq)) continue;
-    CudaOutcome outcome = describe_exit(rank);
+/// No other rank knows of it, so that it takes no part in what ranks compare of their calls: the receiver's kernel
+/// compares what the sender's has written before the data.
+void CudaProcessGroup::run_message(const CudaRankCall& call) {
+  const int peer = call.call.root;
+  DCOMM_CHECK(peer >= 0 && peer < static_cast<int>(exits_.size()) && peer != options_.rank, ErrorCode::kInvalidArgument,
+              collective_name(call.call.collective), " with rank ", peer, " on rank ", options_.rank, " of ",
+              exits_.size(), ": expected another rank of the communicator");
+  auto& number = (call.call.collective == Collective::kSend ? sent_ : received_)[static_cast<size_t>(peer)];
+  OpRecord record = record_of(call.call);
+  record.seq = number.load() + 1;
+  number.store(record.seq);
+  check_peers(call, peer, peer + 1);
+  launch(call, record, number, 0);
+}
+
+/// Whether `peer` has launched its part of all that this rank has.
+bool CudaProcessGroup::has_met(int peer) const {
+  const CudaMessageCounts theirs = peers_.messages(peer);
+  const auto index = static_cast<size_t>(peer);
+  return peers_.position(peer) >= num_launched_.load() && theirs.received >= sent_[index].load() &&
+         theirs.sent >= received_[index].load();
+}
+
+/// Whoever of [first, last) has left must have launched its part. note_exit does the same the other way round, so that
+/// one of the two sees what the other has written.
+void CudaProcessGroup::check_peers(const CudaRankCall& call, int first, int last) {
+  for (int peer = first; peer < last; ++peer) {
+    const uint8_t exit = exits_[static_cast<size_t>(peer)].load();
+    if (exit == kThere || (exit == kLeft && has_met(peer))) continue;
+    CudaOutcome outcome = describe_exit(peer);
     outcome.message = describe(call) + ": " + outcome.message;
     break_group_by_exit(outcome, exit == kLeft);
     check_usable();
   }
 }
 
-void CudaProcessGroup::launch(const CudaRankCall& rank_call, uint64_t fingerprint) {
+/// number: what has been counted up to record.seq.
+void CudaProcessGroup::launch(const CudaRankCall& rank_call, const OpRecord& record, std::atomic<uint64_t>& number,
+                              uint64_t fingerprint) {
   const CollectiveCall& call = rank_call.call;
   DcommCudaCall job{};
   job.collective = static_cast<int32_t>(call.collective);
@@ -172,6 +222,13 @@ void CudaProcessGroup::launch(const CudaRankCall& rank_call, uint64_t fingerprin
   job.wire = static_cast<int32_t>(call.wire);
   job.op = static_cast<int32_t>(call.op);
   job.root = call.root;
+  if (is_message(call.collective)) {
+    const bool sends = call.collective == Collective::kSend;
+    job.collective = static_cast<int32_t>(Collective::kSend);
+    job.root = sends ? options_.rank : call.root;
+    job.peer = sends ? call.root : options_.rank;
+    job.tag = call.tag;
+  }
   job.count = call.count;
   job.timeout_ns = static_cast<uint64_t>(std::max(rank_call.timeout_ns, options_.least_timeout_ns) + kDeviceExtraNs);
   job.in = &call.in;
@@ -179,14 +236,16 @@ void CudaProcessGroup::launch(const CudaRankCall& rank_call, uint64_t fingerprin
   job.streams = &rank_call.stream;
   job.fingerprint = fingerprint;
   char message[kMessageBytes] = "";
+  peers_.launching(record);
   try {
     check_cuda(table_.run(group_, &job, message, sizeof(message)), message);
   } catch (const Error& error) {
-    num_launched_.store(num_launched_.load() - 1);
+    number.store(record.seq - 1);
     // Bad arguments were found before anything was enqueued; after anything else the state is unknown.
     if (error.code() != ErrorCode::kInvalidArgument) stop(error.code(), error.what());
     throw;
   }
+  peers_.launched(record);
 }
 
 void CudaProcessGroup::synchronize_check(int64_t timeout_ns) {
@@ -204,7 +263,7 @@ void CudaProcessGroup::stop(ErrorCode code, const std::string& reason) {
 
 void CudaProcessGroup::note_exit(int peer, bool died) {
   exits_[static_cast<size_t>(peer)].store(died ? kDied : kLeft);
-  if (!died && peers_.position(peer) >= num_launched_.load()) return;
+  if (!died && has_met(peer)) return;
   // It may have gone because of what the GPU has reported; that says more.
   const CudaOutcome reported = find_failure();
   if (says_more_than_exit(reported)) {

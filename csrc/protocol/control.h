@@ -185,15 +185,28 @@ struct alignas(kFlagBytes) AbortLine {
   uint32_t attention = 0;  // reason was set, or a peer's exit was seen
 };
 
-/// How many operations on a GPU a rank's window remembers.
+/// How many operations on a GPU a rank's window remembers; how many messages there, to and from all peers.
 inline constexpr int kCudaRecords = 16;
+inline constexpr int kCudaMessages = 32;
+
+/// A send or recv on a GPU: call.seq is its number among those of its kind with that peer, from 1.
+struct CudaMessageRecord {
+  uint64_t order = 0;  // among all of the rank's messages, from 1
+  OpRecord call;
+};
+static_assert(sizeof(CudaMessageRecord) == kLineBytes);
 
 /// In windows of the host, where ranks are processes: what the owner has launched on its GPU. Operations there have
-/// numbers of their own, from 1.
+/// numbers of their own, from 1; messages are none of them, since not all ranks know of them.
 struct alignas(kFlagBytes) CudaPosition {
   uint64_t launched = 0;                // the last one; stored (release) after its record
   OpRecord records[kCudaRecords] = {};  // by number % kCudaRecords
+  alignas(kLineBytes) CudaMessageRecord messages[kCudaMessages] = {};  // by order % kCudaMessages
 };
+
+/// Its line for each peer holds how many messages the owner has launched to that peer (value) and from it (hash[0]).
+/// Nobody else writes there: in windows of the host a ring has no credits.
+inline constexpr Flow kCudaMessageCounts = Flow::kRingCredit;
 
 struct ControlPage {
   Header header;

@@ -106,6 +106,8 @@ CHECK_CASE(cuda_windows_from_environment) {
 /// Rank 0 of 3, whose peers' positions the check sets.
 struct OneOfThree {
   std::vector<uint64_t> positions = {0, 0, 0};
+  std::vector<CudaMessageCounts> messages = {{}, {}, {}};
+  OpRecord announced;
   std::vector<OpRecord> records;
   std::string both;
   CudaProcessGroup group;
@@ -113,9 +115,12 @@ struct OneOfThree {
   explicit OneOfThree(int64_t least_timeout_ns = 0)
       : group(kTable, fake_group(), CudaProcessOptions{0, 0, least_timeout_ns},
               CudaProcessPeers{{0, 11, 22},
+                               [this](const OpRecord& record) { announced = record; },
                                [this](const OpRecord& record) { records.push_back(record); },
                                [this](int rank) { return positions[static_cast<size_t>(rank)]; },
-                               [this](const DcommCudaFailure&) { return both; }}) {
+                               [this](int rank) { return messages[static_cast<size_t>(rank)]; },
+                               [this](const DcommCudaFailure&) { return both; },
+                               [](const DcommCudaFailure&) { return std::string("nobody has called recv"); }}) {
     fake->options.num_ranks = 1;  // in its process
   }
 };
@@ -177,10 +182,14 @@ CHECK_CASE(cuda_process_group_refuses) {
   call.device = 1;
   EXPECT_EQ(static_cast<int>(attempt([&] { one.group.run(call); }).code),
             static_cast<int>(ErrorCode::kInvalidArgument));
-  call = good_call(0);
-  call.call.collective = Collective::kSend;
-  EXPECT_EQ(static_cast<int>(attempt([&] { one.group.run(call); }).code),
-            static_cast<int>(ErrorCode::kInvalidArgument));
+  for (const int peer : {0, 3, -1}) {
+    call = good_call(0);
+    call.call.collective = Collective::kSend;
+    call.call.root = peer;
+    const Result result = attempt([&] { one.group.run(call); });
+    EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kInvalidArgument));
+    EXPECT_MSG(contains(result.message, "send with rank " + std::to_string(peer) + " on rank 0 of 3"), result.message);
+  }
   use.state.launch_status = kDcommCudaInvalid;
   EXPECT_EQ(static_cast<int>(attempt([&] { one.group.run(good_call(0)); }).code),
             static_cast<int>(ErrorCode::kInvalidArgument));
@@ -242,6 +251,95 @@ CHECK_CASE(cuda_process_group_peer_leaves) {
   EXPECT_EQ(use.state.num_stopped.load(), 1);
   EXPECT_EQ(static_cast<int>(attempt([&] { waits.group.run(good_call(0)); }).code),
             static_cast<int>(ErrorCode::kPeerLost));
+}
+
+CudaRankCall message_call(Collective kind, int peer, int tag = 0) {
+  CudaRankCall call = good_call(0);
+  call.call.collective = kind;
+  call.call.algo = Algo::kFlat;
+  call.call.wire = call.call.dtype;
+  call.call.root = peer;
+  call.call.tag = tag;
+  return call;
+}
+
+CHECK_CASE(cuda_process_group_launches_its_side_of_messages) {
+  UseFake use;
+  OneOfThree one;
+  one.group.run(message_call(Collective::kSend, 2, 7));
+  EXPECT_EQ(use.state.call.root, 0);
+  EXPECT_EQ(use.state.call.peer, 2);
+  EXPECT_EQ(use.state.call.tag, 7);
+  EXPECT_EQ(use.state.call.fingerprint, uint64_t{0});
+  one.group.run(message_call(Collective::kRecv, 2));
+  EXPECT_EQ(use.state.call.collective, static_cast<int32_t>(Collective::kSend));
+  EXPECT_EQ(use.state.call.root, 2);
+  EXPECT_EQ(use.state.call.peer, 0);
+  // Each pair and direction counts for itself, and collectives do not see them.
+  one.group.run(message_call(Collective::kSend, 2));
+  one.group.run(message_call(Collective::kSend, 1));
+  one.group.run(good_call(0));
+  const uint64_t numbers[] = {1, 1, 2, 1, 1};
+  const int roots[] = {2, 2, 2, 1, -1};
+  for (size_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(one.records[i].seq, numbers[i]);
+    EXPECT_EQ(one.records[i].root, roots[i]);
+  }
+  EXPECT_EQ(one.records[0].tag, 7);
+  EXPECT(one.records[1].collective == Collective::kRecv && one.announced.collective == Collective::kAllReduce);
+  use.state.launch_status = kDcommCudaInvalid;  // what was refused has no number
+  EXPECT_EQ(static_cast<int>(attempt([&] { one.group.run(message_call(Collective::kSend, 2)); }).code),
+            static_cast<int>(ErrorCode::kInvalidArgument));
+  use.state.launch_status = kDcommCudaOk;
+  one.group.run(message_call(Collective::kSend, 2));
+  EXPECT_EQ(one.records.back().seq, uint64_t{3});
+}
+
+CHECK_CASE(cuda_process_group_peer_leaves_with_messages) {
+  UseFake use;
+  for (const Collective kind : {Collective::kSend, Collective::kRecv}) {
+    const bool sends = kind == Collective::kSend;
+    const int stopped = use.state.num_stopped;
+    {
+      OneOfThree one;  // it has launched the other side
+      one.group.run(message_call(kind, 1));
+      one.messages[1] = sends ? CudaMessageCounts{0, 1} : CudaMessageCounts{1, 0};
+      one.group.note_exit(1, false);
+      EXPECT_EQ(use.state.num_stopped.load(), stopped);
+      one.group.run(message_call(kind, 2));  // is none of its business
+      const Result result = attempt([&] { one.group.run(message_call(kind, 1)); });
+      EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kPeerLost));
+      EXPECT_MSG(contains(result.message, "rank 1 on cuda:0: rank 1 (pid 11) closed its communicator"), result.message);
+    }
+    OneOfThree one;  // it has not
+    one.group.run(message_call(kind, 1));
+    one.messages[1] = sends ? CudaMessageCounts{1, 0} : CudaMessageCounts{0, 1};
+    one.group.note_exit(1, false);
+    EXPECT_EQ(use.state.num_stopped.load(), stopped + 1);
+    EXPECT_EQ(static_cast<int>(attempt([&] { one.group.synchronize_check(kShortNs); }).code),
+              static_cast<int>(ErrorCode::kOk));
+    EXPECT_EQ(static_cast<int>(attempt([&] { one.group.run(good_call(0)); }).code),
+              static_cast<int>(ErrorCode::kPeerLost));
+  }
+}
+
+CHECK_CASE(cuda_process_group_says_why_messages_fail) {
+  UseFake use;
+  for (const Flow flow : {Flow::kMessage, Flow::kMessageCredit}) {
+    OneOfThree one;
+    use.state.failure = {static_cast<int32_t>(ErrorCode::kTimeout), static_cast<int32_t>(flow), 0, 2, 5};
+    const Result late = attempt([&] { one.group.run(good_call(0)); });
+    EXPECT_EQ(static_cast<int>(late.code), static_cast<int>(ErrorCode::kTimeout));
+    EXPECT_MSG(contains(late.message, flow == Flow::kMessage ? "rank 2 to send" : "rank 2 to receive") &&
+                   contains(late.message, "nobody has called recv"),
+               late.message);
+  }
+  OneOfThree one;
+  use.state.failure = {static_cast<int32_t>(ErrorCode::kMismatch), static_cast<int32_t>(Flow::kMessage), 1, 2, 0};
+  const Result other = attempt([&] { one.group.run(good_call(0)); });
+  EXPECT_EQ(static_cast<int>(other.code), static_cast<int>(ErrorCode::kMismatch));
+  EXPECT_MSG(contains(other.message, "rank 1 has received on the GPU a message of rank 2 of another count"),
+             other.message);
 }
 
 /// It has seen first what this rank's kernels find later, or, being through already, would find in the next operation.

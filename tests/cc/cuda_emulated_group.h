@@ -74,6 +74,7 @@ struct Launch {
   CudaJob job;
   int num_channels;  // of the grid
   int num_local_ranks;
+  bool packets;
 };
 
 template <class Body>
@@ -118,7 +119,7 @@ inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   const CudaRequest request{call.collective, call.algo, call.dtype, call.wire, call.count};
   const CudaShape shape{group.world_size, group.num_channels, group.slot_bytes, kCudaPacketDataBytes};
   const CudaChoice choice = choose_cuda(request, shape);
-  Launch launch{nullptr, {}, choice.num_channels, group.num_local_ranks};
+  Launch launch{nullptr, {}, choice.num_channels, group.num_local_ranks, choice.key.packets};
   take_all_reduce<CudaF32, CudaF32>(choice.key, group.world_size, launch);
   take_all_reduce<CudaF32, CudaBF16>(choice.key, group.world_size, launch);
   take_all_reduce<CudaF32, CudaF16>(choice.key, group.world_size, launch);
@@ -143,6 +144,8 @@ inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   job.world_size = group.world_size;
   job.num_channels = group.num_channels;
   job.root = call.root;
+  job.tag = call.tag;
+  job.dtype = call.dtype;
   job.divisor = call.op == ReduceOp::kAvg ? static_cast<float>(group.world_size) : 1.0f;
   job.slot_bytes = group.slot_bytes;
   job.timeout_ns = kTimeoutNs;
@@ -181,7 +184,7 @@ inline void run_grid(const Launch& launch, int absent = -1) {
         gpu::current_vote = 0;
         CudaBlockExec exec(job, rank, channel, shared[b].data());
         launch.body(exec, job, job.arrays[rank]);
-        exec.end_operation();
+        exec.end_operation(launch.packets);
       });
     }
   }

@@ -134,6 +134,7 @@ CollectiveCall collective_call(const DcommCudaCall& call) {
   made.op = static_cast<ReduceOp>(call.op);
   made.root = call.root;
   made.count = call.count;
+  made.tag = call.tag;
   return made;
 }
 

@@ -1,4 +1,6 @@
 // Ranks of different processes: their kernels meet in the windows alone, and notice there that calls differ.
+#include <optional>
+
 #include "cuda_process_ranks.h"
 
 namespace dcomm::checks::cuda {
@@ -59,10 +61,10 @@ CHECK_CASE(cuda_processes_may_run_ahead) {
   compare_sequence(ranks, calls, 1);
 }
 
-/// After `before` equal calls rank `odd` makes another one than the rest; then all go on as if nothing were wrong,
-/// `after` calls more. Every rank must have noticed.
+/// After `before` equal calls rank `odd` makes another one than the rest; then all go on as if nothing were wrong, with
+/// `after`, if any. Every rank must have noticed.
 void expect_mismatch(int n, const std::vector<CollectiveCall>& before, const CollectiveCall& usual,
-                     const CollectiveCall& other, int odd, const CollectiveCall& after) {
+                     const CollectiveCall& other, int odd, const std::optional<CollectiveCall>& after) {
   ProcessRanks ranks(n, 2, 256);
   const auto run = [&](int rank, const CollectiveCall& call, uint64_t fingerprint) {
     const Arrays arrays(call, n, kLayouts[0]);
@@ -76,7 +78,7 @@ void expect_mismatch(int n, const std::vector<CollectiveCall>& before, const Col
     } else {
       run(rank, usual, 7);
     }
-    if (ranks.error(rank) == 0) run(rank, after, 8);
+    if (ranks.error(rank) == 0 && after) run(rank, *after, 8);
   });
   const std::string what = std::string(collective_name(usual.collective)) + " of " + std::to_string(usual.count) +
                            " and " + collective_name(other.collective) + " of " + std::to_string(other.count) +
@@ -139,8 +141,31 @@ CHECK_CASE(cuda_processes_notice_later) {
 CHECK_CASE(cuda_processes_notice_in_packets) {
   const CollectiveCall call = call_of(Collective::kAllReduce, 40, 0, Algo::kOneShot);
   for (const int n : {2, 3, 5}) {
-    for (int odd = 0; odd < n; ++odd) expect_mismatch(n, {call, call}, call, call, odd, call);
+    for (int odd = 0; odd < n; ++odd) {
+      expect_mismatch(n, {call, call}, call, call, odd, call);
+      expect_mismatch(n, {call, call}, call, call, odd, std::nullopt);
+    }
   }
+}
+
+/// Packets do not bring the word along: a rank that has all of them waits for it, and compares it in this operation.
+CHECK_CASE(cuda_processes_wait_for_words_after_packets) {
+  ProcessRanks ranks(2, 1, 256);
+  const CollectiveCall call = call_of(Collective::kAllReduce, 12, 0, Algo::kOneShot);
+  const Arrays arrays(call, 2, kLayouts[0]);
+  const size_t line = cuda_window_layout(2, 1, 256).flag_offset(0, Flow::kDirect, 0);
+  uint64_t* const word = reinterpret_cast<uint64_t*>(ranks.shared.windows[1] + line) + 1;
+  std::thread sender([&] { ranks.launch(0, call, arrays.arrays[0], 5); });
+  uint64_t held_back = 0;
+  while (held_back == 0) held_back = __atomic_exchange_n(word, 0, __ATOMIC_ACQ_REL);
+  std::thread late([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    __atomic_store_n(word, held_back ^ (uint64_t{1} << 40), __ATOMIC_RELEASE);
+  });
+  ranks.launch(1, call, arrays.arrays[1], 5, 20'000'000'000);
+  EXPECT_EQ(ranks.error_code(1), static_cast<int>(ErrorCode::kMismatch));
+  sender.join();
+  late.join();
 }
 
 /// The word belongs to one operation: that of another one is not compared.
@@ -152,6 +177,11 @@ CHECK_CASE(cuda_header_words_of_other_operations_are_not_compared) {
   EXPECT(!cuda_calls_differ(cuda_header_word(a, 5), cuda_header_word(b, 5 + kCudaHeaderWords)));
   EXPECT(!cuda_calls_differ(cuda_header_word(a, 1), 0));
   EXPECT(!cuda_calls_differ(cuda_header_word(a, 0x10003), cuda_header_word(a, 3)));
+  EXPECT(cuda_header_has(cuda_header_word(a, 5), 5) && !cuda_header_has(0, 5));
+  EXPECT(!cuda_header_has(cuda_header_word(a, 5), 5 + kCudaHeaderWords));
+  EXPECT(cuda_header_has(cuda_header_word(a, 5 + kCudaHeaderWords), 5));
+  EXPECT(cuda_header_has(cuda_header_word(a, 0x10003), 0xfff3) &&
+         !cuda_header_has(cuda_header_word(a, 0xfff3), 0x10003));
 }
 
 /// The same calls in another order: each is right, their history is not.
@@ -179,7 +209,7 @@ CHECK_CASE(cuda_processes_keep_words_of_several_operations) {
   EXPECT_EQ(ranks.error_code(1), static_cast<int>(ErrorCode::kMismatch));
 }
 
-/// A word that has not arrived when the operation is over (packets do not wait for it): that of the next one tells.
+/// A word that has not arrived when the operation is over (a root waits for nobody's): that of the next one tells.
 CHECK_CASE(cuda_processes_keep_their_history) {
   ProcessRanks ranks(2, 1, 256);
   const CollectiveCall call = call_of(Collective::kBroadcast, 0);

@@ -29,17 +29,31 @@ struct ProcessRanks {
 
   /// Rank `rank`'s grid. Any thread; returns when it has ended.
   void launch(int rank, const CollectiveCall& call, const CudaArrays& arrays, uint64_t fingerprint,
-              uint64_t timeout_ns = kTimeoutNs) {
+              uint64_t timeout_ns = kTimeoutNs, int peer = 0) {
     Member& own = *members[static_cast<size_t>(rank)];
     Launch launch = make_launch(shared, call, {arrays});
     launch.num_local_ranks = 1;
     launch.job.first_rank = rank;
+    launch.job.peer = peer;
     launch.job.counters = own.counters.data();
     launch.job.abort = &own.stop;
     launch.job.error = &own.error;
     launch.job.fingerprint = fingerprint;
     launch.job.timeout_ns = timeout_ns;
     run_grid(launch);
+  }
+
+  /// Rank `rank`'s side of a message: of src, which sends `data`, or of dst, which fills it.
+  void launch_message(int rank, int src, int dst, std::vector<std::byte>& data, int tag = 0, DType dtype = DType::kU8,
+                      uint64_t timeout_ns = kTimeoutNs) {
+    CollectiveCall call;
+    call.collective = Collective::kSend;
+    call.dtype = call.wire = dtype;
+    call.count = data.size() / dtype_bytes(dtype);
+    call.root = src;
+    call.tag = tag;
+    const CudaArrays arrays = rank == src ? CudaArrays{data.data(), nullptr} : CudaArrays{nullptr, data.data()};
+    launch(rank, call, arrays, 0, timeout_ns, dst);
   }
 
   uint64_t error(int rank) const { return members[static_cast<size_t>(rank)]->error; }
