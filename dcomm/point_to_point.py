@@ -34,9 +34,9 @@ class PointToPoint(Endpoint):
 
         Args:
             x: (count,) or any shape, any dtype that dcomm knows; NumPy array, torch tensor or buffer; also empty.
-                A non-contiguous array is copied first. A CUDA array: contiguous, and ranks that are threads
-                (ValueError between processes); the call blocks the host until `dst` has called recv, so of two ranks
-                that exchange one must receive first (or use :func:`dcomm.group`).
+                A non-contiguous array is copied first. A CUDA array: contiguous; of two ranks that exchange one must
+                receive first. Ranks that are threads: the call blocks the host until `dst` has called recv (or use
+                :func:`dcomm.group`). Processes: it is asynchronous to the host, in the order of this rank's calls.
             dst: The rank that receives; not this rank.
             tag: 0 to 2**31 - 1; tells messages apart.
             async_op: Return a :class:`Work` at once; `x` belongs to it until it is done.
@@ -50,7 +50,8 @@ class PointToPoint(Endpoint):
             ValueError: `dst` is no other rank, or a bad tag or timeout.
             TypeError: Not an array, or an unsupported dtype.
             PeerLostError: `dst` has died or closed its communicator.
-            MismatchError: CUDA arrays: `dst` expects another count or dtype, or waits for this rank in another call.
+            MismatchError: CUDA arrays: `dst` expects another count or dtype (processes: or tag), or waits for this rank
+                in another call. Processes: raised at the next call, or when the host waits.
             CollectiveTimeoutError, AbortedError, ForkedProcessError, ConcurrentUseError: See :mod:`dcomm.errors`.
         """
         source = operand(x, stream)
@@ -78,7 +79,8 @@ class PointToPoint(Endpoint):
     ) -> Any:
         """Receive into `x` the next message that rank `src` sends to this rank with `tag`.
 
-        Messages with other tags that come before it are kept for later calls.
+        Messages with other tags that come before it are kept for later calls; not so CUDA arrays between processes,
+        which arrive in the order of the calls: another tag is a mismatch.
 
         Args:
             x: Writable array as for :meth:`send`, of the sender's count and dtype. A non-contiguous one is filled from

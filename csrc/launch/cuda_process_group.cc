@@ -92,17 +92,23 @@ CudaOutcome CudaProcessGroup::find_failure() {
   return outcome;
 }
 
-/// What both ranks' own notes say of a disagreement, whether or not a kernel of this rank has seen it.
+/// What two ranks' own notes say of a disagreement, whether or not a kernel of this rank has seen it: of a collective,
+/// this rank and another; of a message, any two.
 CudaOutcome CudaProcessGroup::find_disagreement() const {
-  for (int peer = 0; peer < static_cast<int>(exits_.size()); ++peer) {
-    if (peer == options_.rank) continue;
-    DcommCudaFailure collective{}, received{}, sent{};
-    collective.rank = received.rank = sent.peer = options_.rank;
-    collective.peer = received.peer = sent.rank = peer;
-    collective.seq = static_cast<uint32_t>(num_launched_.load() & 0xffffu);
-    received.flow = sent.flow = static_cast<int32_t>(Flow::kMessage);
-    for (const DcommCudaFailure& failure : {collective, received, sent}) {
-      const std::string both = peers_.disagreement(failure);
+  const int num_ranks = static_cast<int>(exits_.size());
+  const auto ask = [&](int rank, int peer, Flow flow) {
+    DcommCudaFailure failure{};
+    failure.flow = static_cast<int32_t>(flow);
+    failure.rank = rank;
+    failure.peer = peer;
+    failure.seq = static_cast<uint32_t>(num_launched_.load() & 0xffffu);
+    return peers_.disagreement(failure);
+  };
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    for (int peer = 0; peer < num_ranks; ++peer) {
+      if (rank == peer) continue;
+      std::string both = rank == options_.rank ? ask(rank, peer, Flow::kDirect) : "";
+      if (both.empty()) both = ask(rank, peer, Flow::kMessage);
       if (!both.empty()) return {ErrorCode::kMismatch, both};
     }
   }

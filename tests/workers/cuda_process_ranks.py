@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from emulated_gpu import EmulatedGpu
+from emulated_process import IPC, VMM, emulated, numbers
 from numpy.typing import NDArray
 from rank_main import error_of, mark
 
 import dcomm
-
-VMM, IPC = 1, 2  # csrc/launch/cuda_api.h
-
-
-@contextlib.contextmanager
-def emulated(
-    library: str, rank: int, world_size: int, *, kinds: int = VMM | IPC, gpu: int = -1, fails_at: int = -1
-) -> Iterator[tuple[EmulatedGpu, dcomm.Communicator]]:
-    """A GPU and a communicator. gpu: which one other processes take it for; fails_at: a call of its driver."""
-    device = EmulatedGpu(Path(library))
-    device.library.emulated_process(kinds, gpu, fails_at)
-    with device.in_use(), dcomm.init(rank=rank, world_size=world_size) as comm:
-        yield device, comm
-
-
-def numbers(rank: int, count: int) -> NDArray[Any]:
-    """Whole ones, of which sums are exact in any order."""
-    return ((np.arange(count) * 7 + rank * 13) % 31 - 15).astype(np.float32)
 
 
 def sum_of(world_size: int, count: int) -> NDArray[Any]:
