@@ -132,6 +132,12 @@ CHECKS = {
         "cuda_process_group_peer_dies",
         "cuda_process_group_stop_and_abandon",
     ],
+    "cuda_large_checks": [
+        "cuda_large_plans",
+        "cuda_large_offsets_of_sums",
+        "cuda_large_offsets_of_moves",
+        "cuda_large_offsets_of_blocks",
+    ],
     "cuda_process_message_checks": [
         "cuda_process_messages_of_every_length",
         "cuda_process_messages_keep_their_order",
