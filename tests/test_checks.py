@@ -145,6 +145,7 @@ CHECKS = {
         "cuda_process_messages_that_both_send_first",
         "cuda_process_messages_differ",
         "cuda_process_messages_without_the_other_side",
+        "cuda_process_messages_end_with_the_group",
     ],
     "cuda_process_checks": [
         "cuda_processes_repeat_each_collective",

@@ -300,6 +300,9 @@ def handoffs(rank, world_size, num_operations):
     assert pipe is None or os.path.isdir(pipe)
     return {"one_shot": {"num_wrong": 0, "first_ms": 9.0, "ms_per_operation": 2.0, "ms_per_handoff": 1.0 + rank}}
 
+def messages(rank, world_size, num_operations):
+    return [{"count": count, "num_wrong": 0, "ms_per_message": 0.5} for count in (0, 1000)]
+
 def killed(rank, world_size):
     mark("ready")
     time.sleep(1.5 if rank == 0 else 60)
@@ -457,6 +460,11 @@ def test_process_figures() -> None:
     assert only("processes", found, "kill -9", "vmm")["outcome"] == "not measured"
     for bad in ({"num_wrong": 1}, {"failure": "CudaError: ..."}):
         assert only("processes", {"rows": [{**good, **bad}]}, *handoffs)["outcome"] == "not reached", bad
+    message = {"what": "messages", "count": 1000, "num_wrong": 0, "ms_per_message": 0.25}
+    assert only("processes", {"rows": [message]}, "messages")["measured"] == "1000: 0.25 ms"
+    assert only("processes", {"rows": [message]}, "messages")["outcome"] == "reached"
+    for bad in ({"num_wrong": 1}, {"failure": "CudaError: no"}):
+        assert only("processes", {"rows": [{**message, **bad}]}, "messages")["outcome"] == "not reached", bad
     under_mps = {"rows": [{**good, "mps": True}]}
     assert only("processes", under_mps, *handoffs)["outcome"] == "not measured"
     for bad in ({"seconds": 5.1}, {"error": "CollectiveTimeoutError"}, {"next_call_works": False}):

@@ -66,6 +66,8 @@ MUTATIONS = {
     "block_no_signal_sync": Expectation(("cuda_protocol_two_shot", "cuda_protocol_all_gather")),
     "block_no_arrive_sync": Expectation(("cuda_protocol_ring", "cuda_protocol_broadcast")),
     "block_no_header_check": Expectation(("cuda_processes_notice_in_packets",)),
+    "block_no_header_wait": Expectation(("cuda_processes_wait_for_words_after_packets",)),
+    "block_no_envelope_check": Expectation(("cuda_process_messages_differ",)),
 }
 
 

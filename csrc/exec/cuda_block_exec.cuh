@@ -211,6 +211,12 @@ class CudaBlockExec : public CudaLanes {
     if (lane() == 0) *counter_at(counter, peer) = value;
   }
 
+  /// All threads: whether some rank has given up; then this one does. A message's kernel may have nothing to wait for.
+  DCOMM_DEVICE bool hears_of_failure() const {
+    const uint64_t told = lane() == 0 ? gpu::load_relaxed(reason(rank())) : 0;
+    if (told != 0) fail(told);
+    return any(told != 0);
+  }
   /// All threads: the message that has come from `src` is not the one that this rank wants.
   DCOMM_DEVICE void refuse_message(int src) const {
     if (lane() == 0) fail(cuda_failure_word(ErrorCode::kMismatch, Flow::kMessage, rank(), src, 0));

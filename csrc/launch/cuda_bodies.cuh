@@ -167,6 +167,7 @@ struct AllToAllBody : CudaMoveBody<Collective::kAllToAll> {
 /// been launched by a process of its own, so the receiver compares what has come with what it wants.
 struct SendBody : CudaMoveBody<Collective::kSend> {
   DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    if (exec.hears_of_failure()) return;
     const CudaMoveKernels kernels(arrays);
     const Envelope mine{job.plan.count, job.tag, job.dtype, {}};
     if (exec.rank() == job.root) {

@@ -163,9 +163,9 @@ CHECK_CASE(cuda_processes_wait_for_words_after_packets) {
     __atomic_store_n(word, held_back ^ (uint64_t{1} << 40), __ATOMIC_RELEASE);
   });
   ranks.launch(1, call, arrays.arrays[1], 5, 20'000'000'000);
-  EXPECT_EQ(ranks.error_code(1), static_cast<int>(ErrorCode::kMismatch));
   sender.join();
   late.join();
+  EXPECT_EQ(ranks.error_code(1), static_cast<int>(ErrorCode::kMismatch));
 }
 
 /// The word belongs to one operation: that of another one is not compared.

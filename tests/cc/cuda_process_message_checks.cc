@@ -155,5 +155,17 @@ CHECK_CASE(cuda_process_messages_without_the_other_side) {
   EXPECT_EQ(ranks.error_code(1), static_cast<int>(ErrorCode::kAborted));
 }
 
+/// After a failure nothing more is sent: a sender need not wait, but learns of it, and its receiver gets no message.
+CHECK_CASE(cuda_process_messages_end_with_the_group) {
+  ProcessRanks ranks(2, kNumChannels, kSlotBytes);
+  std::vector<std::byte> data(10);
+  ranks.launch_message(1, 0, 1, data, 0, DType::kU8, kShortNs);
+  ranks.launch_message(0, 0, 1, data);
+  EXPECT_EQ(ranks.error(0), ranks.error(1));
+  EXPECT_EQ(ranks.error_code(0), static_cast<int>(ErrorCode::kTimeout));
+  const size_t line = cuda_window_layout(2, kNumChannels, kSlotBytes).flag_offset(0, Flow::kMessage, 0);
+  EXPECT_EQ(reinterpret_cast<const Flag*>(ranks.shared.windows[1] + line)->value, uint64_t{0});
+}
+
 }  // namespace
 }  // namespace dcomm::checks::cuda

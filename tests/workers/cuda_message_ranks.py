@@ -104,6 +104,7 @@ def differ(rank: int, world_size: int, library: str, name: str, count: int) -> d
     """Rank 0 sends what rank 1 does not expect; then all go on to a collective."""
     with emulated(library, rank, world_size) as (gpu, comm):
         open_all(gpu, comm)
+        comm.barrier()
         right = numbers(0, 10)
         changed = np.ones(count + (name == "count"), np.int32 if name == "dtype" else np.float32)
         sent = np.ones(count, np.float32)

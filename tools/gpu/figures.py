@@ -166,6 +166,10 @@ def of_processes(processes: Row | None) -> Iterable[Figure]:
                 row.get("failure") or f"{row['algo']} {row['ms_per_handoff']} ms per handoff" for row in rows
             )
             yield figure(text, measured, all("failure" not in row and row["num_wrong"] == 0 for row in rows))
+    rows = select(processes, what="messages")
+    measured = "; ".join(row.get("failure") or f"{row['count']}: {row['ms_per_message']} ms" for row in rows)
+    reached = all("failure" not in row and row["num_wrong"] == 0 for row in rows)
+    yield figure("messages between 2 processes on the GPU: what comes back is what was sent", measured or None, reached)
     for windows in ("vmm", "ipc"):
         text = f"kill -9 of a process, {windows} windows: PeerLostError within 5 s, and the next CUDA call works"
         rows = select(processes, what="death", windows=windows)

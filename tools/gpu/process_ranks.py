@@ -12,6 +12,7 @@ from rank_main import error_of, mark
 import dcomm
 
 COUNTS = {"one_shot": 2048, "two_shot": 1 << 18}  # of float32
+MESSAGE_COUNTS = (0, 1000, 1 << 20)  # of float32: the last is more than the slots of a pair hold
 # The ranks wait for each other so often in an operation, each time for the GPU to turn to another process.
 HANDOFFS = {"one_shot": 1, "two_shot": 2}
 
@@ -56,6 +57,38 @@ def handoffs(rank: int, world_size: int, num_operations: int) -> dict[str, Any]:
                 "ms_per_operation": round(ms, 4),
                 "ms_per_handoff": round(ms / HANDOFFS[algo], 4),
             }
+        comm.barrier()
+    return found
+
+
+def messages(rank: int, world_size: int, num_operations: int) -> list[dict[str, Any]]:
+    """Rank 0 and 1 play ping-pong: what comes back is what was sent, and the time of one way. Others look on."""
+    found = []
+    with dcomm.init(rank=rank, world_size=world_size) as comm:
+        comm.all_reduce(torch.ones(8, device="cuda"))  # of all ranks: makes the windows
+        for count in MESSAGE_COUNTS:
+            sent = torch.randn(count, generator=torch.Generator().manual_seed(count))
+            x = sent.cuda() if rank == 0 else torch.zeros(count, device="cuda")
+
+            def ping_pong(x: torch.Tensor = x) -> None:
+                if rank == 0:
+                    comm.send(x, 1)
+                    x.zero_()
+                    comm.recv(x, 1)
+                elif rank == 1:
+                    comm.recv(x, 0)
+                    comm.send(x, 0)
+
+            ping_pong()
+            torch.cuda.synchronize()
+            comm.barrier()
+            start = time.perf_counter()
+            for _ in range(num_operations):
+                ping_pong()
+            torch.cuda.synchronize()
+            ms = 1e3 * (time.perf_counter() - start) / (2 * num_operations)
+            wrong = int(torch.count_nonzero(x.cpu() != sent)) if rank < 2 else 0
+            found.append({"count": count, "num_wrong": wrong, "ms_per_message": round(ms, 4)})
         comm.barrier()
     return found
 

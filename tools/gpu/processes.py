@@ -44,6 +44,24 @@ def add_handoffs(report: Report, world_size: int, windows: str, env: Mapping[str
         report.add({**what, "algo": algo, "num_operations": NUM_OPERATIONS, "num_wrong": num_wrong, **times})
 
 
+def add_messages(report: Report, world_size: int, windows: str) -> None:
+    what = {"what": "messages", "world_size": world_size, "windows": windows}
+    try:
+        found = process_values(
+            world_size,
+            SCRIPT,
+            "messages",
+            {"num_operations": NUM_OPERATIONS},
+            env={"DCOMM_CUDA_WINDOWS": windows},
+            timeout=TIMEOUT_S,
+        )
+    except AssertionError as error:
+        report.add({**what, "failure": short(error)})
+        return
+    for i, row in enumerate(found[0]):
+        report.add({**what, **row, "num_wrong": sum(value[i]["num_wrong"] for value in found)})
+
+
 def add_death(report: Report, world_size: int, windows: str) -> None:
     """Rank 1 is killed while the others wait for it on the GPU."""
     what = {"what": "death", "world_size": world_size, "windows": windows}
@@ -100,6 +118,7 @@ def add_mps(report: Report, budget: Budget) -> None:
 def run(report: Report, budget: Budget) -> None:
     for kind, world_size, windows in (
         ("handoffs", 2, "vmm"),
+        ("messages", 2, "vmm"),
         ("death", 2, "vmm"),
         ("handoffs", 2, "ipc"),
         ("death", 2, "ipc"),
@@ -110,6 +129,8 @@ def run(report: Report, budget: Budget) -> None:
             continue
         if kind == "death":
             add_death(report, world_size, windows)
+        elif kind == "messages":
+            add_messages(report, world_size, windows)
         else:
             add_handoffs(report, world_size, windows, {})
         report.save()
