@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rank_threads import run_threads
+from emulated_gpu import EmulatedGpu
+from rank_threads import outcomes, run_threads
 
 import dcomm
 
@@ -91,3 +92,17 @@ def test_moves(count: int) -> None:
 
     name = "all_gather" if everywhere else "gather"
     print(f"{name} and broadcast of {2 * block} bytes: {max(run_threads(2, body, timeout=800)):.2f} s")
+
+
+def test_counts_of_cuda_arrays(emulated_gpu: EmulatedGpu) -> None:
+    """They come whole to where ranks compare their calls. Nothing is moved: tests/cc/cuda_large_checks.cc goes on."""
+    count = 2**32 + 8
+    x = np.empty(count, np.uint8)  # of which no page is touched
+    comms = dcomm.init_threads(2, device="cuda")
+    found = outcomes(comms, lambda comm: comm.broadcast(emulated_gpu.array(x[: count - comm.rank])))
+    for error in found:
+        assert isinstance(error, dcomm.MismatchError)
+        assert f"broadcast({count} x uint8" in str(error)
+        assert f"broadcast({count - 1} x uint8" in str(error)
+    for comm in comms:
+        comm.close()

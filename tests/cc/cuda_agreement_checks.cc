@@ -137,6 +137,11 @@ CHECK_CASE(cuda_process_group_launches_its_own_rank) {
     EXPECT_EQ(use.state.num_launched.load(), 3);
     EXPECT(use.state.in[0] == good_call(0).call.in && use.state.streams[0] == good_call(0).stream);
     EXPECT_EQ(use.state.call.timeout_ns, uint64_t{21'000'000'000});
+    CudaRankCall large = good_call(0);
+    large.call.count = (size_t{5} << 32) + 1;
+    one.group.run(large);
+    EXPECT_EQ(use.state.call.count, (uint64_t{5} << 32) + 1);
+    EXPECT_EQ(one.records.back().count, (uint64_t{5} << 32) + 1);
   }
   EXPECT_EQ(use.state.num_destroyed.load(), 1);
 }
