@@ -1,16 +1,18 @@
-"""Messages from one rank to another: send and recv."""
+"""Messages from one rank to another: send, recv and recv_any."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from dcomm import arrays
 from dcomm.operation import RECV, SEND, Endpoint, Operand, Operation, check_writable, operand, timeout_to_ns
-from dcomm.work import Work
+from dcomm.work import AnySourceWork, Work
 
 _MAX_TAG = 2**31 - 1
+_ANY_SOURCE = -1  # the core's number for it
 
 
 class PointToPoint(Endpoint):
@@ -30,7 +32,8 @@ class PointToPoint(Endpoint):
 
         Messages of one rank to another with one tag arrive in the order of the calls. Returns when `x` may be written
         again, which may be before `dst` has called recv. A rank that waits in send or recv takes in what others send
-        it meanwhile, so both of two ranks may send first.
+        it meanwhile, so both of two ranks may send first. Messages in flight (with `async_op`) wait for nothing but
+        their own peers, and for the collectives called before them.
 
         Args:
             x: (count,) or any shape, any dtype that dcomm knows; NumPy array, torch tensor or buffer; also empty.
@@ -40,7 +43,8 @@ class PointToPoint(Endpoint):
             dst: The rank that receives; not this rank.
             tag: 0 to 2**31 - 1; tells messages apart.
             async_op: Return a :class:`Work` at once; `x` belongs to it until it is done.
-            timeout: Seconds (or timedelta) that a single wait for `dst` may last; None: the communicator's.
+            timeout: Seconds (or timedelta) without any of the message moving, from when it is its turn: behind
+                collectives, and behind earlier messages to `dst`, it does not count. None: the communicator's.
             stream: CUDA arrays only, as for :meth:`all_reduce`.
 
         Returns:
@@ -87,8 +91,8 @@ class PointToPoint(Endpoint):
                 a copy.
             src: The rank that sends; not this rank.
             tag: As for :meth:`send`.
-            async_op: Return a :class:`Work` at once. Sends that are queued behind it do not wait for it; collectives
-                do.
+            async_op: Return a :class:`Work` at once. Messages that are queued behind it do not wait for it;
+                collectives do. Of receives that match the same message the one called first gets it.
             timeout: As for :meth:`send`.
             stream: As for :meth:`send`.
 
@@ -109,14 +113,7 @@ class PointToPoint(Endpoint):
         if target.view.device >= 0:
             return self._run_message(RECV, None, target, peer, number, async_op, timeout, stream)
         self._check_on_host(stream)
-        staged = target
-        finish = None
-        if not target.view.contiguous:
-            staged = operand(arrays.empty(x, target.view.shape))
-
-            def finish() -> None:
-                arrays.copy_into(x, staged.array)
-
+        staged, finish = _staged_for_recv(x, target)
         args = (RECV, *_message_args(staged), peer, number, timeout_to_ns(timeout))
         if async_op:
             return self._track(Work(self._core.message_async(*args), x, (x, staged), self.abort, finish))
@@ -124,6 +121,48 @@ class PointToPoint(Endpoint):
         if finish is not None:
             finish()
         return x
+
+    def recv_any(
+        self, x: Any, *, tag: int = 0, async_op: bool = False, timeout: float | timedelta | None = None
+    ) -> Any:
+        """Receive into `x` a message with `tag`, whichever rank sends it.
+
+        Ranks whose messages wait take turns, so none is passed over for ever. Order, stash and queue are as for
+        :meth:`recv`; receives of one rank and of any rank stand in one line, and a message goes to the first that
+        matches it.
+
+        Args:
+            x: CPU array as for :meth:`recv`.
+            tag: As for :meth:`send`.
+            async_op: Return a :class:`Work` at once, whose `wait()` returns the rank that has sent.
+            timeout: As for :meth:`send`.
+
+        Returns:
+            The rank that has sent it; a :class:`Work` with `async_op`.
+
+        Raises:
+            ValueError: A bad tag or timeout, `x` is read-only or a CUDA array, or there is no other rank.
+            TypeError: Not an array, or an unsupported dtype.
+            MismatchError: As for :meth:`recv`; the text names the rank that has sent.
+            PeerLostError: A rank has died while no message was there, or all others have closed their communicators.
+                A rank that closes its own while others are there disturbs nothing.
+            CollectiveTimeoutError, AbortedError, ForkedProcessError, ConcurrentUseError: See :mod:`dcomm.errors`.
+        """
+        target = operand(x)
+        check_writable("x", target)
+        _, number = _check_numbers("src", 0, tag)
+        if target.view.device >= 0:
+            raise ValueError(
+                "recv_any takes CPU arrays: a CUDA array is received from a rank that is known; name it with recv(src=)"
+            )
+        staged, finish = _staged_for_recv(x, target)
+        args = (RECV, *_message_args(staged), _ANY_SOURCE, number, timeout_to_ns(timeout))
+        if async_op:
+            return self._track(AnySourceWork(self._core.message_async(*args), x, (x, staged), self.abort, finish))
+        source = self._core.message(*args)
+        if finish is not None:
+            finish()
+        return source
 
     def _run_message(
         self,
@@ -142,6 +181,14 @@ class PointToPoint(Endpoint):
         result = None if target is None else target.array
         operation = Operation(kind, one.view.count, one.view.dtype, source, target, result, root=peer, tag=tag)
         return self._run(operation, async_op, timeout, stream)
+
+
+def _staged_for_recv(x: Any, target: Operand) -> tuple[Operand, Callable[[], None] | None]:
+    """Where a message for `x` comes in, and what brings it to `x` then (None: it is there)."""
+    if target.view.contiguous:
+        return target, None
+    staged = operand(arrays.empty(x, target.view.shape))
+    return staged, lambda: arrays.copy_into(x, staged.array)
 
 
 def _message_args(staged: Operand) -> tuple[int, int, int]:

@@ -151,3 +151,18 @@ class Work:
                 if self._finish is not None:
                     self._finish()
                     self._finish = None
+
+
+class AnySourceWork(Work):
+    """A receive from any rank: :meth:`wait`, :meth:`result` and ``await`` give the rank that has sent."""
+
+    __slots__ = ()
+
+    def wait(self, timeout: float | timedelta | None = None) -> int:
+        """Block until the message is there; see :meth:`Work.wait`.
+
+        Returns:
+            The rank that has sent it.
+        """
+        super().wait(timeout)
+        return self._core.source

@@ -2,7 +2,7 @@
 //
 // An envelope, then the data, slot by slot, all on one flow under credits: the sender is at most `depth` slots ahead.
 // The receiver reads envelope and data in two calls, or slot by slot between other things: the envelope says whose the
-// data is, and where it goes.
+// data is, and where it goes. A sender too may go slot by slot.
 #pragma once
 
 #include "protocol/envelope.h"
@@ -16,24 +16,41 @@ DCOMM_HOST_DEVICE constexpr uint64_t num_message_tiles(const ChunkPlan& plan) {
   return plan.count == 0 ? 0 : plan.num_tiles();
 }
 
+/// Message `seq` of the edge; the caller keeps the counter.
+template <class Exec, class Kernels>
+DCOMM_HOST_DEVICE bool send_envelope(Exec& exec, const Kernels& kernels, int dst, uint64_t seq,
+                                     const Envelope& envelope) {
+  const Edge edge{dst, Flow::kMessage};
+  const auto to = exec.acquire(edge, seq);
+  if (to == nullptr) return false;
+  kernels.put_envelope(exec, to, envelope);
+  exec.publish(edge, seq);
+  return true;
+}
+
+/// One slot of data, message `seq` of the edge; the caller keeps the counter.
+template <class Exec, class Kernels>
+DCOMM_HOST_DEVICE bool send_segment(Exec& exec, const Kernels& kernels, const ChunkPlan& plan, int dst, uint64_t seq,
+                                    uint64_t tile) {
+  const Edge edge{dst, Flow::kMessage};
+  const auto to = exec.acquire(edge, seq);
+  if (to == nullptr) return false;
+  kernels.encode(exec, to, plan.segment(0, exec.channel(), tile));
+  exec.publish(edge, seq);
+  return true;
+}
+
 /// plan: one chunk (the whole message), cut into segments that fit a message slot; the receiver's must be the same.
 template <class Exec, class Kernels>
 DCOMM_HOST_DEVICE bool send(Exec& exec, const Kernels& kernels, const ChunkPlan& plan, int dst,
                             const Envelope& envelope) {
-  const Edge edge{dst, Flow::kMessage};
-  uint64_t seq = exec.load_counter(Counter::kMessageOut, dst);
-  const auto head = exec.acquire(edge, seq);
-  if (head == nullptr) return false;
-  kernels.put_envelope(exec, head, envelope);
-  exec.publish(edge, seq++);
+  const uint64_t first = exec.load_counter(Counter::kMessageOut, dst);
+  if (!send_envelope(exec, kernels, dst, first, envelope)) return false;
   const uint64_t num_tiles = num_message_tiles(plan);
-  for (uint64_t tile = 0; tile < num_tiles; ++tile, ++seq) {
-    const auto to = exec.acquire(edge, seq);
-    if (to == nullptr) return false;
-    kernels.encode(exec, to, plan.segment(0, exec.channel(), tile));
-    exec.publish(edge, seq);
+  for (uint64_t tile = 0; tile < num_tiles; ++tile) {
+    if (!send_segment(exec, kernels, plan, dst, first + 1 + tile, tile)) return false;
   }
-  exec.store_counter(Counter::kMessageOut, seq, dst);
+  exec.store_counter(Counter::kMessageOut, first + 1 + num_tiles, dst);
   return true;
 }
 

@@ -10,6 +10,7 @@
 #include "comm/failure_text.h"
 #include "comm/fork_guard.h"
 #include "exec/float_environment.h"
+#include "exec/message_bell.h"
 #include "launch/cuda_plan.h"
 #include "protocol/fingerprint.h"
 
@@ -66,10 +67,12 @@ Communicator::Communicator(int rank, std::shared_ptr<Windows> windows, const Set
       scratch_(context_),
       kernel_table_(kernel_table_from_environment()),
       messages_(context_, scratch_),
-      queue_([this](const Work& work) {
-        check_usable();
-        execute(work.call(), work.timeout_ns(), nullptr, true);
-      }) {
+      queue_(
+          [this](const Work& work) {
+            check_usable();
+            execute(work.call(), work.timeout_ns(), nullptr, true);
+          },
+          [this] { serve_messages(); }) {
   install_fork_guard();
   fork_generation_ = fork_generation();
 }
@@ -160,7 +163,10 @@ void Communicator::check_usable() const {
 }
 
 void Communicator::complete_call(CollectiveCall& call) {
-  DCOMM_CHECK(call.root >= 0 && call.root < world_size(), ErrorCode::kInvalidArgument, "rank ", call.root,
+  const bool from_any = call.collective == Collective::kRecv && call.root == kAnySource;
+  DCOMM_CHECK(!from_any || world_size() > 1, ErrorCode::kInvalidArgument,
+              "recv_any: this communicator has one rank, nobody else can send; call it where there are others");
+  DCOMM_CHECK(from_any || (call.root >= 0 && call.root < world_size()), ErrorCode::kInvalidArgument, "rank ", call.root,
               " as src or dst: expected a rank from 0 to ", world_size() - 1);
   if (call.lengths != nullptr) {
     const auto n = static_cast<size_t>(world_size());
@@ -193,11 +199,11 @@ void Communicator::complete_call(CollectiveCall& call) {
   call.algo = select_algo(settings_, call.algo, call.count * dtype_bytes(call.wire), is_shared);
 }
 
-void Communicator::run(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted) {
+int Communicator::run(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted) {
   const Entry entry(entered_);
   check_usable();
   complete_call(call);
-  run_in_order(call, timeout_ns, interrupted);
+  return run_in_order(call, timeout_ns, interrupted);
 }
 
 void Communicator::release(Region& region) {
@@ -208,14 +214,15 @@ void Communicator::release(Region& region) {
   if (region.adopted != nullptr) region.adopted->give_back();
 }
 
-/// At once where nothing is queued, else behind what is.
-void Communicator::run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted) {
+/// At once where nothing is queued, else behind what is; a message beside the messages that are.
+int Communicator::run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted) {
   if (queue_.is_empty()) {
+    if (is_message(call.collective)) return execute_message(call, timeout_ns, interrupted);
     execute(call, timeout_ns, interrupted, false);
-    return;
+    return -1;
   }
   const auto work = std::make_shared<Work>(call, timeout_ns);
-  queue_.push(work);
+  push(work);
   while (!work->wait_for(std::chrono::milliseconds(50))) {
     if (interrupted != nullptr && interrupted(nullptr)) {
       abort();
@@ -225,6 +232,12 @@ void Communicator::run_in_order(const CollectiveCall& call, int64_t timeout_ns, 
     }
   }
   if (work->error_code() != ErrorCode::kOk) throw Error(work->error_code(), work->error_message());
+  return work->source();
+}
+
+void Communicator::push(const std::shared_ptr<Work>& work) {
+  queue_.push(work);
+  ring_message_bell(context_, rank());  // the progress thread may be waiting for messages
 }
 
 std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted) {
@@ -245,7 +258,7 @@ std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout
       return work;
     }
   }
-  queue_.push(work);
+  push(work);
   return work;
 }
 
@@ -325,27 +338,25 @@ void Communicator::synchronize_cuda(int64_t timeout_ns) {
   synchronize_cuda_processes(limit_ns);
 }
 
-/// What the thread does while a send or recv waits.
-void Communicator::pass_time(void* argument) {
-  auto* self = static_cast<Communicator*>(argument);
-  self->messages_.drain();
-  if (self->current_.collective != Collective::kRecv) return;
-  const OpRecord outer = self->current_;
-  self->queue_.run_sends_behind();
-  self->current_ = outer;
-}
-
-void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,
-                           bool background) {
+void Communicator::begin_call(const CollectiveCall& call) {
   if (DCOMM_UNLIKELY(test_delay_ns_ > 0)) std::this_thread::sleep_for(std::chrono::nanoseconds(test_delay_ns_));
   num_operations_.store(num_operations_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   num_bytes_.store(num_bytes_.load(std::memory_order_relaxed) + array_bytes(call, world_size()),
                    std::memory_order_relaxed);
+}
+
+void Communicator::count_sent(uint64_t sent_bytes) {
+  num_sent_bytes_.store(num_sent_bytes_.load(std::memory_order_relaxed) + sent_bytes, std::memory_order_relaxed);
+}
+
+/// A collective.
+void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,
+                           bool background) {
+  begin_call(call);
   if (world_size() == 1) {
     const FloatEnvironment environment;
     return run_alone(in_components(call), *kernel_table_);
   }
-  if (is_message(call.collective)) return execute_message(call, timeout_ns, interrupted, background);
   if (call.lengths != nullptr) check_lengths(call, timeout_ns, interrupted, background);
   if (call.algo == Algo::kDirect) {
     const Range reach = reach_of(call);
@@ -409,7 +420,7 @@ void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, I
       finished = run_single_lane(context_, op, call, *kernel_table_, scratch_, &sent_bytes);
     }
   }
-  num_sent_bytes_.store(num_sent_bytes_.load(std::memory_order_relaxed) + sent_bytes, std::memory_order_relaxed);
+  count_sent(sent_bytes);
   if (DCOMM_UNLIKELY(!finished)) break_down(current_, op.failure);
   std::atomic_ref<uint64_t>(context_.control(rank()).header.completed).store(op.seq, std::memory_order_release);
 }
@@ -421,34 +432,6 @@ void Communicator::prepare(HostOp& op, int64_t timeout_ns, InterruptCheck interr
   op.interrupted = interrupted;
   op.stalled = &Communicator::warn_stalled;
   op.argument = this;
-}
-
-/// Leaves sequence number, history and header alone: the other ranks do not know of it.
-void Communicator::execute_message(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted,
-                                   bool background) {
-  OpRecord record;
-  record.seq = seq_ + 1;  // when it fails, peers that are still in an earlier collective may finish that one
-  record.count = call.count;
-  record.collective = call.collective;
-  record.dtype = record.wire = call.dtype;
-  record.root = call.root;
-  record.tag = call.tag;
-  current_ = record;
-
-  HostOp op;
-  op.seq = record.seq;
-  op.hash = kMessageHash;
-  op.only_peer = call.root;
-  op.idle = &Communicator::pass_time;
-  prepare(op, timeout_ns, interrupted, background);
-
-  const bool is_send = call.collective == Collective::kSend;
-  uint64_t sent_bytes = 0;
-  const bool finished = is_send ? messages_.send(op, call, &sent_bytes) : messages_.recv(op, call);
-  num_sent_bytes_.store(num_sent_bytes_.load(std::memory_order_relaxed) + sent_bytes, std::memory_order_relaxed);
-  if (finished) return;
-  const bool differs = op.failure.code == ErrorCode::kMismatch && op.failure.reporter == rank();
-  fail_with(record, op.failure, differs ? messages_.problem() : "");
 }
 
 /// Every rank tells every other how much it will send, so that a disagreement has both numbers to show.

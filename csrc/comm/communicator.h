@@ -1,7 +1,8 @@
 // The Communicator: one rank's membership in a group, and its operations in call order. Floor: comm.
 //
 // The calling thread runs an operation itself when nothing is queued, else it queues and waits; asynchronous
-// operations run on the communicator's own progress thread, started at the first of them. After an error the
+// operations run on the communicator's own progress thread, started at the first of them: collectives one by one,
+// messages between them side by side. After an error the
 // communicator is broken: every later call raises at once with the first reason.
 #pragma once
 
@@ -55,7 +56,8 @@ class Communicator {
   bool closed() const { return closed_.load(std::memory_order_acquire); }
 
   /// Runs `call` and returns when this rank's part is done. timeout_ns 0: the group's. Throws Error.
-  void run(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted);
+  /// Returns the source of the message that a recv took; else -1.
+  int run(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted);
   /// Queues `call`; its arrays must live until the Work is done. Throws Error when the communicator is
   /// broken. With patience (see set_patience) the calling thread may run it instead.
   std::shared_ptr<Work> enqueue(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted = nullptr);
@@ -132,21 +134,29 @@ class Communicator {
   void synchronize_cuda_processes(int64_t timeout_ns);
   void stop_cuda(ErrorCode code, const std::string& reason);
   void leave_cuda();
-  void run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted);
+  int run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted);
   void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void execute_one(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   bool can_announce(const CollectiveCall& call) const;
   void announce(const CollectiveCall& call);
   bool all_peers_enter() const;
   void check_lengths(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
-  void execute_message(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
+  Posted posted_for(const CollectiveCall& call, int64_t timeout_ns) const;
+  OpRecord message_record(const CollectiveCall& call) const;
+  int execute_message(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted);
+  void serve_messages();
+  class MessageService;
+  [[noreturn]] void fail_message(const Posted& posted);
+  void push(const std::shared_ptr<Work>& work);
+  void begin_call(const CollectiveCall& call);
+  void count_sent(uint64_t sent_bytes);
   void prepare(HostOp& op, int64_t timeout_ns, InterruptCheck interrupted, bool background);
   void set_broken(ErrorCode code, const std::string& message);
   [[noreturn]] void break_down(const OpRecord& record, Failure failure);
   [[noreturn]] void fail_with(const OpRecord& record, const Failure& failure, const std::string& text);
   void leave(bool finish_queue);
   static void warn_stalled(void* argument, int peer, int64_t waited_ns);
-  static void pass_time(void* argument);
+  void warn_message_stalled(const Posted& posted, int64_t waited_ns) const;
 
   uint32_t fork_generation_ = 0;
   Settings settings_;

@@ -90,12 +90,14 @@ std::string disagreement(const HostContext& context, const Failure& failure) {
 
 std::string call_text(const OpRecord& record) {
   std::ostringstream text;
-  text << collective_name(record.collective) << '(';
+  const bool is_any = record.collective == Collective::kRecv && record.root == kAnySource;
+  text << collective_name(record.collective) << (is_any ? "_any(" : "(");
   if (record.collective == Collective::kBarrier || !is_executed(record.collective)) return text.str() + ")";
   text << "count=" << record.count << ", dtype=" << dtype_name(record.dtype);
   if (is_message(record.collective)) {
     const bool is_send = record.collective == Collective::kSend;
-    text << (is_send ? ", dst=" : ", src=") << record.root << ", tag=" << record.tag;
+    if (!is_any) text << (is_send ? ", dst=" : ", src=") << record.root;
+    text << ", tag=" << record.tag;
   }
   if (reduces(record.collective)) text << ", op=" << reduce_op_name(record.op);
   if (record.collective == Collective::kAllReduce) {
@@ -173,8 +175,12 @@ std::string describe_failure(const HostContext& context, const OpRecord& record,
            << " s; look at that rank's own output for the first error, then start a new communicator";
       break;
     case ErrorCode::kTimeout:
-      text << "no answer from " << culprit << ", which is alive, within " << std::fixed << std::setprecision(1)
-           << seconds << " s";
+      if (failure.detail == AbortDetail::kFromAny) {
+        text << "no rank sent " << culprit << " the message that it waited for";
+      } else {
+        text << "no answer from " << culprit << ", which is alive,";
+      }
+      text << " within " << std::fixed << std::setprecision(1) << seconds << " s";
       if (failure.reporter != context.rank) text << " (reported by rank " << failure.reporter << ')';
       text << "; positions: " << describe_positions(context)
            << "; find out what the rank behind is doing, or pass a longer timeout";

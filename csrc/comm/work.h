@@ -48,6 +48,12 @@ class Work {
     return message_;
   }
 
+  /// The rank whose message a receive took; -1: not done, or no message.
+  int source() const {
+    std::lock_guard lock(mutex_);
+    return source_;
+  }
+
   /// A descriptor that becomes readable, for good, when the operation ends; the caller closes it. For event loops.
   int open_event() {
     std::lock_guard lock(mutex_);
@@ -58,12 +64,13 @@ class Work {
     return descriptor;
   }
 
-  void finish(ErrorCode code, const std::string& message) {
+  void finish(ErrorCode code, const std::string& message, int source = -1) {
     {
       std::lock_guard lock(mutex_);
       if (done_) return;
       code_ = code;
       message_ = message;
+      source_ = source;
       done_ = true;
       if (event_ >= 0) ::eventfd_write(event_, 1);
     }
@@ -79,6 +86,7 @@ class Work {
   int event_ = -1;  // an eventfd, once somebody has asked for one
   ErrorCode code_ = ErrorCode::kOk;
   std::string message_;
+  int source_ = -1;
 };
 
 }  // namespace dcomm

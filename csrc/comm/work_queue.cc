@@ -14,6 +14,7 @@ void WorkQueue::push(const std::shared_ptr<Work>& work) {
   if (shared_->progress == nullptr) shared_->progress = std::make_unique<std::thread>([this] { progress_loop(); });
   shared_->queue.push_back(work);
   shared_->num_queued.fetch_add(1, std::memory_order_release);
+  shared_->num_pushed.fetch_add(1, std::memory_order_seq_cst);
   shared_->changed.notify_all();
 }
 
@@ -31,16 +32,27 @@ void WorkQueue::stop() {
   if (shared_->progress != nullptr && shared_->progress->joinable()) shared_->progress->join();
 }
 
-void WorkQueue::run_sends_behind() {
-  while (const std::shared_ptr<Work> work = next_send()) run(work);
+std::shared_ptr<Work> WorkQueue::take_message() {
+  const std::lock_guard lock(shared_->mutex);
+  if (shared_->num_taken == shared_->queue.size()) return nullptr;
+  const std::shared_ptr<Work>& next = shared_->queue[shared_->num_taken];
+  if (!is_message(next->call().collective)) return nullptr;
+  ++shared_->num_taken;
+  return next;
 }
 
-std::shared_ptr<Work> WorkQueue::next_send() {
-  const std::lock_guard lock(shared_->mutex);
-  for (size_t i = 1; i < shared_->queue.size() && is_message(shared_->queue[i]->call().collective); ++i) {
-    if (shared_->queue[i]->call().collective == Collective::kSend) return shared_->queue[i];
+bool WorkQueue::retire(const std::shared_ptr<Work>& work, ErrorCode code, const std::string& message, int source) {
+  bool is_empty = false;
+  {
+    const std::lock_guard lock(shared_->mutex);
+    if (is_message(work->call().collective)) --shared_->num_taken;
+    shared_->queue.erase(std::find(shared_->queue.begin(), shared_->queue.end(), work));
+    shared_->num_queued.fetch_sub(1, std::memory_order_release);
+    is_empty = shared_->queue.empty();
+    shared_->changed.notify_all();
   }
-  return nullptr;
+  work->finish(code, message, source);
+  return !is_empty;
 }
 
 void WorkQueue::progress_loop() {
@@ -56,11 +68,15 @@ void WorkQueue::progress_loop() {
       if (shared_->queue.empty()) return;
       work = shared_->queue.front();
     }
-    run(work);
+    if (is_message(work->call().collective)) {
+      serve_();
+    } else {
+      run(work);
+    }
   }
 }
 
-/// Runs a queued operation and takes it off the queue.
+/// Runs a queued collective and takes it off the queue.
 void WorkQueue::run(const std::shared_ptr<Work>& work) {
   ErrorCode code = ErrorCode::kOk;
   std::string message;
@@ -73,13 +89,7 @@ void WorkQueue::run(const std::shared_ptr<Work>& work) {
     code = ErrorCode::kInternal;
     message = error.what();
   }
-  {
-    const std::lock_guard lock(shared_->mutex);
-    shared_->queue.erase(std::find(shared_->queue.begin(), shared_->queue.end(), work));
-    shared_->num_queued.fetch_sub(1, std::memory_order_release);
-    shared_->changed.notify_all();
-  }
-  work->finish(code, message);
+  retire(work, code, message);
 }
 
 }  // namespace dcomm

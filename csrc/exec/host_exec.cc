@@ -3,36 +3,20 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
+
+#include "exec/wait_pace.h"
 
 namespace dcomm {
 
 namespace {
 
 constexpr int64_t kHeaderCheckNs = 50'000;  // a matching peer answers within this, or is busy elsewhere
-constexpr int64_t kInterruptCheckNs = 50'000'000;
-constexpr int64_t kMaxSleepNs = 10'000'000;
-constexpr int64_t kMaxIdleSleepNs = 200'000;  // what an idle callback looks for rings no bell
-constexpr int kPollsPerClock = 64;
-
-int64_t now_ns() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1'000'000'000ll + now.tv_nsec;
-}
-
-void cpu_relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 uint32_t* low_word(uint64_t* value) {
   static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the futex word is the low half of the flag");
@@ -84,7 +68,7 @@ void test_jitter() {
     return value != nullptr && value[0] == '1';
   }();
   if (!is_on) return;
-  thread_local uint64_t state = static_cast<uint64_t>(now_ns());
+  thread_local uint64_t state = static_cast<uint64_t>(steady_now_ns());
   state = state * 6364136223846793005ull + 1442695040888963407ull;  // Knuth's MMIX generator
   const uint64_t die = state >> 58;
   if (die < 24) sched_yield();
@@ -190,15 +174,12 @@ bool HostExec::sleep_on(const Awaited& awaited, int64_t max_ns) {
 
 bool HostExec::wait_slow(const Awaited& awaited) {
   std::atomic_ref<uint64_t> value(*awaited.value);
-  const bool may_poll = !op_.policy.shared || !shares_cpu_with(context_, awaited.peer);
-  for (int poll = 0; may_poll && poll < kPollsPerClock; ++poll) {
-    if (value.load(arrive_order()) >= awaited.target) return true;
-    cpu_relax();
-  }
-  const int64_t start = now_ns();
-  const bool arrived = wait_longer(awaited);
-  context_.waited_ns[static_cast<size_t>(awaited.peer)].fetch_add(now_ns() - start, std::memory_order_relaxed);
-  return arrived;
+  const auto arrived = [&] { return value.load(arrive_order()) >= awaited.target; };
+  if (WaitPace::look(context_, op_.policy, awaited.peer, arrived)) return true;
+  const int64_t start = steady_now_ns();
+  const bool has_arrived = wait_longer(awaited);
+  context_.waited_ns[static_cast<size_t>(awaited.peer)].fetch_add(steady_now_ns() - start, std::memory_order_relaxed);
+  return has_arrived;
 }
 
 bool HostExec::wait_longer(const Awaited& awaited) {
@@ -206,14 +187,13 @@ bool HostExec::wait_longer(const Awaited& awaited) {
   std::atomic_ref<uint64_t> value(*awaited.value);
   std::atomic_ref<uint32_t> attention(context_.control(rank()).abort.attention);
   const auto arrived = [&] { return value.load(arrive_order()) >= awaited.target; };
-  const int64_t start = now_ns();
-  const int64_t spin_ns = context_.spin_history.budget_ns(op_.policy.spin_ns);
+  const int64_t start = steady_now_ns();
+  WaitPace pace(context_, op_.policy, peer, start);
   int64_t next_header_check = kHeaderCheckNs;
   int64_t next_interrupt_check = kInterruptCheckNs;
   bool warned = false;
-  int slept = 0;
   for (;;) {
-    const int64_t waited = now_ns() - start;
+    const int64_t waited = steady_now_ns() - start;
     if (DCOMM_UNLIKELY(attention.load(std::memory_order_acquire) != 0)) {
       if (arrived()) return true;  // what a leaving peer published before counts
       if (must_stop(waited)) return false;
@@ -237,34 +217,8 @@ bool HostExec::wait_longer(const Awaited& awaited) {
         op_.stalled(op_.argument, peer, waited);
       }
     }
-    if (op_.idle != nullptr) op_.idle(op_.argument);
-    if (waited < spin_ns) {
-      for (int poll = 0; poll < kPollsPerClock; ++poll) {
-        if (arrived()) {
-          context_.spin_history.note(true);
-          return true;
-        }
-        cpu_relax();
-      }
-    } else if (waited < spin_ns + op_.policy.yield_ns) {
-      if (arrived()) return true;
-      sched_yield();
-      if (op_.policy.shared) spread_over_cpus(context_, start + waited);
-      for (int poll = 0; op_.policy.shared && poll < kPollsPerClock && !shares_cpu_with(context_, peer); ++poll) {
-        if (arrived()) return true;
-        cpu_relax();
-      }
-    } else {
-      if (slept++ == 0) {
-        context_.spin_history.note(false);
-        if (op_.policy.may_move) leave_cpu_of(context_, peer);
-      }
-      int64_t slice = kMaxSleepNs;
-      if (op_.timeout_ns - waited < slice) slice = op_.timeout_ns - waited;
-      if (op_.idle != nullptr && slice > kMaxIdleSleepNs) slice = kMaxIdleSleepNs;
-      sleep_on(awaited, slice);
-    }
-    if (arrived()) return true;
+    const auto sleep = [&] { sleep_on(awaited, std::min(kMaxSleepNs, op_.timeout_ns - waited)); };
+    if (pace.pass(waited, arrived, sleep)) return true;
   }
 }
 

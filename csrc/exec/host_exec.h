@@ -47,11 +47,9 @@ struct HostOp {
   InterruptCheck interrupted = nullptr;
   StallWarning stalled = nullptr;
   void* argument = nullptr;
-  /// send and recv: the one rank whose exit ends the operation, and whose header says nothing about it. -1: all ranks
-  /// take part.
+  /// Of two ranks alone: the other one, whose exit ends the operation and whose header says nothing about it. -1: all
+  /// ranks take part.
   int only_peer = -1;
-  /// Called again and again while a wait lasts, in the thread that runs the operation; such a wait does not sleep long.
-  void (*idle)(void* argument) = nullptr;
 
   std::atomic<int> failing{0};  // the first lane to set it writes `failure`
   std::atomic<bool> failed{false};
@@ -134,10 +132,15 @@ class HostExec {
     if (lane_ == 0) signal(edge.peer, edge.flow, seq);
   }
   std::byte* arrive(Edge edge, uint64_t seq) { return wait(edge.peer, edge.flow, seq) ? inbox(edge, seq) : nullptr; }
-  /// Whether arrive() would return at once. One lane.
+  /// Whether arrive() would return at once. One lane. seq_cst: see exec/message_bell.h.
   bool has_arrived(Edge edge, uint64_t seq) const {
     Flag& flag = context_.flag(rank(), channel_, edge.flow, edge.peer);
-    return std::atomic_ref<uint64_t>(flag.value).load(arrive_order()) > seq;
+    return std::atomic_ref<uint64_t>(flag.value).load(std::memory_order_seq_cst) > seq;
+  }
+  /// The same of acquire().
+  bool may_acquire(Edge edge, uint64_t seq) const {
+    const auto depth = static_cast<uint64_t>(context_.layout.placement.depth);
+    return !needs_credit(edge.flow) || seq < depth || has_arrived({edge.peer, credit_flow(edge.flow)}, seq - depth);
   }
   /// Whether the communicator is broken, or op's only_peer is gone, without any wait; true fails the operation.
   bool is_stopped() {

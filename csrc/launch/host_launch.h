@@ -34,7 +34,7 @@ struct CollectiveCall {
   DType dtype = DType::kF32;
   DType wire = DType::kF32;
   ReduceOp op = ReduceOp::kSum;
-  int root = 0;              // send and recv: the other rank
+  int root = 0;              // send and recv: the other rank; recv also kAnySource
   int tag = 0;               // send and recv
   const void* in = nullptr;  // may be equal to out; what else may overlap stands in algo/
   void* out = nullptr;

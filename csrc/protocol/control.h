@@ -112,6 +112,9 @@ constexpr bool reduces(Collective collective) {
 /// Runs on an executor and has a number; the others are made of several that do.
 constexpr bool is_executed(Collective collective) { return collective < Collective::kSplit; }
 
+/// In place of recv's peer: whoever sends.
+inline constexpr int kAnySource = -1;
+
 /// Only two ranks take part.
 constexpr bool is_message(Collective collective) {
   return collective == Collective::kSend || collective == Collective::kRecv;
@@ -158,7 +161,7 @@ struct OpRecord {
   DType wire = DType::kF32;
   ReduceOp op = ReduceOp::kSum;
   uint8_t unused[3] = {};
-  int32_t root = -1;  // send and recv: the other rank
+  int32_t root = -1;  // send and recv: the other rank, or kAnySource
   int32_t tag = 0;    // send and recv
   // algo kDirect: the regions (comm/region.h) in which the arrays lie, and where, in bytes.
   uint32_t in_region = 0;
@@ -244,7 +247,8 @@ struct AbortReason {
   }
 };
 
-/// kMessage: what differs is a message from rank to rank (a mismatch), not the order of operations.
-enum class AbortDetail : uint8_t { kNone = 0, kDied = 1, kLeft = 2, kInterrupted = 3, kMessage = 4 };
+/// kMessage: what differs is a message from rank to rank (a mismatch), not the order of operations. kFromAny: what came
+/// too late is a message of any rank (a timeout); the culprit is the rank that waited.
+enum class AbortDetail : uint8_t { kNone = 0, kDied = 1, kLeft = 2, kInterrupted = 3, kMessage = 4, kFromAny = 5 };
 
 }  // namespace dcomm

@@ -51,6 +51,6 @@ void translate_released(F&& f) {
 InterruptCheck signal_check();
 
 /// Runs `call` with the GIL released; throws py::error_already_set on failure.
-void run_released(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns);
+int run_released(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns);
 
 }  // namespace dcomm

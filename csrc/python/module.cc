@@ -98,7 +98,7 @@ CollectiveCall collective_call(int kind, uintptr_t in, uintptr_t out, size_t cou
   return call;
 }
 
-/// kind: Collective::kSend or kRecv; peer: the other rank.
+/// kind: Collective::kSend or kRecv; peer: the other rank, of a recv also kAnySource.
 CollectiveCall message_call(int kind, uintptr_t address, size_t count, int dtype, int peer, int tag) {
   CollectiveCall call = all_reduce_call(address, address, count, dtype, dtype, 0, static_cast<int>(Algo::kFlat));
   call.collective = static_cast<Collective>(kind);
@@ -179,6 +179,7 @@ void bind_work(py::module_& m) {
             return work.wait_for(std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9)));
           },
           py::arg("seconds"))
+      .def_property_readonly("source", &Work::source)
       .def("open_event", &Work::open_event)
       .def("raise_if_failed", [](const Work& work) {
         if (work.done() && work.error_code() != ErrorCode::kOk) raise_python(work.error_code(), work.error_message());
@@ -237,7 +238,7 @@ py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::mo
       .def("message",
            [](Communicator& comm, int kind, uintptr_t address, size_t count, int dtype, int peer, int tag,
               int64_t timeout_ns) {
-             run_released(comm, message_call(kind, address, count, dtype, peer, tag), timeout_ns);
+             return run_released(comm, message_call(kind, address, count, dtype, peer, tag), timeout_ns);
            })
       .def("message_async",
            [](Communicator& comm, int kind, uintptr_t address, size_t count, int dtype, int peer, int tag,
@@ -271,9 +272,11 @@ void raise_python(ErrorCode code, const std::string& message) {
 
 InterruptCheck signal_check() { return PyThread_get_thread_ident() == main_thread_ident ? &signals_raised : nullptr; }
 
-void run_released(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns) {
+int run_released(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns) {
   const InterruptCheck check = signal_check();
-  translate_released([&] { comm.run(call, timeout_ns, check); });
+  int source = -1;
+  translate_released([&] { source = comm.run(call, timeout_ns, check); });
+  return source;
 }
 
 }  // namespace dcomm
