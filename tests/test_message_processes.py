@@ -65,3 +65,28 @@ def test_ctrl_c_ends_a_recv() -> None:
     assert others["error"] == others["second"] == "PeerLostError"
     assert "rank 0" in others["text"]
     assert "was interrupted" in others["text"]
+
+
+@pytest.mark.parametrize("world_size", [3, 4])
+def test_receives_wait_side_by_side(world_size: int) -> None:
+    longest = process_values(world_size, SCRIPT, "side_by_side", timeout=120)[0]
+    print(f"{world_size} ranks: told to send, and received, within {1e3 * longest:.1f} ms")
+
+
+def test_a_killed_peer_ends_a_receive_of_any_rank() -> None:
+    with Ranks(3, SCRIPT, "peer_dies_beside_any") as ranks:
+        for rank in range(3):
+            ranks.wait_for_mark(rank, "ready")
+        time.sleep(0.3)
+        killed_ns = ranks.send(1, signal.SIGKILL)
+        results = ranks.finish(timeout=30)
+    value = results[0].value
+    assert value["error"] == "PeerLostError", results[0]
+    assert f"rank 1 (pid {ranks.processes[1].pid}) died" in value["text"]
+    assert 0 < (value["at_ns"] - killed_ns) / 1e6 < 1000
+    assert results[2].value["error"] == "PeerLostError"
+
+
+@pytest.mark.parametrize(("world_size", "seed"), [(3, 1), (4, 2)])
+def test_storm(world_size: int, seed: int) -> None:
+    process_values(world_size, SCRIPT, "storm", {"seed": seed}, timeout=120)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
+from message_storm import Storm
 from rank_main import error_of, mark
 
 import dcomm
@@ -83,3 +84,56 @@ def interrupted(rank: int, world_size: int) -> dict[str, Any]:
     mark("waiting")
     first = error_of(lambda: comm.recv(np.zeros(3), 1 - rank, timeout=30))
     return first | {"second": error_of(lambda: comm.send(np.zeros(3), 1 - rank))["error"]}
+
+
+def side_by_side(rank: int, world_size: int) -> float:
+    """Receives of named ranks and of any wait together; rank 0 tells each rank when to send, the last one first."""
+    with dcomm.init(rank=rank, world_size=world_size) as comm:
+        comm.barrier()
+        if rank != 0:
+            assert comm.recv(np.zeros(1), 0, tag=1)[0] == rank
+            comm.send(np.full(100_000, float(rank)), 0, tag=2)
+            comm.send(np.full(1, float(rank)), 0, tag=3)
+            comm.barrier()
+            return 0.0
+        arrays = {peer: np.zeros(100_000) for peer in range(1, world_size)}
+        works = {peer: comm.recv(arrays[peer], peer, tag=2, async_op=True) for peer in arrays}
+        y = np.zeros(1)
+        longest = 0.0
+        for peer in reversed(arrays):
+            any_source = comm.recv_any(y, tag=3, async_op=True)
+            start = time.monotonic()
+            comm.send(np.full(1, float(peer)), peer, tag=1)
+            works[peer].wait(timeout=30)
+            assert any_source.wait(timeout=30) == peer
+            longest = max(longest, time.monotonic() - start)
+            assert (arrays[peer] == peer).all()
+            assert y[0] == peer
+            assert not any(works[other].done() for other in range(1, peer))
+        comm.barrier()
+        return longest
+
+
+def peer_dies_beside_any(rank: int, world_size: int) -> dict[str, Any]:
+    """Rank 1 is killed while rank 0 receives from any rank, although rank 2 is alive."""
+    comm = dcomm.init(rank=rank, world_size=world_size)
+    comm.barrier()
+    if rank == 2:
+        comm.send(np.full(1, 5.0), 0)
+    mark("ready")
+    if rank != 0:
+        if rank == 1:
+            time.sleep(60)
+        return error_of(lambda: comm.barrier(timeout=30))
+    y = np.zeros(1)
+    assert comm.recv_any(y) == 2
+    works = [comm.recv(np.zeros(1), 2, tag=9, async_op=True), comm.recv_any(y, async_op=True)]
+    result = error_of(works[1].wait)
+    assert error_of(works[0].wait)["error"] == "PeerLostError"
+    return result
+
+
+def storm(rank: int, world_size: int, seed: int) -> None:
+    with dcomm.init(rank=rank, world_size=world_size) as comm:
+        for number in range(4):
+            Storm(world_size, 10 * seed + number).run(comm)
