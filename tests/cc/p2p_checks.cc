@@ -357,6 +357,86 @@ CHECK_CASE(p2p_message_too_large_to_stash) {
   EXPECT_EQ(static_cast<int>(work->error_code()), static_cast<int>(ErrorCode::kTimeout));
 }
 
+CHECK_CASE(p2p_posted_messages_wait_side_by_side) {
+  // The receive posted last is served first; messages of any rank go to the receive posted first.
+  const auto comms = Communicator::of_threads(3);
+  for (int round = 0; round < (kSanitized ? 20 : 200); ++round) {
+    uint8_t got[4] = {}, sent[4] = {1, 2, 3, 4};
+    constexpr int64_t kTimeoutNs = 30'000'000'000;
+    const auto recv = [&](int i, int peer, int tag) {
+      return comms[0]->enqueue(message_call(Collective::kRecv, &got[i], 1, peer, tag), kTimeoutNs);
+    };
+    const auto send = [&](int from, int i, int tag) {
+      EXPECT_EQ(comms[static_cast<size_t>(from)]->run(message_call(Collective::kSend, &sent[i], 1, 0, tag), kTimeoutNs,
+                                                      nullptr),
+                -1);
+    };
+    const auto expect_done = [](const std::shared_ptr<Work>& work, int source) {
+      EXPECT(work->wait_for(std::chrono::seconds(30)));
+      EXPECT_EQ(work->source(), source);
+    };
+    const auto first = recv(0, 1, 1), any = recv(1, kAnySource, 1), second = recv(2, 2, 1), third = recv(3, 1, 2);
+    send(1, 3, 2);
+    expect_done(third, 1);
+    send(2, 1, 1);
+    expect_done(any, 2);  // posted before the one that names rank 2
+    send(2, 2, 1);
+    expect_done(second, 2);
+    EXPECT(!first->done());
+    send(1, 0, 1);
+    expect_done(first, 1);
+    for (int i = 0; i < 4; ++i) EXPECT_EQ(static_cast<int>(got[i]), i + 1);
+  }
+}
+
+CHECK_CASE(p2p_any_source_among_many) {
+  // Every rank sends to all others and receives from any: each message once, those of one rank in order.
+  constexpr int kWorldSize = 4;
+  const int num_rounds = kSanitized ? 40 : 300;
+  const auto comms = Communicator::of_threads(kWorldSize);
+  expect_no_errors(run_communicators(comms, [&](Communicator& comm) {
+    std::vector<std::shared_ptr<Work>> works;
+    std::vector<int64_t> out(static_cast<size_t>(num_rounds)), in(static_cast<size_t>(num_rounds) * (kWorldSize - 1));
+    for (int round = 0; round < num_rounds; ++round) {
+      out[static_cast<size_t>(round)] = 1000 * comm.rank() + round;
+      for (int step = 1; step < kWorldSize; ++step) {
+        works.push_back(comm.enqueue(message_call(Collective::kSend, &out[static_cast<size_t>(round)], 1,
+                                                  (comm.rank() + step) % kWorldSize, 0, DType::kI64),
+                                     30'000'000'000));
+      }
+    }
+    std::vector<int> sources;
+    std::vector<std::shared_ptr<Work>> receives;
+    for (size_t i = 0; i < in.size(); ++i) {
+      const CollectiveCall call = message_call(Collective::kRecv, &in[i], 1, kAnySource, 0, DType::kI64);
+      if (i % 3 == 0) {
+        sources.push_back(comm.run(call, 30'000'000'000, nullptr));
+      } else {
+        const auto work = comm.enqueue(call, 30'000'000'000);
+        EXPECT(work->wait_for(std::chrono::seconds(60)));
+        sources.push_back(work->source());
+      }
+    }
+    for (const auto& work : works) {
+      EXPECT(work->wait_for(std::chrono::seconds(60)));
+      EXPECT_MSG(work->error_code() == ErrorCode::kOk, work->error_message());
+    }
+    std::map<int, int> next;
+    for (size_t i = 0; i < in.size(); ++i) EXPECT_EQ(in[i], 1000 * sources[i] + next[sources[i]]++);
+  }));
+}
+
+CHECK_CASE(p2p_deadlines_are_each_ones_own) {
+  const auto comms = Communicator::of_threads(3);
+  uint8_t data[3] = {};
+  const auto slow = comms[0]->enqueue(message_call(Collective::kRecv, &data[0], 1, 1, 0), 600'000'000'000);
+  const auto soon = comms[0]->enqueue(message_call(Collective::kRecv, &data[1], 1, 2, 0), 100'000'000);
+  EXPECT(soon->wait_for(std::chrono::seconds(30)));
+  EXPECT_EQ(static_cast<int>(soon->error_code()), static_cast<int>(ErrorCode::kTimeout));
+  EXPECT(slow->wait_for(std::chrono::seconds(30)));
+  EXPECT_EQ(static_cast<int>(slow->error_code()), static_cast<int>(ErrorCode::kTimeout));
+}
+
 CHECK_CASE(split_threads_many_times) {
   const auto comms = Communicator::of_threads(4);
   expect_no_errors(run_communicators(comms, [](Communicator& comm) {
