@@ -50,7 +50,7 @@ def test_a_receive_does_not_wait_behind_a_blocked_send() -> None:
     def body(comm: dcomm.Communicator) -> None:
         if comm.rank == 0:
             x = np.ones(4 << 20)
-            large = comm.send(x, 1, async_op=True)
+            large: Any = comm.send(x, 1, async_op=True)
             small = one()
             assert comm.recv(small, 2, async_op=True).wait(timeout=30)[0] == 5
             comm.send(small, 2, tag=1)  # nor does a send to another rank
@@ -150,7 +150,7 @@ def test_another_tag_does_not_disturb_any_source() -> None:
     comms = dcomm.init_threads(3)
     y = one()
     work = comms[0].recv_any(y, tag=5, async_op=True)
-    for i in range(20):
+    for _ in range(20):
         comms[1].send(np.zeros(3, np.int32), 0, tag=4)  # of another dtype, too
     time.sleep(0.05)
     assert not work.done()
@@ -181,8 +181,8 @@ def test_a_send_behind_another_does_not_wait_yet() -> None:
     """Its time begins when the one before it, to the same rank, is through; and what moves is not late."""
     comms = dcomm.init_threads(2)
     large = [np.ones(2 << 20) for _ in range(2)]
-    first = comms[0].send(large[0], 1, async_op=True, timeout=30)
-    second = comms[0].send(large[1], 1, async_op=True, timeout=1.5)
+    first: Any = comms[0].send(large[0], 1, async_op=True, timeout=30)
+    second: Any = comms[0].send(large[1], 1, async_op=True, timeout=1.5)
     time.sleep(2)
     assert not second.done()
     for _ in range(2):
@@ -217,7 +217,7 @@ def test_any_source_and_peers_that_leave() -> None:
     assert work.wait(timeout=30) == 2
     work = comms[0].recv_any(y, async_op=True, timeout=30)
     comms[2].close()
-    with pytest.raises(dcomm.PeerLostError, match="recv_any.*rank 2 closed its communicator"):
+    with pytest.raises(dcomm.PeerLostError, match=r"recv_any.*rank 2 closed its communicator"):
         work.wait(timeout=30)
 
 

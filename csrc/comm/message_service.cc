@@ -31,7 +31,8 @@ Posted Communicator::posted_for(const CollectiveCall& call, int64_t timeout_ns) 
 
 /// Throws what became of it. Only want of memory leaves the communicator usable.
 void Communicator::fail_message(const Posted& posted) {
-  if (posted.failure.code == ErrorCode::kInternal && !posted.problem.empty()) throw Error(ErrorCode::kInternal, posted.problem);
+  if (posted.failure.code == ErrorCode::kInternal && !posted.problem.empty())
+    throw Error(ErrorCode::kInternal, posted.problem);
   fail_with(message_record(*posted.call), posted.failure, posted.problem);
 }
 

@@ -193,8 +193,7 @@ bool PointToPoint::is_alarmed() const {
 }
 
 void PointToPoint::read_signs() {
-  abort_word_ =
-      std::atomic_ref<uint64_t>(context_.control(context_.rank).abort.reason).load(std::memory_order_acquire);
+  abort_word_ = std::atomic_ref<uint64_t>(context_.control(context_.rank).abort.reason).load(std::memory_order_acquire);
   for (int peer = 0; peer < context_.world_size; ++peer) {
     exits_[static_cast<size_t>(peer)] = context_.exits->get(peer);
   }

@@ -102,8 +102,8 @@ class PointToPoint {
   int next_source_ = 0;                      // who is looked at first: everybody in turn
   int64_t next_clock_ns_ = 0;                // when to look at deadlines
   int64_t next_deadline_ns_ = 0;
-  uint64_t abort_word_ = 0;               // as read_signs() found it
-  std::vector<AbortDetail> exits_;        // by rank; likewise
+  uint64_t abort_word_ = 0;         // as read_signs() found it
+  std::vector<AbortDetail> exits_;  // by rank; likewise
 };
 
 }  // namespace dcomm

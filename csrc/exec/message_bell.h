@@ -13,9 +13,7 @@
 
 namespace dcomm {
 
-inline Flag& message_bell(const HostContext& context, int rank) {
-  return context.flag(rank, 0, Flow::kMessage, rank);
-}
+inline Flag& message_bell(const HostContext& context, int rank) { return context.flag(rank, 0, Flow::kMessage, rank); }
 
 /// Wakes `rank` where it sleeps on its bell.
 void ring_message_bell(const HostContext& context, int rank);

@@ -1,8 +1,7 @@
 """A storm of random messages, and what MPI's rules of matching allow to arrive where.
 
-Every rank issues its sends and its receives in an order of its own, most of them asynchronous. For each receiver and tag
-either all receives name their rank or all take any, or they are mixed; then the number of each is such that every
-receive can be served whatever is matched first: a tag of the mixed kind has its named receives posted before all others.
+Every rank issues its sends and its receives in an order of its own, most of them asynchronous. For one receiver and tag
+either all receives name their rank or all take any, so that every receive is served whatever is matched first.
 """
 
 from __future__ import annotations
