@@ -70,7 +70,12 @@ class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Window
 
     def close(self) -> None:
         """Finish queued operations, tell the peers, free the shared memory. Idempotent."""
-        self._core.close()
+        try:
+            if not self.closed:
+                self._keeper.settle(self._core)
+        finally:
+            self._core.close()
+            self._keeper.abandon()
         self._settle_pending()
 
     def __enter__(self) -> Communicator:
@@ -85,11 +90,13 @@ class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Window
             self.close()
         else:
             self._core.leave()
+            self._keeper.abandon()
 
     def __del__(self) -> None:
         core = getattr(self, "_core", None)
         if core is not None:
             core.leave()  # before the arrays of pending operations are freed
+            self._keeper.abandon()
 
     def __repr__(self) -> str:
         state = ", closed" if self.closed else ""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcomm import device_arrays, reduce_ops
 from dcomm.arrays import DTYPE_NAMES
+from dcomm.cuda_work import CudaWork
 
 if TYPE_CHECKING:
     from dcomm.operation import Endpoint, Operand, Operation
@@ -22,12 +23,11 @@ _TO_CPU = "for the others use a CPU array (.cpu())"
 
 
 def run(endpoint: Endpoint, operation: Operation, async_op: bool, timeout_ns: int, stream: Any) -> Any:
-    """Enqueue a checked operation on its stream and return its result, whose content is there in stream order.
+    """Enqueue a checked operation behind its stream and return its result, whose content is there in stream order.
 
-    Returns once all ranks that take part have called; inside :func:`dcomm.group` at once.
+    With `async_op` a :class:`CudaWork`: the stream goes on, and whoever needs the result waits for that.
+    Where ranks are threads it returns once all that take part have called; inside :func:`dcomm.group` at once.
     """
-    if async_op:
-        raise ValueError("async_op is for CPU arrays: a CUDA call is asynchronous to the host already")
     _check_bounds(operation)
     operands = [each for each in (operation.source, operation.target) if each is not None]
     device = _find_device(endpoint, operands, stream)
@@ -38,7 +38,7 @@ def run(endpoint: Endpoint, operation: Operation, async_op: bool, timeout_ns: in
     if operation.kind == _BROADCAST:
         target = source
     collected = endpoint._collected
-    endpoint._core.collective_cuda(
+    work = endpoint._core.collective_cuda(
         operation.kind,
         device,
         source,
@@ -53,10 +53,17 @@ def run(endpoint: Endpoint, operation: Operation, async_op: bool, timeout_ns: in
         handle,
         timeout_ns,
         collected is not None,
+        async_op,
     )
     if collected is not None:
         collected.append(operands)
-    return operation.result
+    if work is None:
+        endpoint._keeper.sweep()
+        return operation.result
+    held = [operation.result, *(each.array for each in operands)]
+    endpoint._keeper.keep(work, held)
+    current = device_arrays.current_stream(operands[0].array, operands[0].view) if operands else lambda: handle
+    return CudaWork(work, endpoint._core, operation.result, held, handle, current)
 
 
 def _address(operand: Operand | None) -> int:

@@ -6,6 +6,7 @@ torch tensors describe themselves (:mod:`dcomm.arrays`); CuPy is met where a pro
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -136,15 +137,21 @@ def stream_handle(array: Any, view: View, stream: Any) -> int:
     Raises:
         TypeError: Not a stream.
     """
-    if stream is not None:
-        return handle_of(stream)
+    return handle_of(stream) if stream is not None else current_stream(array, view)()
+
+
+def current_stream(array: Any, view: View) -> Callable[[], int]:
+    """What tells, now and later, the stream that such an array is used on; it does not keep the array alive."""
     if is_tensor(array):
-        return int(sys.modules["torch"].cuda.current_stream(array.device).cuda_stream)
+        device, cuda = array.device, sys.modules["torch"].cuda
+        return lambda: int(cuda.current_stream(device).cuda_stream)
     if _is_cupy(array):
-        return handle_of(sys.modules["cupy"].cuda.get_current_stream())
+        cupy = sys.modules["cupy"]
+        return lambda: handle_of(cupy.cuda.get_current_stream())
     if view.stream is None or view.stream == _PER_THREAD_STREAM:  # which is ordered with the legacy one
-        return LEGACY_STREAM
-    return view.stream
+        return lambda: LEGACY_STREAM
+    named = view.stream
+    return lambda: named
 
 
 def make_ready(view: View, handle: int) -> None:

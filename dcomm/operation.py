@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from dcomm import _core, arrays, cuda_operation
+from dcomm.cuda_work import Keeper
 from dcomm.errors import CudaError
 from dcomm.work import Work, to_seconds
 
@@ -171,6 +172,7 @@ class Endpoint:
     def __init__(self, core: _core.Communicator) -> None:
         self._core = core
         self._pending: deque[Work] = deque()
+        self._keeper = Keeper()  # of CUDA arrays
         self._device: int | None = None  # the GPU that the communicator is bound to
         self._collected: list[Any] | None = None  # inside dcomm.group: what it keeps alive
 

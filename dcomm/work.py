@@ -37,7 +37,8 @@ def to_seconds(timeout: float | timedelta | None) -> float | None:
 
 
 class Work:
-    """An operation that runs on the communicator's progress thread.
+    """An operation that runs on the communicator's progress thread; of CUDA arrays see
+    :class:`~dcomm.cuda_work.CudaWork`.
 
     The arrays belong to the operation until it is done. Dropping the handle is allowed: the communicator keeps
     the arrays alive. Not thread-safe, except :meth:`done`.
@@ -135,6 +136,14 @@ class Work:
         finally:
             loop.remove_reader(descriptor)
             os.close(descriptor)
+
+    def synchronize(self, timeout: float | timedelta | None = None) -> Any:
+        """Same as :meth:`wait`. Of CUDA arrays, where :meth:`wait` is for streams, what blocks the host."""
+        return self.wait(timeout)
+
+    def is_completed(self) -> bool:
+        """Same as :meth:`done`, by torch's name."""
+        return self.done()
 
     def result(self) -> Any:
         """Same as :meth:`wait` without a limit."""

@@ -59,6 +59,9 @@ Algo forced_cuda_algo(const Settings& settings, DType dtype) {
   return forced != Algo::kDirect && has_cuda_algo(forced, dtype) ? forced : Algo::kAuto;
 }
 
+/// Beyond the deadline of a kernel's waits, which is also 30 s at least where processes share a GPU.
+constexpr int64_t kCudaWorkExtraNs = 35'000'000'000;
+
 }  // namespace
 
 Communicator::Communicator(int rank, std::shared_ptr<Windows> windows, const Settings& settings)
@@ -336,6 +339,34 @@ void Communicator::synchronize_cuda(int64_t timeout_ns) {
   const int64_t limit_ns = timeout_ns > 0 ? timeout_ns : settings_.timeout_ns;
   if (!serves_cuda_between_processes()) return cuda_group().synchronize_check(rank(), limit_ns);
   synchronize_cuda_processes(limit_ns);
+}
+
+void Communicator::wait_cuda(const CudaWork& work, int64_t timeout_ns, InterruptCheck interrupted) {
+  constexpr auto kSpin = std::chrono::microseconds(50);
+  constexpr auto kBetweenChecks = std::chrono::milliseconds(50);
+  work.check_started();
+  const auto limit = std::chrono::nanoseconds(timeout_ns > 0 ? timeout_ns : work.timeout_ns() + kCudaWorkExtraNs);
+  const auto start = Clock::now();
+  auto next_check = start + kBetweenChecks;
+  for (;;) {
+    const DcommCudaEventState state = work.state();
+    DCOMM_CHECK(state != kDcommCudaEventCaptured, ErrorCode::kInvalidArgument,
+                "the operation is part of a CUDA graph, each launch of which has an end of its own; wait for the "
+                "stream that launched it");
+    if (state == kDcommCudaEventOver) return check_cuda_reports();
+    const auto now = Clock::now();
+    DCOMM_CHECK(now - start < limit, ErrorCode::kTimeout, "the operation is still running on the GPU, or waits there ",
+                "for what its stream was given before, after ", 1e-9 * static_cast<double>(limit.count()),
+                " s; wait again, or abort the communicator");
+    if (now >= next_check) {
+      next_check = now + kBetweenChecks;
+      if (interrupted != nullptr && interrupted(nullptr)) {
+        abort();
+        throw Error(ErrorCode::kInterrupted, "interrupted");
+      }
+    }
+    if (now - start > kSpin) std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
 }
 
 void Communicator::begin_call(const CollectiveCall& call) {

@@ -98,6 +98,11 @@ class Communicator {
   bool is_beside(const Communicator& other) const { return cuda_group_ != nullptr && cuda_group_ == other.cuda_group_; }
   /// Blocks until the last GPU operation is done and throws what the GPU reported.
   void synchronize_cuda(int64_t timeout_ns);
+  /// Blocks until `work` of this communicator is over and throws what the GPU reported; kTimeout where it is still
+  /// running when timeout_ns (0: its own deadline) has passed. Any thread.
+  void wait_cuda(const CudaWork& work, int64_t timeout_ns, InterruptCheck interrupted);
+  /// Throws what the GPU has reported so far; nothing where this communicator is closed.
+  void check_cuda_reports();
 
   /// Ends every wait on every rank with AbortedError; any thread.
   void abort();

@@ -106,7 +106,7 @@ class Communicator::CudaMaking {
     }
     parent_.cuda_windows_are_kept_ = agreed_.kind == kDcommCudaWindowIpc;
     const CudaProcessOptions options{rank(), device_, agreed_.num_sharing > 1 ? kSharedGpuTimeoutNs : 0};
-    return std::make_shared<CudaProcessGroup>(*table_, group_.release(), options, peers());
+    return std::make_shared<CudaProcessGroup>(*table_, group_.release(), events_, options, peers());
   }
 
  private:
@@ -170,6 +170,7 @@ class Communicator::CudaMaking {
     DcommCudaGroup* made = nullptr;
     checked([&](char* text, size_t size) { return table_->group_join(&membership, &made, text, size); });
     group_ = Group(made, GroupDeleter{table_, agreed_.kind == kDcommCudaWindowIpc});
+    events_ = CudaEvents::create(*table_, device_);
     for (Window& window : windows_) (void)window.release();
     windows_.clear();
   }
@@ -196,6 +197,7 @@ class Communicator::CudaMaking {
   std::optional<UniqueFd> own_descriptor_;
   std::vector<Window> windows_;  // by rank, until they are the group's
   Group group_;
+  std::shared_ptr<CudaEvents> events_;
 };
 
 std::shared_ptr<CudaProcessGroup> Communicator::cuda_processes() const {
@@ -247,6 +249,12 @@ void Communicator::synchronize_cuda_processes(int64_t timeout_ns) {
   const auto group = cuda_processes();
   if (group == nullptr) return;  // nothing has been launched
   use_cuda_processes(*group, [&] { group->synchronize_check(timeout_ns); });
+}
+
+void Communicator::check_cuda_reports() {
+  if (cuda_group_ != nullptr) return cuda_group_->check_reports(rank());
+  const auto group = cuda_processes();
+  if (group != nullptr) use_cuda_processes(*group, [&] { group->check_reports(); });
 }
 
 void Communicator::stop_cuda(ErrorCode code, const std::string& reason) {

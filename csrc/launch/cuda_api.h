@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-inline constexpr uint32_t kDcommCudaAbi = 7;
+inline constexpr uint32_t kDcommCudaAbi = 8;
 
 extern "C" {
 
@@ -41,6 +41,9 @@ struct DcommCudaGroupInfo {
   uint64_t window_bytes;  // per rank
 };
 
+/// Where an asynchronous operation is over, for streams and for the host. Used again and again.
+struct DcommCudaEvent;
+
 /// One collective; the arrays are indexed by local rank, in the order of ranks. The enumerations are those of
 /// base/dtype.h and protocol/control.h. all_to_all: blocks of one length.
 struct DcommCudaCall {
@@ -59,6 +62,10 @@ struct DcommCudaCall {
   // Of the call, without its number. Kernels of different processes compare it, and report kMismatch; 0: they do not.
   uint64_t fingerprint = 0;
   int32_t tag = 0;  // send: the receiver's kernel compares it, count and dtype, and reports kMismatch
+  // Recorded behind the operation; nullptr: nobody asks. Into a graph where the streams capture one.
+  DcommCudaEvent* end = nullptr;
+  // 1: that rank's stream does not wait for the operation, whose end is `end`; nullptr: all wait.
+  const uint8_t* detached = nullptr;
 };
 
 /// Why a kernel gave up; the group is of no further use.
@@ -212,6 +219,22 @@ struct DcommCudaTable {
   /// a flag from one block to another and back. Waits for the GPU, some 10 ms; allocates.
   int32_t (*launch_floor)(int32_t device, double* empty_launch_us, double* round_trip_us, char* message,
                           size_t message_bytes) = nullptr;
+
+  /// Allocates.
+  int32_t (*event_create)(int32_t device, DcommCudaEvent** event, char* message, size_t message_bytes) = nullptr;
+  /// Streams that wait for it go on waiting for what it has recorded; the same holds when it is recorded again.
+  void (*event_destroy)(DcommCudaEvent* event) = nullptr;
+  /// What is enqueued on `stream` from now on waits for what the event has recorded last; asynchronous to the host.
+  int32_t (*event_wait)(const DcommCudaEvent* event, void* stream, char* message, size_t message_bytes) = nullptr;
+  /// Never waits. *state: DcommCudaEventState.
+  int32_t (*event_query)(const DcommCudaEvent* event, int32_t* state, char* message, size_t message_bytes) = nullptr;
+};
+
+/// What an event has recorded last.
+enum DcommCudaEventState : int32_t {
+  kDcommCudaEventAhead = 0,     // is not over
+  kDcommCudaEventOver = 1,      // is over
+  kDcommCudaEventCaptured = 2,  // is part of a graph: each launch of which has an end of its own
 };
 
 /// The library's only symbol. nullptr for an ABI number that it does not know.

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "exec/host_exec.h"
+#include "launch/cuda_work.h"
 #include "launch/host_launch.h"
 
 namespace dcomm {
@@ -26,6 +27,7 @@ struct CudaRankCall {
   int64_t timeout_ns = 0;                // until all ranks have come, and of each wait on the GPU (there 1 s more)
   InterruptCheck interrupted = nullptr;  // asked every 50 ms while the host waits
   void* argument = nullptr;
+  std::shared_ptr<CudaWork> work = nullptr;  // asynchronous: `stream` does not wait for the operation
 };
 
 /// "all_reduce(1000 x float32, sum, ring) on cuda:0", "send(8 x int32) to rank 1 on cuda:0".

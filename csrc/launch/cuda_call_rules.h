@@ -26,14 +26,27 @@ inline bool takes_part(const DcommCudaCall& call, int rank) {
   return static_cast<Collective>(call.collective) != Collective::kSend || rank == call.root || rank == call.peer;
 }
 
-/// The first of equal streams; the others' events would say the same. first_rank: whose arrays and streams the call has
-/// first.
-inline bool is_first_of_its_stream(const DcommCudaCall& call, int rank, int first_rank = 0) {
-  if (!takes_part(call, rank)) return false;
+/// Of the ranks for which counts(rank), the first of equal streams; the others' events would say the same.
+template <class Counts>
+bool is_first_of_equal_streams(const DcommCudaCall& call, int rank, int first_rank, const Counts& counts) {
+  if (!counts(rank)) return false;
   for (int r = first_rank; r < rank; ++r) {
-    if (takes_part(call, r) && call.streams[r - first_rank] == call.streams[rank - first_rank]) return false;
+    if (counts(r) && call.streams[r - first_rank] == call.streams[rank - first_rank]) return false;
   }
   return true;
+}
+
+/// Whether the operation is to come after what this rank's stream has been given. first_rank: whose arrays and streams
+/// the call has first.
+inline bool is_first_of_its_stream(const DcommCudaCall& call, int rank, int first_rank = 0) {
+  return is_first_of_equal_streams(call, rank, first_rank, [&](int r) { return takes_part(call, r); });
+}
+
+/// Whether this rank's stream is to wait for the operation's end: once for a stream of which any rank wants that.
+inline bool waits_for_end(const DcommCudaCall& call, int rank, int first_rank = 0) {
+  return is_first_of_equal_streams(call, rank, first_rank, [&](int r) {
+    return takes_part(call, r) && (call.detached == nullptr || call.detached[r - first_rank] == 0);
+  });
 }
 
 /// A root's partners may have no array to read, or none to write.

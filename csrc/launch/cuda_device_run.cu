@@ -2,6 +2,8 @@
 //
 //   rank r's stream: ... -> ready[r] -\                               /-> rank r's stream waits for `done`
 //                                      launch stream: kernel -> done
+//
+// The streams of detached ranks do not wait; whoever has the call's event lets others wait for it later.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -10,6 +12,7 @@
 #include "exec/cuda_block_exec.cuh"
 #include "launch/cuda_call_rules.h"
 #include "launch/cuda_device_group.cuh"
+#include "launch/cuda_event.cuh"
 #include "launch/cuda_kernels.h"
 #include "launch/cuda_status.cuh"
 
@@ -94,9 +97,28 @@ CudaJob make_job(const DcommCudaGroup& group, const DcommCudaCall& call, const C
   return job;
 }
 
+/// What follows a kernel, for whoever asks for its end later.
+cudaError_t record_end(const DcommCudaCall& call, cudaStream_t launch, bool captured) {
+  if (call.end == nullptr) return cudaSuccess;
+  call.end->is_captured = captured;
+  return cudaEventRecord(call.end->event, launch);
+}
+
+/// The caller's stream `launch` itself needs no event.
+cudaError_t let_streams_wait(const DcommCudaGroup& group, const DcommCudaCall& call, cudaEvent_t over,
+                             cudaStream_t launch) {
+  cudaError_t error = cudaSuccess;
+  for (int r = 0; r < group.num_local_ranks && error == cudaSuccess; ++r) {
+    const auto stream = static_cast<cudaStream_t>(call.streams[r]);
+    if (stream == launch || !waits_for_end(call, group.first_rank + r, group.first_rank)) continue;
+    error = cudaStreamWaitEvent(stream, over, 0);
+  }
+  return error;
+}
+
 /// As enqueue(), into the graph that the ranks' streams are capturing. The launch stream stays out of it: other threads
-/// use it meanwhile. When the graph runs, `done` does not know; order between its launches and other operations of the
-/// group is the caller's, by streams.
+/// use it meanwhile. So the kernel is a node of the first rank's own stream, detached or not. When the graph runs,
+/// `done` does not know; order between its launches and other operations of the group is the caller's, by streams.
 cudaError_t enqueue_captured(DcommCudaGroup& group, const DcommCudaCall& call, const CudaKernel& kernel,
                              const CudaChoice& choice) {
   const CudaJob job = make_job(group, call, choice.plan);
@@ -116,15 +138,11 @@ cudaError_t enqueue_captured(DcommCudaGroup& group, const DcommCudaCall& call, c
     error =
         static_cast<cudaError_t>(launch_cuda_kernel(kernel, job, choice.num_channels, group.num_local_ranks, launch));
   }
+  if (error == cudaSuccess) error = record_end(call, launch, true);
   if (alone || error != cudaSuccess) return error;
   const cudaEvent_t over = group.ready[static_cast<size_t>(first)];
   error = cudaEventRecord(over, launch);
-  for (int r = first + 1; r < group.num_local_ranks && error == cudaSuccess; ++r) {
-    if (leads_its_stream(group, call, r)) {
-      error = cudaStreamWaitEvent(static_cast<cudaStream_t>(call.streams[r]), over, 0);
-    }
-  }
-  return error;
+  return error == cudaSuccess ? let_streams_wait(group, call, over, launch) : error;
 }
 
 /// Every local rank's stream -> launch stream -> every local rank's stream.
@@ -143,12 +161,8 @@ cudaError_t enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Cuda
   cudaError_t error =
       static_cast<cudaError_t>(launch_cuda_kernel(kernel, job, choice.num_channels, group.num_local_ranks, launch));
   if (error == cudaSuccess) error = cudaEventRecord(group.done, launch);
-  for (int r = 0; r < group.num_local_ranks && error == cudaSuccess; ++r) {
-    if (leads_its_stream(group, call, r)) {
-      error = cudaStreamWaitEvent(static_cast<cudaStream_t>(call.streams[r]), group.done, 0);
-    }
-  }
-  return error;
+  if (error == cudaSuccess) error = record_end(call, launch, false);
+  return error == cudaSuccess ? let_streams_wait(group, call, group.done, launch) : error;
 }
 
 }  // namespace

@@ -114,7 +114,14 @@ void CudaThreadGroup::end_collecting(bool complain) {
   const std::lock_guard lock(mutex_);
   if (queues_.is_empty()) return;
   const std::string text = queues_.describe_all();
-  end(queues_.take_all(), {});
+  const std::vector<Pending> incomplete = queues_.take_all();
+  for (const Pending& pending : incomplete) {
+    if (pending->call.work == nullptr) continue;
+    pending->call.work->give_up(ErrorCode::kMismatch, describe(pending->call) +
+                                                          " was not started: its dcomm.group ended before all ranks' " +
+                                                          "calls were made: " + text);
+  }
+  end(incomplete, {});
   DCOMM_CHECK(!complain, ErrorCode::kMismatch,
               "a dcomm.group ended with calls that were not made for all ranks: ", text,
               "; nothing of them was started; make each call for every communicator of the group");
@@ -234,6 +241,9 @@ void CudaThreadGroup::end(const std::vector<Pending>& parts, const Outcome& outc
   for (const Pending& part : parts) {
     part->done = true;
     part->outcome = outcome;
+    if (part->call.work != nullptr && outcome.code != ErrorCode::kOk) {
+      part->call.work->give_up(outcome.code, outcome.message);
+    }
   }
   call_ended_.notify_all();
 }
@@ -246,8 +256,16 @@ void CudaThreadGroup::open_locked(int device) {
   const DcommCudaGroupOptions options{device, world_size(), options_.num_channels, options_.max_channels,
                                       options_.slot_bytes};
   DcommCudaGroupInfo info{};
+  DcommCudaGroup* made = nullptr;
   char message[kMessageBytes] = "";
-  check_cuda(table().group_create(&options, &group_, &info, message, sizeof(message)), message);
+  check_cuda(table().group_create(&options, &made, &info, message, sizeof(message)), message);
+  try {
+    events_ = CudaEvents::create(table(), device);
+  } catch (...) {
+    table_->group_destroy(made);
+    throw;
+  }
+  group_ = made;
   device_ = device;
 }
 
@@ -263,14 +281,18 @@ void CudaThreadGroup::launch(const std::vector<Pending>& parts) {
   std::vector<const void*> in(num_ranks);
   std::vector<void*> out(num_ranks);
   std::vector<void*> streams(num_ranks);
+  std::vector<uint8_t> detached(num_ranks);
   int64_t timeout_ns = 0;
   for (const Pending& part : parts) {
     const auto rank = static_cast<size_t>(part->rank);
     in[rank] = part->call.call.in;
     out[rank] = part->call.call.out;
     streams[rank] = part->call.stream;
+    detached[rank] = part->call.work != nullptr ? 1 : 0;
     timeout_ns = std::max(timeout_ns, part->call.timeout_ns);
   }
+  const bool anyone_asks = std::find(detached.begin(), detached.end(), 1) != detached.end();
+  const std::shared_ptr<DcommCudaEvent> over = anyone_asks ? events_->take() : nullptr;
   const bool message_only = is_message(call.collective);
   const DcommCudaCall job{static_cast<int32_t>(call.collective),
                           static_cast<int32_t>(call.algo),
@@ -285,9 +307,14 @@ void CudaThreadGroup::launch(const std::vector<Pending>& parts) {
                           out.data(),
                           streams.data(),
                           0,
-                          call.tag};
+                          call.tag,
+                          over.get(),
+                          detached.data()};
   char message[kMessageBytes] = "";
   check_cuda(table_->run(group_, &job, message, sizeof(message)), message);
+  for (const Pending& part : parts) {
+    if (part->call.work != nullptr) part->call.work->start(*table_, over);
+  }
 }
 
 /// Later calls raise this; so do the ranks that are waiting now. The caller holds the lock.
@@ -307,6 +334,11 @@ void CudaThreadGroup::synchronize_check(int rank, int64_t timeout_ns) {
   char message[kMessageBytes] = "";
   const auto limit = static_cast<uint64_t>(timeout_ns);
   check_cuda(table_->synchronize(group, limit, message, sizeof(message)), message);
+  const std::lock_guard lock(mutex_);
+  check_usable(rank);
+}
+
+void CudaThreadGroup::check_reports(int rank) {
   const std::lock_guard lock(mutex_);
   check_usable(rank);
 }

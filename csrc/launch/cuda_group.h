@@ -8,6 +8,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -60,6 +61,8 @@ class CudaThreadGroup {
   /// Forgets collected calls that were not launched. Throws kMismatch naming them where `complain`; stays usable.
   void end_collecting(bool complain);
 
+  /// Throws what breaks the group, kernels' reports included.
+  void check_reports(int rank);
   /// Blocks until the last launched operation is done (kTimeout if not in time), then throws what the GPU reported.
   void synchronize_check(int rank, int64_t timeout_ns);
 
@@ -91,6 +94,7 @@ class CudaThreadGroup {
   std::condition_variable call_ended_;
   const DcommCudaTable* table_;
   DcommCudaGroup* group_ = nullptr;
+  std::shared_ptr<CudaEvents> events_;
   int device_ = -1;
   CudaCallQueues queues_;
   std::vector<bool> left_;  // by rank

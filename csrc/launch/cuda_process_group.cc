@@ -43,9 +43,11 @@ bool is_of_message(const DcommCudaFailure& failure) {
 }  // namespace
 
 CudaProcessGroup::CudaProcessGroup(const DcommCudaTable& table, DcommCudaGroup* group,
-                                   const CudaProcessOptions& options, CudaProcessPeers peers)
+                                   std::shared_ptr<CudaEvents> events, const CudaProcessOptions& options,
+                                   CudaProcessPeers peers)
     : table_(table),
       group_(group),
+      events_(std::move(events)),
       options_(options),
       peers_(std::move(peers)),
       exits_(peers_.pids.size()),
@@ -241,9 +243,14 @@ void CudaProcessGroup::launch(const CudaRankCall& rank_call, const OpRecord& rec
   job.out = &call.out;
   job.streams = &rank_call.stream;
   job.fingerprint = fingerprint;
+  const uint8_t detached = rank_call.work != nullptr ? 1 : 0;
+  job.detached = &detached;
+  std::shared_ptr<DcommCudaEvent> over;
   char message[kMessageBytes] = "";
   peers_.launching(record);
   try {
+    if (detached != 0) over = events_->take();
+    job.end = over.get();
     check_cuda(table_.run(group_, &job, message, sizeof(message)), message);
   } catch (const Error& error) {
     number.store(record.seq - 1);
@@ -252,11 +259,16 @@ void CudaProcessGroup::launch(const CudaRankCall& rank_call, const OpRecord& rec
     throw;
   }
   peers_.launched(record);
+  if (rank_call.work != nullptr) rank_call.work->start(table_, std::move(over));
 }
 
 void CudaProcessGroup::synchronize_check(int64_t timeout_ns) {
   char message[kMessageBytes] = "";
   check_cuda(table_.synchronize(group_, static_cast<uint64_t>(timeout_ns), message, sizeof(message)), message);
+  check_reports();
+}
+
+void CudaProcessGroup::check_reports() {
   DcommCudaFailure failure{};
   table_.poll_error(group_, &failure);
   if (failure.code != 0) check_usable();

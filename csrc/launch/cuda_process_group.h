@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -48,8 +49,8 @@ struct CudaProcessOptions {
 class CudaProcessGroup {
  public:
   /// Owns `group` from now on.
-  CudaProcessGroup(const DcommCudaTable& table, DcommCudaGroup* group, const CudaProcessOptions& options,
-                   CudaProcessPeers peers);
+  CudaProcessGroup(const DcommCudaTable& table, DcommCudaGroup* group, std::shared_ptr<CudaEvents> events,
+                   const CudaProcessOptions& options, CudaProcessPeers peers);
   /// Waits for what was launched, 11 s at most.
   ~CudaProcessGroup();
   CudaProcessGroup(const CudaProcessGroup&) = delete;
@@ -65,6 +66,8 @@ class CudaProcessGroup {
   /// Blocks until the last launched operation is done (kTimeout if not in time), then throws what the GPU reported. A
   /// peer that was lost since is none of its business.
   void synchronize_check(int64_t timeout_ns);
+  /// Throws what the GPU has reported. A peer that was lost since is none of its business.
+  void check_reports();
   /// True once something was thrown that is final.
   bool is_broken() const;
 
@@ -100,6 +103,7 @@ class CudaProcessGroup {
 
   const DcommCudaTable& table_;
   DcommCudaGroup* group_;
+  const std::shared_ptr<CudaEvents> events_;
   const CudaProcessOptions options_;
   const CudaProcessPeers peers_;
   std::vector<std::atomic<uint8_t>> exits_;  // by rank

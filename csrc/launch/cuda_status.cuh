@@ -85,6 +85,11 @@ DcommCudaStatus synchronize_cuda_group(DcommCudaGroup& group, uint64_t timeout_n
 void stop_cuda_group(DcommCudaGroup& group);
 DcommCudaFailure poll_cuda_group(const DcommCudaGroup& group);
 
+DcommCudaStatus create_cuda_event(int device, DcommCudaEvent** event, const CudaMessage& message);
+void destroy_cuda_event(DcommCudaEvent* event);
+DcommCudaStatus wait_for_cuda_event(const DcommCudaEvent& event, void* stream, const CudaMessage& message);
+DcommCudaStatus query_cuda_event(const DcommCudaEvent& event, int32_t* state, const CudaMessage& message);
+
 DcommCudaStatus create_cuda_list(const DcommCudaListOptions& options, DcommCudaList** list, const CudaMessage& message);
 void destroy_cuda_list(DcommCudaList* list);
 DcommCudaStatus copy_cuda_list(const DcommCudaList& list, const DcommCudaListCopy& copy, const CudaMessage& message);

@@ -110,6 +110,21 @@ int32_t launch_floor(int32_t device, double* empty_launch_us, double* round_trip
   return measure_launch_floor(device, empty_launch_us, round_trip_us, CudaMessage(text, num_bytes));
 }
 
+int32_t event_create(int32_t device, DcommCudaEvent** event, char* text, size_t num_bytes) {
+  const CudaMessage message(text, num_bytes);
+  return guarded(message, [&] { return create_cuda_event(device, event, message); });
+}
+
+void event_destroy(DcommCudaEvent* event) { destroy_cuda_event(event); }
+
+int32_t event_wait(const DcommCudaEvent* event, void* stream, char* text, size_t num_bytes) {
+  return wait_for_cuda_event(*event, stream, CudaMessage(text, num_bytes));
+}
+
+int32_t event_query(const DcommCudaEvent* event, int32_t* state, char* text, size_t num_bytes) {
+  return query_cuda_event(*event, state, CudaMessage(text, num_bytes));
+}
+
 }  // namespace
 
 }  // namespace dcomm
@@ -142,6 +157,10 @@ extern "C" __attribute__((visibility("default"))) const DcommCudaTable* dcomm_cu
       &group_join,
       &group_keep_windows,
       &launch_floor,
+      &event_create,
+      &event_destroy,
+      &event_wait,
+      &event_query,
   };
   return &table;
 }

@@ -15,9 +15,10 @@ namespace dcomm {
 
 namespace {
 
-/// root: of a message, the other rank.
-void run_cuda(Communicator& comm, int kind, int device, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire,
-              int op, int algo, int root, int tag, uintptr_t stream, int64_t timeout_ns, bool collected) {
+/// root: of a message, the other rank. nullptr unless async_op.
+std::shared_ptr<CudaWork> run_cuda(Communicator& comm, int kind, int device, uintptr_t in, uintptr_t out, size_t count,
+                                   int dtype, int wire, int op, int algo, int root, int tag, uintptr_t stream,
+                                   int64_t timeout_ns, bool collected, bool async_op) {
   CudaRankCall call;
   call.device = device;
   call.call.collective = static_cast<Collective>(kind);
@@ -33,7 +34,9 @@ void run_cuda(Communicator& comm, int kind, int device, uintptr_t in, uintptr_t 
   call.stream = reinterpret_cast<void*>(stream);
   call.timeout_ns = timeout_ns;
   call.interrupted = signal_check();
+  if (async_op) call.work = std::make_shared<CudaWork>(timeout_ns > 0 ? timeout_ns : comm.settings().timeout_ns);
   translate_released([&] { comm.run_cuda(call, collected); });
+  return call.work;
 }
 
 }  // namespace
@@ -44,8 +47,24 @@ void bind_cuda(py::module_& m, py::class_<Communicator, std::shared_ptr<Communic
       .def("open_cuda", [](Communicator& comm, int device) { translate_released([&] { comm.open_cuda(device); }); })
       .def_property_readonly("cuda_device", &Communicator::cuda_device)
       .def("is_beside", &Communicator::is_beside)
+      .def("wait_cuda",
+           [](Communicator& comm, const CudaWork& work, int64_t timeout_ns) {
+             const InterruptCheck check = signal_check();
+             translate_released([&] { comm.wait_cuda(work, timeout_ns, check); });
+           })
+      .def("check_cuda_reports", [](Communicator& comm) { translate_released([&] { comm.check_cuda_reports(); }); })
       .def("synchronize_cuda", [](Communicator& comm, int64_t timeout_ns) {
         translate_released([&] { comm.synchronize_cuda(timeout_ns); });
+      });
+  py::class_<CudaWork, std::shared_ptr<CudaWork>>(m, "CudaWork")
+      .def_property_readonly("state",
+                             [](const CudaWork& work) {
+                               DcommCudaEventState state{};
+                               translate_released([&] { state = work.state(); });
+                               return static_cast<int>(state);
+                             })
+      .def("order_before", [](const CudaWork& work, uintptr_t stream) {
+        translate_released([&] { work.order_before(reinterpret_cast<void*>(stream)); });
       });
   m.def("cuda_device_count", &cuda_device_count);
   m.def("cuda_pointer_device",

@@ -113,7 +113,7 @@ struct OneOfThree {
   CudaProcessGroup group;
 
   explicit OneOfThree(int64_t least_timeout_ns = 0)
-      : group(kTable, fake_group(), CudaProcessOptions{0, 0, least_timeout_ns},
+      : group(kTable, fake_group(), CudaEvents::create(kTable, 0), CudaProcessOptions{0, 0, least_timeout_ns},
               CudaProcessPeers{{0, 11, 22},
                                [this](const OpRecord& record) { announced = record; },
                                [this](const OpRecord& record) { records.push_back(record); },

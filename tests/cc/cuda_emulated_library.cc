@@ -58,6 +58,15 @@ struct DcommCudaWindow {
   std::unique_ptr<dcomm::CudaWindow> memory;
 };
 
+struct DcommCudaEvent {
+  mutable std::mutex mutex;
+  std::shared_ptr<dcomm::checks::cuda::Ticket> recorded;  // nullptr: nothing yet
+  std::shared_ptr<dcomm::checks::cuda::Ticket> last() const {
+    const std::lock_guard lock(mutex);
+    return recorded;
+  }
+};
+
 struct DcommCudaGroup {
   DcommCudaGroup(int device_, int num_ranks, int num_channels, size_t slot_bytes)
       : device(device_), blocks(num_ranks, num_channels, slot_bytes) {}
@@ -150,8 +159,12 @@ void enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Launch& lau
   const int absent = absent_rank.exchange(-1);
   queue.stream.enqueue([launch, absent] { run_grid(launch, absent); });
   const std::shared_ptr<Ticket> done = queue.stream.record();
+  if (call.end != nullptr) {
+    const std::lock_guard end_lock(call.end->mutex);
+    call.end->recorded = done;
+  }
   for (int r = 0; r < n; ++r) {
-    if (is_first_of_its_stream(call, first + r, first)) Streams::instance().find(call.streams[r])->wait_for(done);
+    if (waits_for_end(call, first + r, first)) Streams::instance().find(call.streams[r])->wait_for(done);
   }
   const std::lock_guard done_lock(group.mutex);
   group.done = done;
@@ -237,6 +250,33 @@ int32_t order_streams(int32_t, void* before, void* after, char* text, size_t num
     return Message(text, num_bytes).no_stream(first == nullptr ? before : after);
   }
   second->wait_for(first->record());
+  return kDcommCudaOk;
+}
+
+std::atomic<int> num_events{0};  // that exist
+
+int32_t event_create(int32_t, DcommCudaEvent** event, char*, size_t) {
+  ++num_events;
+  *event = new DcommCudaEvent;
+  return kDcommCudaOk;
+}
+
+void event_destroy(DcommCudaEvent* event) {
+  --num_events;
+  delete event;
+}
+
+int32_t event_wait(const DcommCudaEvent* event, void* handle, char* text, size_t num_bytes) {
+  Stream* const stream = Streams::instance().find(handle);
+  if (stream == nullptr) return Message(text, num_bytes).no_stream(handle);
+  if (const auto recorded = event->last()) stream->wait_for(recorded);
+  return kDcommCudaOk;
+}
+
+int32_t event_query(const DcommCudaEvent* event, int32_t* state, char*, size_t) {
+  const auto recorded = event->last();
+  const bool over = recorded == nullptr || recorded->wait_for(std::chrono::nanoseconds(0));
+  *state = over ? kDcommCudaEventOver : kDcommCudaEventAhead;
   return kDcommCudaOk;
 }
 
@@ -364,6 +404,10 @@ DCOMM_EXPORTED const DcommCudaTable* dcomm_cuda_table(uint32_t abi) {
       &group_join,
       &group_keep_windows,
       &launch_floor,
+      &event_create,
+      &event_destroy,
+      &event_wait,
+      &event_query,
   };
   return &table;
 }
@@ -403,6 +447,9 @@ DCOMM_EXPORTED void emulated_place(const void* address, uint64_t nbytes, int32_t
 
 /// This rank's blocks stay away from the next launch.
 DCOMM_EXPORTED void emulated_absent(int32_t rank) { dcomm::checks::cuda::absent_rank = rank; }
+
+/// Events of asynchronous operations that exist.
+DCOMM_EXPORTED int32_t emulated_num_events() { return dcomm::checks::cuda::num_events; }
 
 DCOMM_EXPORTED int32_t emulated_num_launched() { return dcomm::checks::cuda::num_launched; }
 

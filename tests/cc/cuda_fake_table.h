@@ -7,6 +7,7 @@
 #include <functional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -28,6 +29,11 @@ struct Fake {
   std::vector<const void*> in;
   std::vector<void*> out;
   std::vector<void*> streams;
+  std::vector<uint8_t> detached;
+  std::atomic<int> num_events{0};  // that exist
+  std::vector<std::pair<const DcommCudaEvent*, void*>> waits;
+  int32_t event_status = kDcommCudaOk;
+  int32_t event_state = kDcommCudaEventAhead;
   int32_t create_status = kDcommCudaOk;
   int32_t launch_status = kDcommCudaOk;
   int32_t synchronize_status = kDcommCudaOk;
@@ -58,6 +64,7 @@ inline int32_t fake_run(DcommCudaGroup*, const DcommCudaCall* call, char* messag
   fake->in.assign(call->in, call->in + n);
   fake->out.assign(call->out, call->out + n);
   fake->streams.assign(call->streams, call->streams + n);
+  fake->detached.assign(call->detached, call->detached + n);
   return answer(fake->launch_status, message, message_bytes);
 }
 inline void fake_poll(const DcommCudaGroup*, DcommCudaFailure* failure) { *failure = fake->failure; }
@@ -65,10 +72,53 @@ inline int32_t fake_synchronize(DcommCudaGroup*, uint64_t, char* message, size_t
   return answer(fake->synchronize_status, message, message_bytes);
 }
 inline void fake_stop(DcommCudaGroup*) { ++fake->num_stopped; }
+inline int32_t fake_event_create(int32_t, DcommCudaEvent** event, char* message, size_t message_bytes) {
+  if (fake->event_status == kDcommCudaOk) {
+    ++fake->num_events;
+    *event = reinterpret_cast<DcommCudaEvent*>(static_cast<uintptr_t>(0x4000 + fake->num_events));
+  }
+  return answer(fake->event_status, message, message_bytes);
+}
+inline void fake_event_destroy(DcommCudaEvent*) {
+  if (fake != nullptr) --fake->num_events;
+}
+inline int32_t fake_event_wait(const DcommCudaEvent* event, void* stream, char*, size_t) {
+  fake->waits.emplace_back(event, stream);
+  return kDcommCudaOk;
+}
+inline int32_t fake_event_query(const DcommCudaEvent*, int32_t* state, char*, size_t) {
+  *state = fake->event_state;
+  return kDcommCudaOk;
+}
 
-inline const DcommCudaTable kTable = {
-    kDcommCudaAbi, 0,       nullptr, &fake_create, &fake_destroy, &fake_run, &fake_poll, &fake_synchronize,
-    &fake_stop,    nullptr, nullptr, nullptr,      nullptr,       nullptr,   nullptr,    nullptr};
+inline const DcommCudaTable kTable = {kDcommCudaAbi,
+                                      0,
+                                      nullptr,
+                                      &fake_create,
+                                      &fake_destroy,
+                                      &fake_run,
+                                      &fake_poll,
+                                      &fake_synchronize,
+                                      &fake_stop,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      &fake_event_create,
+                                      &fake_event_destroy,
+                                      &fake_event_wait,
+                                      &fake_event_query};
 
 struct UseFake {
   Fake state;

@@ -227,3 +227,40 @@ def forks(rank: int, world_size: int, library: str) -> str:
         assert (x == world_size).all()
         comm.barrier()
         return os.read(read, 100).decode()
+
+
+def works(rank: int, world_size: int, library: str) -> str:
+    """Asynchronous operations on two streams; arrays and handles dropped at once; the end of the communicator."""
+    with emulated(library, rank, world_size) as (gpu, comm):
+        streams = [gpu.stream(), gpu.stream()]
+        outs = [np.zeros(700, np.float32) for _ in range(60)]
+        placed = [gpu.array(out) for out in outs]
+        for turn, out in enumerate(placed):
+            release = gpu.hold(streams[turn % 2]) if turn % 20 == rank else None
+            x = gpu.array(numbers(rank, 700) + np.float32(turn))
+            work = comm.all_reduce(x, out=out, stream=streams[turn % 2], async_op=True)
+            del x
+            np.full(700, -1e6, np.float32)  # would take the memory
+            work.wait(stream=streams[1 - turn % 2])
+            if release is not None:
+                release()
+        assert work.synchronize(30) is placed[-1]
+        assert work.done()
+        for turn, out in enumerate(outs):
+            assert (out == sum_of(world_size, 700) + np.float32(turn * world_size)).all(), turn
+        y = numbers(rank, 900)
+        work = comm.all_reduce(gpu.array(y), async_op=True)
+    assert work.done()  # closing has waited
+    assert (y == sum_of(world_size, 900)).all()
+    return "ok"
+
+
+def work_fails(rank: int, world_size: int, library: str) -> dict[str, Any]:
+    """Rank 1 does not call: the Work says so."""
+    with emulated(library, rank, world_size) as (gpu, comm):
+        comm.all_reduce(gpu.array(np.ones(10, np.float32)), async_op=True).synchronize()
+        if rank == 1:
+            time.sleep(3)
+            return {}
+        work = comm.all_reduce(gpu.array(np.ones(10, np.float32)), timeout=0.5, async_op=True)
+        return error_of(work.synchronize)

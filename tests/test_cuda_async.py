@@ -1,0 +1,245 @@
+"""async_op of CUDA arrays on an emulated GPU: streams, lifetimes, failures; ranks are threads, and processes.
+
+Bodies that a real GPU runs too: tests/support/cuda_work_cases.py.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import cuda_cases
+import cuda_work_cases
+import numpy as np
+import pytest
+from cuda_cases import Make
+from emulated_gpu import EmulatedGpu
+from rank_processes import WORKERS, process_values
+from rank_threads import values
+
+import dcomm
+from dcomm import cuda_work
+
+SCRIPT = WORKERS / "cuda_process_ranks.py"
+SMALL = {"DCOMM_CUDA_CHANNELS": "2", "DCOMM_CUDA_SLOT_BYTES": "4096"}
+
+
+@pytest.fixture
+def make(emulated_gpu: EmulatedGpu) -> Iterator[Make]:
+    with cuda_cases.maker("cuda:0") as make_some:
+        yield make_some
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_streams_wait_and_the_host_does_not(emulated_gpu: EmulatedGpu, make: Make, n: int) -> None:
+    cuda_work_cases.check_wait(emulated_gpu, make(n))
+
+
+def test_the_streams_of_asynchronous_ranks_do_not_wait(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    cuda_work_cases.check_call_stream_does_not_wait(emulated_gpu, make(3))
+
+
+def test_two_streams_on_one_communicator(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    cuda_work_cases.check_two_streams(emulated_gpu, make(2))
+
+
+def test_dropped_at_once(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    cuda_work_cases.check_dropped_at_once(emulated_gpu, make(2))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_every_collective(emulated_gpu: EmulatedGpu, make: Make, n: int) -> None:
+    cuda_work_cases.check_every_collective(emulated_gpu, make(n))
+
+
+def test_in_a_group(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    cuda_work_cases.check_group_works(emulated_gpu, make(3))
+
+
+def test_deadline_and_await(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    cuda_work_cases.check_deadline_and_await(emulated_gpu, make(1))
+
+
+# ---- What is kept, and how long ----
+
+
+class Kept:
+    """An array of the GPU of which only a weak reference is left."""
+
+    def __init__(self, gpu: EmulatedGpu) -> None:
+        self.array = gpu.put(np.ones(100, np.float32))
+        self.ref = weakref.ref(self.array)
+
+    def drop(self) -> None:
+        del self.array
+
+    def is_alive(self) -> bool:
+        gc.collect()
+        return self.ref() is not None
+
+
+def test_arrays_are_kept_until_the_event_is_over(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    (comm,) = make(1)
+    stream = emulated_gpu.stream()
+    kept = Kept(emulated_gpu)
+    release = emulated_gpu.hold(stream)
+    comm.all_reduce(kept.array, stream=stream, async_op=True)
+    kept.drop()
+    later = emulated_gpu.put(np.ones(4, np.float32))
+    comm.all_reduce(later, stream=emulated_gpu.stream(), async_op=True)
+    assert kept.is_alive()
+    release()
+    stream.synchronize()
+    comm.all_reduce(later).host  # noqa: B018: behind the first one on dcomm's stream
+    emulated_gpu.streams[0].synchronize()
+    comm.all_reduce(later)
+    assert not kept.is_alive()  # let go by the next call
+
+
+def test_a_wait_on_the_call_s_stream_lets_go_at_once(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    """Then memory that is freed is in the order of that stream, as after a synchronous call; on another it is not."""
+    (comm,) = make(1)
+    stream, other = emulated_gpu.stream(), emulated_gpu.stream()
+    kept = Kept(emulated_gpu)
+    release = emulated_gpu.hold(stream)
+    out = emulated_gpu.put(np.zeros(100, np.float32))
+    work = comm.all_reduce(kept.array, out=out, stream=stream, async_op=True)
+    kept.drop()
+    work.wait(stream=other)
+    assert kept.is_alive()
+    work.wait(stream=stream)
+    assert not kept.is_alive()
+    release()
+    work.synchronize()
+
+
+@pytest.mark.parametrize("how", ["close", "drop", "error"])
+def test_arrays_outlive_their_communicator(emulated_gpu: EmulatedGpu, monkeypatch: Any, how: str) -> None:
+    monkeypatch.setattr(cuda_work, "_CLOSE_PATIENCE_NS", 50_000_000)
+    comms = dcomm.init_threads(2, device=0)
+    stream = emulated_gpu.stream()
+    release = emulated_gpu.hold(stream)
+    kept = [Kept(emulated_gpu) for _ in comms]
+    with dcomm.group(comms):
+        for comm in comms:
+            comm.all_reduce(kept[comm.rank].array, stream=stream, async_op=True)
+    for each in kept:
+        each.drop()
+    if how == "close":
+        comms[0].close()
+    elif how == "error":
+        with pytest.raises(KeyError), comms[0]:
+            raise KeyError
+    else:
+        del comm
+        comms.pop(0)
+        gc.collect()
+    assert kept[0].is_alive()
+    release()
+    stream.synchronize()
+    comms[-1].close()  # waits for the last kernel
+    cuda_work._sweep_orphans()
+    assert not kept[0].is_alive()
+    for each in comms:
+        each.close()
+
+
+def test_close_waits_for_what_is_running(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    def body(comm: dcomm.Communicator) -> None:
+        x = emulated_gpu.put(np.ones(5000, np.float32))
+        work = comm.all_reduce(x, async_op=True)
+        comm.close()
+        assert work.done()
+        assert (x.host == 2).all()
+
+    values(make(2), body)
+
+
+def test_events_come_from_a_pool(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    """None is made by a call while enough are free; all are given back."""
+    num_events = emulated_gpu.library.emulated_num_events
+    before = num_events()
+    (comm,) = make(1)
+    assert num_events() == before + 16
+    x = emulated_gpu.put(np.ones(4, np.float32))
+    for _ in range(100):
+        comm.all_reduce(x, async_op=True).synchronize()
+    assert num_events() == before + 16
+    works = [comm.all_reduce(x, async_op=True) for _ in range(20)]
+    assert num_events() == before + 20
+    works[-1].synchronize()
+    works.clear()
+    works = [comm.all_reduce(x, async_op=True) for _ in range(20)]
+    assert num_events() == before + 20
+    comm.close()
+    works.clear()
+    del comm
+    cuda_work._sweep_orphans()
+
+
+# ---- Failures ----
+
+
+def test_a_rank_missing_on_the_gpu_is_told_by_the_work(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    comms = make(3)
+    emulated_gpu.absent(1)
+
+    def body(comm: dcomm.Communicator) -> None:
+        x = emulated_gpu.put(np.zeros(100, np.float32))
+        work = comm.all_reduce(x, timeout=0.2, async_op=True)
+        with pytest.raises(dcomm.CollectiveTimeoutError, match=r"gave up on the GPU, waiting for rank 1"):
+            work.synchronize()
+        assert work.done()
+        assert isinstance(work.exception(), dcomm.CollectiveTimeoutError)
+        with pytest.raises(dcomm.CollectiveTimeoutError):
+            comm.all_reduce(x, async_op=True)
+
+    values(comms, body)
+
+
+def test_abort_ends_a_host_that_waits(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    comms = make(2)
+    emulated_gpu.absent(1)
+
+    def body(comm: dcomm.Communicator) -> None:
+        work = comm.all_reduce(emulated_gpu.put(np.zeros(100, np.float32)), async_op=True)
+        if comm.rank == 1:
+            comm.abort()
+        with pytest.raises(dcomm.AbortedError):
+            work.synchronize(30)
+
+    values(comms, body)
+
+
+def test_arguments(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    (comm,) = make(1)
+    x = emulated_gpu.put(np.ones(4, np.float32))
+    work = comm.all_reduce(x, async_op=True)
+    with pytest.raises(TypeError, match="expected an integer handle"):
+        work.wait(stream="x")
+    with pytest.raises(TypeError, match="timeout='x'"):
+        work.synchronize("x")
+    assert work.wait() is x  # the array's own stream
+    host = np.ones(3)
+    on_host = comm.all_reduce(host, async_op=True)  # the same names on the CPU
+    assert on_host.synchronize() is host
+    assert on_host.is_completed()
+
+
+# ---- Between processes ----
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_between_processes(emulated_gpu: EmulatedGpu, world_size: int) -> None:
+    args = {"library": str(emulated_gpu.path)}
+    assert process_values(world_size, SCRIPT, "works", args, env=SMALL, timeout=120) == ["ok"] * world_size
+
+
+def test_failures_between_processes(emulated_gpu: EmulatedGpu) -> None:
+    args = {"library": str(emulated_gpu.path)}
+    values = process_values(3, SCRIPT, "work_fails", args, env=SMALL, timeout=120)
+    for rank in (0, 2):
+        assert values[rank]["error"] == "CollectiveTimeoutError", values[rank]
+        assert "waiting for rank 1" in values[rank]["text"]
