@@ -61,8 +61,7 @@ class PointToPoint(Endpoint):
         source = operand(x, stream)
         peer, number = _check_numbers("dst", dst, tag)
         if source.view.device >= 0:
-            self._run_message(SEND, source, None, peer, number, async_op, timeout, stream)
-            return None
+            return self._run_message(SEND, source, None, peer, number, async_op, timeout, stream)
         self._check_on_host(stream)
         staged = source if source.view.contiguous else operand(arrays.contiguous_copy(x))
         args = (SEND, *_message_args(staged), peer, number, timeout_to_ns(timeout))

@@ -37,8 +37,9 @@ def to_seconds(timeout: float | timedelta | None) -> float | None:
 
 
 class Work:
-    """An operation that runs on the communicator's progress thread; of CUDA arrays see
-    :class:`~dcomm.cuda_work.CudaWork`.
+    """An operation that runs on the communicator's progress thread.
+
+    That of CUDA arrays is a :class:`~dcomm.cuda_work.CudaWork`.
 
     The arrays belong to the operation until it is done. Dropping the handle is allowed: the communicator keeps
     the arrays alive. Not thread-safe, except :meth:`done`.

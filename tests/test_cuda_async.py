@@ -92,7 +92,7 @@ def test_arrays_are_kept_until_the_event_is_over(emulated_gpu: EmulatedGpu, make
     assert kept.is_alive()
     release()
     stream.synchronize()
-    comm.all_reduce(later).host  # noqa: B018: behind the first one on dcomm's stream
+    comm.all_reduce(later)  # behind the first one on dcomm's stream
     emulated_gpu.streams[0].synchronize()
     comm.all_reduce(later)
     assert not kept.is_alive()  # let go by the next call

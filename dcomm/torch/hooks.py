@@ -9,6 +9,7 @@ Source of the interface: PyTorch, "DDP Communication Hooks".
 import logging
 from typing import Any
 
+import numpy
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import GradBucket
@@ -16,31 +17,37 @@ from torch._C._distributed_c10d import GradBucket
 import dcomm
 from dcomm import arrays
 from dcomm.communicator import Communicator
+from dcomm.cuda_operation import SUM_DTYPES
 from dcomm.errors import DcommError
+from dcomm.torch import device_streams
 from dcomm.torch.bucket_memory import BucketMemory
 from dcomm.torch.completer import Completer
 from dcomm.torch.gradient_memory import GradientMemory
 
 logger = logging.getLogger("dcomm")
 
+_REASON_BYTES = 512  # of what a rank tells the others
+
 
 class HookState:
     """What a hook needs from one call to the next: its communicator and settings.
 
     The communicator is made at the first bucket, collectively, through the process group's store. Where dcomm cannot
-    serve (ranks on several hosts, CUDA tensors without the CUDA part) the hook hands each bucket to the process
-    group instead and says so once. Pickling keeps the settings and drops the communicator.
+    serve (ranks on several hosts; gradients on a GPU of which some rank has no CUDA part, or reaches not all others'
+    memory) the hook on every rank hands each bucket to the process group instead, and rank 0 says so once. So it does
+    with buckets of a dtype that has no CUDA kernel. Pickling keeps the settings and drops the communicator.
 
     Args:
         process_group: The DDP module's process group; None: the default group.
         wire_dtype: "float16" / "bfloat16" for :func:`all_reduce_hook`; None: no conversion.
         policy: "dcomm": use dcomm wherever it can serve.
-        overlap: True: a bucket is reduced on dcomm's progress thread while backward goes on. False: at once, in the
-            thread that runs backward, while its gradients are in that core's cache; faster where ranks have one CPU
-            each, for then nothing else could run at the same time. Local: ranks may differ.
-        register_buckets: True: from a bucket's third step on the ranks reduce it where DDP keeps it, without a copy
-            (see :meth:`dcomm.Communicator.register`). False, and with a half-precision wire: through the window.
-        reuse_gradients: True: large gradients that DDP copies to and from its buckets (without
+        overlap: True: a bucket is reduced on dcomm's progress thread, or on a GPU on dcomm's stream, while backward
+            goes on. False: at once, in the thread or on the stream that runs backward; on a CPU while its gradients are
+            in that core's cache: faster where ranks have one CPU each, for then nothing else could run at the same
+            time. Local: ranks may differ.
+        register_buckets: CPU only. True: from a bucket's third step on the ranks reduce it where DDP keeps it, without
+            a copy (see :meth:`dcomm.Communicator.register`). False, and with a half-precision wire: through the window.
+        reuse_gradients: CPU only. True: large gradients that DDP copies to and from its buckets (without
             ``gradient_as_bucket_view``) become parts of the memory that their bucket is reduced into, which stays from
             step to step: no copy back, no page faults. What anything else refers to is left alone. Until backward ends,
             such a ``p.grad`` holds nothing of use. Takes memory of the gradients' size. Used where all ranks want it.
@@ -79,7 +86,9 @@ class HookState:
         self._memory: BucketMemory | None = None
         self._gradients: GradientMemory | None = None
         self._completer: Completer | None = None
+        self._side_stream: Any = None  # of gradients on a GPU: comes to the end of each bucket's reduction
         self._delegates = False
+        self._noticed = False
 
     @property
     def communicator(self) -> Communicator | None:
@@ -100,6 +109,7 @@ class HookState:
         self._completer = None
         self._memory = None
         self._gradients = None
+        self._side_stream = None
 
     def __del__(self) -> None:
         comm, completer = getattr(self, "_comm", None), getattr(self, "_completer", None)
@@ -123,7 +133,8 @@ class HookState:
     def _connect(self, tensor: torch.Tensor) -> None:
         """Collective: every rank takes the same branch, on facts that all ranks share."""
         group = self._group()
-        if tensor.device.type != "cpu":
+        device = device_streams.gpu_of(tensor)
+        if device is None and tensor.device.type != "cpu":
             self._delegate(f"gradients on {tensor.device.type} are served by the process group so far")
             return
         try:
@@ -138,29 +149,67 @@ class HookState:
                 raise
             self._delegate(str(error))
             return
+        if device is not None:
+            reason = _open_gpus(self._comm, device)
+            if reason:
+                self._comm.close()
+                self._comm = None
+                self._delegate(reason)
+            else:
+                self._side_stream = device_streams.make_side_stream(device)
+            return
         self._completer = Completer()
         self._memory = BucketMemory(self._comm) if self.register_buckets else None
         self._gradients = GradientMemory(self._comm, self.reuse_gradients and self.overlap)
 
     def _delegate(self, reason: str) -> None:
         self._delegates = True
-        if self._group().rank() == 0:
+        self._notice(reason)
+
+    def _notice(self, reason: str) -> None:
+        if self._group().rank() == 0 and not self._noticed:
             logger.warning("dcomm: the process group reduces the gradients: %s", reason)
+        self._noticed = True
+
+
+def _open_gpus(comm: Communicator, device: int) -> str:
+    """Collective: let a communicator serve arrays on this rank's GPU.
+
+    Returns:
+        "" where all ranks can; else why not, the same text on all ranks, whichever of them has failed.
+    """
+    own = ""
+    try:
+        comm._core.open_cuda(device)
+    except (DcommError, ValueError) as error:  # ValueError: DCOMM_CUDA_* of one rank
+        own = str(error) or type(error).__name__
+    line = numpy.zeros(_REASON_BYTES, numpy.uint8)
+    encoded = numpy.frombuffer(own.encode()[:_REASON_BYTES], numpy.uint8)
+    line[: encoded.size] = encoded
+    reasons: dict[str, int] = {}
+    for rank, row in enumerate(comm.all_gather(line).reshape(comm.world_size, -1)):
+        text = row.tobytes().rstrip(b"\0").decode(errors="replace")
+        if text:
+            reasons.setdefault(text, rank)
+    return "; ".join(f"rank {rank}: {text}" for text, rank in reasons.items())
 
 
 def all_reduce_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Average a bucket over all ranks; on the wire in `state.wire_dtype`.
 
-    The operation runs on dcomm's progress thread while backward goes on, or at once with ``overlap=False``.
+    The operation runs on dcomm's progress thread while backward goes on, or at once with ``overlap=False``. Of
+    gradients on a GPU it runs on dcomm's stream, behind what the current stream holds; the host does not wait for it.
 
     Args:
         state: A :class:`HookState`; one per DDP module.
-        bucket: (count,) gradients, float32, float16, bfloat16 or float64.
+        bucket: (count,) gradients, float32, float16, bfloat16 or float64 (float64 on a GPU: by the process group).
 
     Returns:
         A future of the averaged bucket, in place or in memory that is used for it in every step. When the operation
         fails, waiting for it raises a RuntimeError with the text of the dcomm error; with ``overlap=False`` the hook,
-        and so backward, raises the error itself.
+        and so backward, raises the error itself. On a GPU the future is complete when the operation is enqueued:
+        waiting for it lets the current stream wait, as for torch's own; what went wrong on the GPU is raised by the
+        hook's next call.
     """
     return _average(state, bucket, state.wire_dtype)
 
@@ -179,6 +228,8 @@ def _average(state: HookState, bucket: GradBucket, wire_dtype: Any) -> torch.fut
     tensor = bucket.buffer()
     if state._comm is None and not state._delegates:
         state._connect(tensor)
+    if state._comm is not None and state._side_stream is not None:
+        return _average_on_gpu(state, state._comm, tensor, wire_dtype)
     if state._comm is None or state._completer is None or state._gradients is None:
         return _average_by_group(state._group(), tensor)
     wire = wire_dtype if tensor.dtype == torch.float32 else None
@@ -196,6 +247,25 @@ def _average(state: HookState, bucket: GradBucket, wire_dtype: Any) -> torch.fut
     done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     done.set_result(out)
     return done
+
+
+def _average_on_gpu(
+    state: HookState, comm: Communicator, tensor: torch.Tensor, wire_dtype: Any
+) -> torch.futures.Future[torch.Tensor]:
+    """Enqueue it; the returned future is complete, its value in the order of a stream."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in SUM_DTYPES:  # on all ranks alike
+        state._notice(f"buckets of {name} on a GPU; dcomm reduces those of {', '.join(SUM_DTYPES)}")
+        return _average_by_group(state._group(), tensor)
+    wire = wire_dtype if tensor.dtype == torch.float32 else None
+    device = device_streams.gpu_of(tensor)
+    assert device is not None
+    if not state.overlap:
+        comm.all_reduce(tensor, "avg", wire_dtype=wire)
+        return device_streams.completed_on(None, device, tensor)
+    work = comm.all_reduce(tensor, "avg", wire_dtype=wire, async_op=True)
+    work.wait(stream=state._side_stream)
+    return device_streams.completed_on(state._side_stream, device, tensor)
 
 
 def _average_by_group(group: Any, tensor: torch.Tensor) -> torch.futures.Future[torch.Tensor]:

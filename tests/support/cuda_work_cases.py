@@ -154,8 +154,11 @@ def check_every_collective(gpu: Gpu, comms: Sequence[dcomm.Communicator]) -> Non
     def body(comm: dcomm.Communicator) -> None:
         stream, rank = gpu.stream(), comm.rank
 
+        kept = []  # a wait of the call's stream lets go of the arrays: their memory has to last in stream order
+
         def ones(blocks: int = 1, value: float = 1.0) -> Any:
-            return gpu.put(np.full(blocks * count, value, F32))
+            kept.append(gpu.put(np.full(blocks * count, value, F32)))
+            return kept[-1]
 
         def finish(work: Any, expected: Any, value: float) -> None:
             assert work.wait(stream=stream) is expected
