@@ -178,6 +178,14 @@ CHECKS = {
         "cuda_window_says_what_to_do",
         "cuda_window_that_others_may_have_open_is_kept",
     ],
+    "cuda_work_checks": [
+        "cuda_work_detaches_its_own_stream_only",
+        "cuda_work_nobody_asks_for_an_event",
+        "cuda_work_streams_that_wait",
+        "cuda_work_that_is_not_launched",
+        "cuda_work_events_that_cannot_be_made",
+        "cuda_work_gives_its_event_back",
+    ],
     "cuda_list_checks": [
         "cuda_lists_convert_as_the_host",
         "cuda_lists_copy_every_dtype",

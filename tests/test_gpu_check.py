@@ -29,14 +29,14 @@ MIB = 1 << 20
 def _modules() -> dict[str, ModuleType]:
     sys.path.insert(0, str(TOOLS))
     try:
-        names = ("gpu_check", "gpu.figures", "gpu.report")
+        names = ("gpu_check", "gpu.figures", "gpu.report", "gpu.hook_trace")
         return {name: importlib.import_module(name) for name in names}
     finally:
         sys.path.remove(str(TOOLS))
 
 
 MODULES = _modules()
-gpu_check, figures, report = (MODULES[name] for name in ("gpu_check", "gpu.figures", "gpu.report"))
+gpu_check, figures, report, hook_trace = MODULES.values()
 
 
 def outcomes(part: str, found: dict[str, Any] | None) -> dict[str, str]:
@@ -64,7 +64,7 @@ def test_arguments() -> None:
 
 
 def test_every_part_has_a_module_and_figures() -> None:
-    assert set(figures.PARTS) == {"correct", "timing", "graphs", "crossovers", "processes", "lists"}
+    assert set(figures.PARTS) == {"correct", "timing", "graphs", "crossovers", "processes", "hooks", "lists"}
     for part in figures.PARTS:
         assert "def run(" in (TOOLS / "gpu" / f"{part}.py").read_text(), part
         assert set(outcomes(part, None).values()) == {"not measured"}, part
@@ -75,7 +75,7 @@ def test_the_modules_import_without_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); "
-        "import gpu.correct, gpu.timing, gpu.graphs, gpu.crossovers, gpu.processes, gpu.lists"
+        "import gpu.correct, gpu.timing, gpu.graphs, gpu.crossovers, gpu.processes, gpu.hooks, gpu.lists"
     )
     subprocess.run([sys.executable, "-c", code, str(TOOLS)], check=True, timeout=100, cwd=tmp_path)
 
@@ -473,6 +473,32 @@ def test_process_figures() -> None:
     assert only("processes", {"rows": [stuck]}, *killed)["outcome"] == "not reached"
 
 
+def test_hook_figures() -> None:
+    good = {"what": "gradients", "hook": "fp16", "worst": 1e-4, "served": True, "num_wrong": 0}
+    beside = {"what": "overlap", "hook": "fp16_hook", "served": True, "percent_beside": 50.0}
+    gradients, overlap = ("fp16_hook", "DDP's own"), ("fp16_hook", "beside backward")
+    assert only("hooks", {"rows": [good, beside]}, *gradients)["outcome"] == "reached"
+    assert only("hooks", {"rows": [good, beside]}, *overlap)["outcome"] == "reached"
+    assert only("hooks", {"rows": [good]}, *overlap)["outcome"] == "not measured"
+    assert only("hooks", {"rows": [{**beside, "percent_beside": None}]}, *overlap)["outcome"] == "not measured"
+    assert only("hooks", {"rows": [{**beside, "percent_beside": 49.9}]}, *overlap)["outcome"] == "not reached"
+    assert only("hooks", {"rows": [{**good, "num_wrong": 1}]}, *gradients)["outcome"] == "not reached"
+    for what, words in (("gradients", gradients), ("overlap", overlap)):
+        failed = {"what": what, "hook": "fp16" if what == "gradients" else "fp16_hook", "failure": "CudaError: no"}
+        assert only("hooks", {"rows": [failed]}, *words)["outcome"] == "not reached"
+
+
+def test_share_of_kernels_beside_others() -> None:
+    def kernel(name: str, begin: float, end: float, cat: str = "kernel") -> dict[str, Any]:
+        return {"name": name, "cat": cat, "ts": begin, "dur": end - begin}
+
+    ours = [kernel("void dcomm::k<F32>()", 10, 20), kernel("void dcomm::k<F32>()", 40, 50)]
+    assert hook_trace.share_beside([kernel("gemm", 0, 100)]) is None
+    assert hook_trace.share_beside(ours) == 0
+    others = [kernel("gemm", 0, 15), kernel("gemm", 12, 15), kernel("add", 45, 90), kernel("cpu", 0, 90, "cpu_op")]
+    assert hook_trace.share_beside([*ours, *others]) == 50
+
+
 def test_correct_figure() -> None:
     rows = [{"check": "failures", "passed": True}, {"check": "split invariance", "passed": True}]
     found = {"rows": rows, "num_compared": 10, "num_differing": 0, "skipped": ["13 ranks"]}
@@ -559,8 +585,8 @@ def test_script_runs_all_parts(stub: dict[str, str]) -> None:
     status, calls, printed = run_script(env)
     assert status == 0, printed
     told = [line.split()[1].rstrip(":") for line in printed.splitlines() if line.startswith("===") and ": exit" in line]
-    parts = ["build", "doctor", "correct", "sanitize", "tests", "timing", "graphs", "processes", "lists", "crossovers"]
-    assert told == [*parts, "bench"]
+    parts = ["build", "doctor", "correct", "sanitize", "tests", "timing", "graphs", "processes", "hooks", "lists"]
+    assert told == [*parts, "crossovers", "bench"]
     (bench,) = (line for line in calls if "all_reduce.py" in line)
     assert "--device cuda" in bench
     assert "--compare all" in bench

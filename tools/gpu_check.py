@@ -9,6 +9,7 @@ timing      large all-reduces beside the floor 2 N S / (bandwidth of a device co
 graphs      small ones by replay of CUDA graphs, beside the floor of a launch and a flag.
 crossovers  every algorithm, 1 KiB to 256 MiB, 2 to 32 ranks: where thresholds belong.
 processes   ranks that are processes, both kinds of windows, the death of one; also under MPS where there is one.
+hooks       DDP hooks of two processes on the GPU: gradients, and a profile of what runs beside what.
 lists       packing of 200 ResNet-50-shaped tensors beside a device copy and torch._foreach_copy_.
 
 figures reads what the parts wrote (gpu_PART.json) and prints each figure: reached, not reached, or not measured; it

@@ -194,12 +194,27 @@ def of_correct(correct: Row | None) -> Iterable[Figure]:
     yield figure(text, "; ".join([measured, *failed]), reached)
 
 
+def of_hooks(hooks: Row | None) -> Iterable[Figure]:
+    for hook in ("all_reduce", "fp16", "bf16"):
+        text = f"{hook}_hook, 2 processes on the GPU: DDP's own gradients, but for the wire's rounding"
+        rows = select(hooks, what="gradients", hook=hook)
+        measured = "; ".join(row.get("failure") or f"worst difference {row['worst']:.1e}" for row in rows)
+        yield figure(text, measured or None, all(row.get("num_wrong") == 0 for row in rows))
+    for hook in ("all_reduce_hook", "fp16_hook"):
+        text = f"{hook}, 2 processes on the GPU: at least half of the time of dcomm's kernels lies beside backward's"
+        rows = [row for row in select(hooks, what="overlap", hook=hook) if row.get("percent_beside") is not None]
+        failed = [row["failure"] for row in select(hooks, what="overlap", hook=hook) if "failure" in row]
+        measured = "; ".join([*(f"{row['percent_beside']}%" for row in rows), *failed])
+        yield figure(text, measured or None, not failed and all(row["percent_beside"] >= 50 for row in rows))
+
+
 PARTS: dict[str, list[Callable[[Row | None], Iterable[Figure]]]] = {
     "correct": [of_correct],
     "timing": [of_floor, of_torch, of_wires],
     "graphs": [of_graphs],
     "crossovers": [of_crossovers],
     "processes": [of_processes],
+    "hooks": [of_hooks],
     "lists": [of_lists],
 }
 
