@@ -228,6 +228,51 @@ def test_arguments(emulated_gpu: EmulatedGpu, make: Make) -> None:
     assert on_host.is_completed()
 
 
+# ---- CUDA graphs: launches made again, with the arguments of the capture ----
+
+
+def test_a_graph_replayed_1000_times(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    """Captured by one thread for all ranks, asynchronous operations too; other calls between the replays."""
+    n, count = 3, 300
+    comms = make(n)
+    stream, fork = emulated_gpu.stream(), emulated_gpu.stream()
+    hosts = [np.zeros(count, np.float32) for _ in range(2 * n)]
+    x, y = ([emulated_gpu.array(host) for host in part] for part in (hosts[:n], hosts[n:]))
+    before = emulated_gpu.put(np.ones(4, np.float32))
+    with dcomm.group(comms):
+        outside = [
+            comm.all_reduce(before, out=emulated_gpu.put(np.ones(4, np.float32)), async_op=True) for comm in comms
+        ]
+    with stream.capture() as graph, dcomm.group(comms):
+        works = [comm.all_reduce(x[comm.rank], out=y[comm.rank], stream=stream, async_op=True) for comm in comms]
+        for work in works:
+            work.wait(stream=fork)
+        for comm in comms:
+            comm.all_reduce(y[comm.rank], "avg", stream=fork)
+        with pytest.raises(ValueError, match="launched outside of it; wait for it before the capture begins"):
+            outside[0].wait(stream=stream)
+        with pytest.raises(ValueError, match="of which rank 1's stream is no part"):
+            for comm in comms:
+                comm.all_reduce(x[comm.rank], stream=stream if comm.rank == 0 else emulated_gpu.streams[0])
+    for ask in (works[0].synchronize, works[0].done, works[0].exception):
+        with pytest.raises(ValueError, match="part of a CUDA graph"):
+            ask()
+    assert not hosts[n].any()  # nothing has run yet
+    inputs = [[np.full(count, turn + rank, np.float32) for rank in range(n)] for turn in range(50)]
+    for turn in range(1000):
+        for rank in range(n):
+            stream.copy(hosts[rank], inputs[turn % 50][rank])
+        graph.replay(stream)
+        if turn % 3 == 0:
+            with dcomm.group(comms):
+                between = [comm.all_reduce(y[comm.rank], "avg", stream=stream, async_op=True) for comm in comms]
+            between[0].wait(stream=stream)
+        if turn % 7 == 0 or turn == 999:
+            stream.synchronize()
+            for rank in range(n):
+                assert (hosts[n + rank] == n * (turn % 50) + 3).all(), turn
+
+
 # ---- Between processes ----
 
 
@@ -235,6 +280,11 @@ def test_arguments(emulated_gpu: EmulatedGpu, make: Make) -> None:
 def test_between_processes(emulated_gpu: EmulatedGpu, world_size: int) -> None:
     args = {"library": str(emulated_gpu.path)}
     assert process_values(world_size, SCRIPT, "works", args, env=SMALL, timeout=120) == ["ok"] * world_size
+
+
+def test_graphs_of_processes(emulated_gpu: EmulatedGpu) -> None:
+    args = {"library": str(emulated_gpu.path), "turns": 200}
+    assert process_values(2, SCRIPT, "graphs", args, env=SMALL, timeout=120) == [0] * 2
 
 
 def test_failures_between_processes(emulated_gpu: EmulatedGpu) -> None:

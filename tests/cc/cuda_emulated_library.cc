@@ -150,6 +150,17 @@ CollectiveCall collective_call(const DcommCudaCall& call) {
 void enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Launch& launch) {
   const int first = group.blocks.first_rank;
   const int n = group.blocks.num_local_ranks;
+  int leader = 0;
+  while (!takes_part(call, first + leader)) ++leader;
+  Stream& own = *Streams::instance().find(call.streams[leader]);
+  if (own.graph() != nullptr) {  // the launch stream stays out of it
+    own.enqueue([launch] { run_grid(launch); });
+    if (call.end != nullptr) {
+      const std::lock_guard end_lock(call.end->mutex);
+      call.end->recorded = own.record();
+    }
+    return;
+  }
   LaunchStream& queue = LaunchStream::instance();
   const std::lock_guard lock(queue.mutex);
   for (int r = 0; r < n; ++r) {
@@ -177,6 +188,7 @@ int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t
   if (!is_known_call(*call, group->blocks.world_size))
     return message.say(kDcommCudaInvalid, "the call is not one of the kernels'");
   std::vector<CudaArrays> arrays;
+  Stream* any = nullptr;
   for (int r = 0; r < n; ++r) {
     arrays.push_back({call->in[r], call->out[r]});
     if (!has_good_arrays(*call, first + r, first)) {
@@ -186,7 +198,15 @@ int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t
     if (reinterpret_cast<uintptr_t>(call->streams[r]) == 2) {
       return message.say(kDcommCudaInvalid, "rank %d passes the per-thread default stream", first + r);
     }
-    if (Streams::instance().find(call->streams[r]) == nullptr) return message.no_stream(call->streams[r]);
+    Stream* const stream = Streams::instance().find(call->streams[r]);
+    if (stream == nullptr) return message.no_stream(call->streams[r]);
+    if (any != nullptr && any->graph() != stream->graph()) {
+      return message.say(kDcommCudaInvalid,
+                         "one rank's stream is capturing a CUDA graph, of which rank %d's stream is no part; let one "
+                         "thread capture for all ranks, inside dcomm.group",
+                         first + r);
+    }
+    any = stream;
   }
   Launch launch = find_launch(group->blocks, collective_call(*call), arrays);
   if (launch.body == nullptr) {
@@ -269,12 +289,24 @@ void event_destroy(DcommCudaEvent* event) {
 int32_t event_wait(const DcommCudaEvent* event, void* handle, char* text, size_t num_bytes) {
   Stream* const stream = Streams::instance().find(handle);
   if (stream == nullptr) return Message(text, num_bytes).no_stream(handle);
-  if (const auto recorded = event->last()) stream->wait_for(recorded);
+  const auto recorded = event->last();
+  if (recorded == nullptr) return kDcommCudaOk;
+  if (stream->graph() != nullptr && recorded->graph == nullptr) {
+    return Message(text, num_bytes)
+        .say(kDcommCudaInvalid,
+             "the stream is capturing a CUDA graph, but the operation was launched outside of it; wait for it before "
+             "the capture begins");
+  }
+  stream->wait_for(recorded);
   return kDcommCudaOk;
 }
 
 int32_t event_query(const DcommCudaEvent* event, int32_t* state, char*, size_t) {
   const auto recorded = event->last();
+  if (recorded != nullptr && recorded->graph != nullptr) {
+    *state = kDcommCudaEventCaptured;
+    return kDcommCudaOk;
+  }
   const bool over = recorded == nullptr || recorded->wait_for(std::chrono::nanoseconds(0));
   *state = over ? kDcommCudaEventOver : kDcommCudaEventAhead;
   return kDcommCudaOk;
@@ -434,6 +466,25 @@ DCOMM_EXPORTED void emulated_copy(void* stream, void* to, const void* from, uint
 DCOMM_EXPORTED int32_t emulated_wait(void* stream, double seconds) {
   const auto timeout = std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
   return dcomm::checks::cuda::Streams::instance().find(stream)->record()->wait_for(timeout) ? 1 : 0;
+}
+
+/// What the stream, and those that come to wait for it, are given from now on goes into a graph, until the end.
+DCOMM_EXPORTED void emulated_capture_begin(void* stream) {
+  using namespace dcomm::checks::cuda;
+  Streams::instance().find(stream)->capture(new Graph);
+}
+
+/// The graph, which lives as long as the process.
+DCOMM_EXPORTED void* emulated_capture_end(void* stream) {
+  using namespace dcomm::checks::cuda;
+  Graph* const graph = Streams::instance().find(stream)->graph();
+  for (Stream* const each : graph->streams) each->capture(nullptr);
+  return graph;
+}
+
+DCOMM_EXPORTED void emulated_replay(void* graph, void* stream) {
+  using namespace dcomm::checks::cuda;
+  for (const auto& task : static_cast<Graph*>(graph)->tasks) Streams::instance().find(stream)->enqueue(task);
 }
 
 /// These bytes are memory of that GPU; -1: no longer.

@@ -11,12 +11,22 @@
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace dcomm::checks::cuda {
 
-/// An event as recorded once: done when its stream has come to it.
+class Stream;
+
+/// What streams were given while they captured it. It is replayed in that order, which every graph allows.
+struct Graph {
+  std::vector<std::function<void()>> tasks;
+  std::vector<Stream*> streams;  // that capture it
+};
+
+/// An event as recorded once: done when its stream has come to it. graph: that it is part of instead; nullptr: none.
 class Ticket {
  public:
+  Graph* graph = nullptr;
   void finish() {
     const std::lock_guard lock(mutex_);
     done_ = true;
@@ -46,16 +56,32 @@ class Stream {
 
   void enqueue(std::function<void()> task) {
     const std::lock_guard lock(mutex_);
+    if (graph_ != nullptr) return graph_->tasks.push_back(std::move(task));
     tasks_.push_back(std::move(task));
     changed_.notify_one();
   }
   std::shared_ptr<Ticket> record() {
     auto ticket = std::make_shared<Ticket>();
+    ticket->graph = graph();
+    if (ticket->graph != nullptr) return ticket;
     enqueue([ticket] { ticket->finish(); });
     return ticket;
   }
+  /// To wait for a part of a graph makes this stream capture it too.
   void wait_for(std::shared_ptr<Ticket> ticket) {
+    if (ticket->graph != nullptr) return capture(ticket->graph);
     enqueue([ticket = std::move(ticket)] { ticket->wait(); });
+  }
+
+  /// nullptr: it captures none.
+  Graph* graph() {
+    const std::lock_guard lock(mutex_);
+    return graph_;
+  }
+  void capture(Graph* graph) {
+    const std::lock_guard lock(mutex_);
+    if (graph_ == nullptr && graph != nullptr) graph->streams.push_back(this);
+    graph_ = graph;
   }
 
  private:
@@ -75,6 +101,7 @@ class Stream {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> tasks_;
+  Graph* graph_ = nullptr;
 };
 
 /// The legacy default stream has the handles 0 and 1, the per-thread one 2, others what create() gave.

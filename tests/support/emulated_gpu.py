@@ -40,8 +40,28 @@ class EmulatedStream:
         self.gpu.kept += [target, source]
         self.gpu.library.emulated_copy(self.ptr, target.ctypes.data, source.ctypes.data, source.nbytes)
 
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[EmulatedGraph]:
+        """What the stream is given inside goes into a graph."""
+        graph = EmulatedGraph(self.gpu)
+        self.gpu.library.emulated_capture_begin(self.ptr)
+        try:
+            yield graph
+        finally:
+            graph.handle = self.gpu.library.emulated_capture_end(self.ptr)
+
     def synchronize(self, seconds: float = 30) -> None:
         assert self.gpu.library.emulated_wait(self.ptr, seconds) == 1, "the stream is still busy"
+
+
+class EmulatedGraph:
+    """Launches, made again by each replay."""
+
+    def __init__(self, gpu: EmulatedGpu) -> None:
+        self.gpu, self.handle = gpu, 0
+
+    def replay(self, stream: EmulatedStream) -> None:
+        self.gpu.library.emulated_replay(self.handle, stream.ptr)
 
 
 class InterfaceArray:
@@ -137,6 +157,10 @@ class EmulatedGpu:
         self.path = path
         self.library = ctypes.CDLL(str(path))
         self.library.emulated_stream.restype = ctypes.c_void_p
+        self.library.emulated_capture_begin.argtypes = [ctypes.c_void_p]
+        self.library.emulated_capture_end.argtypes = [ctypes.c_void_p]
+        self.library.emulated_capture_end.restype = ctypes.c_void_p
+        self.library.emulated_replay.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self.library.emulated_hold.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self.library.emulated_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64]
         self.library.emulated_wait.argtypes = [ctypes.c_void_p, ctypes.c_double]

@@ -255,6 +255,28 @@ def works(rank: int, world_size: int, library: str) -> str:
     return "ok"
 
 
+def graphs(rank: int, world_size: int, library: str, turns: int) -> int:
+    """Each rank captures a graph; replays between other calls, in the same order on all ranks. Wrong elements."""
+    with emulated(library, rank, world_size) as (gpu, comm):
+        x, y = np.zeros(300, np.float32), np.zeros(300, np.float32)
+        placed = gpu.array(x), gpu.array(y)
+        stream = gpu.stream()
+        comm.all_reduce(placed[0], stream=stream)  # makes the windows
+        with stream.capture() as graph:
+            comm.all_reduce(placed[0], out=placed[1], stream=stream, async_op=True).wait(stream=stream)
+            comm.all_reduce(placed[1], "avg", stream=stream)
+        wrong = 0
+        for turn in range(turns):
+            stream.copy(x, numbers(rank, 300) + np.float32(turn))
+            graph.replay(stream)
+            if turn % 3 == 0:
+                comm.all_reduce(placed[1], "avg", stream=stream, async_op=True).wait(stream=stream)
+            stream.synchronize()
+            wrong += int((y != sum_of(world_size, 300) + np.float32(turn * world_size)).sum())
+        comm.barrier()
+    return wrong
+
+
 def work_fails(rank: int, world_size: int, library: str) -> dict[str, Any]:
     """Rank 1 does not call: the Work says so."""
     with emulated(library, rank, world_size) as (gpu, comm):
