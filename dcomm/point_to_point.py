@@ -61,7 +61,8 @@ class PointToPoint(Endpoint):
         source = operand(x, stream)
         peer, number = _check_numbers("dst", dst, tag)
         if source.view.device >= 0:
-            return self._run_message(SEND, source, None, peer, number, async_op, timeout, stream)
+            work: Work | None = self._run_message(SEND, source, None, peer, number, async_op, timeout, stream)
+            return work
         self._check_on_host(stream)
         staged = source if source.view.contiguous else operand(arrays.contiguous_copy(x))
         args = (SEND, *_message_args(staged), peer, number, timeout_to_ns(timeout))

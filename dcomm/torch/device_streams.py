@@ -15,7 +15,7 @@ def gpu_of(tensor: torch.Tensor) -> int | None:
 
 def make_side_stream(device: int) -> Any:
     """A stream beside those that compute; before them where the GPU has to choose."""
-    return torch.cuda.Stream(device=device, priority=-1)
+    return torch.cuda.Stream(device=device, priority=-1)  # type: ignore[no-untyped-call]
 
 
 def completed_on(stream: Any, device: int, value: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
