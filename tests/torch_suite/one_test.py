@@ -1,0 +1,170 @@
+"""One test of PyTorch's, in one process per rank, ended by a deadline whatever happens.
+
+A supervisor process is forked for each test and plays the part that the main process has upstream: it forks the ranks,
+waits for them and tells what became of them. The ranks meet through a FileStore of their own. The supervisor leads
+a process group, which is killed at the end, so that no rank outlives its test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import unittest
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import upstream
+
+FORK: Any = multiprocessing.get_context("fork")
+_GRACE_S = 20.0  # for the supervisor, to end ranks past the deadline and to collect where they were
+_BARRIER_S = 60.0  # upstream's 10 s of its barrier by files are short on a busy machine
+
+
+@dataclass
+class Outcome:
+    """What became of one test."""
+
+    test: str
+    world_size: int
+    verdict: str  # passed, failed, skipped
+    reason: str = ""
+    seconds: float = 0.0
+    operations: list[int] = field(default_factory=list)  # of each rank, where the backend tells them
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass
+class Loaded:
+    """The tests for one backend and world size."""
+
+    backend: str
+    world_size: int
+    module: ModuleType
+    suite: Any
+
+
+def load(backend: str, world_size: int, prepare: Callable[[], Callable[[], int] | None]) -> Loaded:
+    """The tests for one backend and world size; `prepare` as in :func:`suite_of`."""
+    module = upstream.load(backend, world_size)
+    return Loaded(backend, world_size, module, suite_of(module, prepare))
+
+
+def suite_of(module: ModuleType, prepare: Callable[[], Callable[[], int] | None]) -> Any:
+    """The test case of `module` that forks its ranks.
+
+    Args:
+        module: From :func:`upstream.load`.
+        prepare: Called in each rank before its group is made; returns what counts its operations, if anything does.
+    """
+    found: Any = module
+
+    class Suite(found.TestDistBackend, found.DistributedTest._DistTestBase):  # type: ignore[misc]
+        """Upstream's two classes put together, as upstream does in a file that the wheel does not have."""
+
+        def setUp(self) -> None:
+            super().setUp()
+            found.INIT_METHOD = os.environ["INIT_METHOD"]
+            self._start_processes(FORK.Process)
+
+        def _barrier(self, wait_for: int | None = None, timeout: float = _BARRIER_S) -> None:
+            found.Barrier.sync(wait_for, max(timeout, _BARRIER_S))
+
+        @classmethod
+        def _run(cls, rank: int, test_name: str, file_name: str, pipe: Any, **kwargs: Any) -> None:
+            count = prepare()
+            try:
+                super()._run(rank, test_name, file_name, pipe, **kwargs)
+            finally:
+                if count is not None:
+                    Path(f"{file_name}.{rank}").write_text(str(count()))
+
+        def _check_return_codes(self, test: Any, elapsed_s: float) -> None:
+            super()._check_return_codes(test, elapsed_s)
+            codes = [process.exitcode for process in self.processes]
+            if any(codes):  # upstream looks at rank 0 alone
+                raise RuntimeError(f"exit codes of the ranks: {codes}")
+
+        def operations(self) -> list[int]:
+            """Of each rank; empty: nobody counts."""
+            files = [Path(f"{self.file_name}.{rank}") for rank in range(int(self.world_size))]
+            return [int(file.read_text()) for file in files if file.exists()]
+
+    return Suite
+
+
+class Running:
+    """A test that has been started."""
+
+    def __init__(self, loaded: Loaded, test: str, deadline_s: float, folder: Path) -> None:
+        """Fork the supervisor; what the test prints and its temporary files go to `folder`."""
+        self.test = test
+        self.loaded = loaded
+        self._started = time.monotonic()
+        self._limit_s = deadline_s + _GRACE_S
+        self._answer, theirs = FORK.Pipe(duplex=False)
+        self._process = FORK.Process(target=_supervise, args=(loaded, test, deadline_s, folder, theirs))
+        self._process.start()
+        with contextlib.suppress(OSError):  # both sides do it: neither may come too late
+            os.setpgid(self._process.pid, 0)
+        theirs.close()
+
+    @property
+    def sentinel(self) -> Any:
+        """What multiprocessing.connection.wait takes; ready when the test has ended."""
+        return self._process.sentinel
+
+    def ended(self) -> bool:
+        """Whether the supervisor has."""
+        return not self._process.is_alive()
+
+    def seconds_left(self) -> float:
+        """Until even the supervisor is given up."""
+        return self._started + self._limit_s - time.monotonic()
+
+    def end(self) -> Outcome:
+        """The outcome, of a test that has ended or whose time is up; nothing of it runs any more."""
+        outcome = Outcome(self.test, self.loaded.world_size, "failed", f"no answer in {self._limit_s:.0f} s")
+        if not self._process.is_alive():
+            self._process.join()
+            outcome.reason = f"the supervisor ended with {self._process.exitcode}"
+        if self._answer.poll():
+            with contextlib.suppress(EOFError):
+                outcome = Outcome(self.test, self.loaded.world_size, **json.loads(self._answer.recv()))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.join()
+        outcome.seconds = round(time.monotonic() - self._started, 2)
+        return outcome
+
+
+def _supervise(loaded: Loaded, test: str, deadline_s: float, folder: Path, answer: Any) -> None:
+    os.setpgid(0, 0)
+    with (folder / "output").open("w") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    tempfile.tempdir = str(folder)
+    upstream.enter(loaded.module, loaded.world_size, deadline_s)
+    suite = loaded.suite
+    suite.setUpClass()
+    case = suite(test)
+    result = unittest.TestResult()
+    case.run(result)
+    told: dict[str, Any] = {"verdict": "passed", "operations": case.operations()}
+    if result.skipped:
+        told.update(verdict="skipped", reason=result.skipped[0][1])
+    for _, text in result.errors + result.failures:
+        told.update(verdict="failed", reason=text)
+    sys.stdout.flush()
+    answer.send(json.dumps(told))

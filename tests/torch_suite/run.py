@@ -1,0 +1,122 @@
+"""Runs PyTorch's own tests of torch.distributed on dcomm's backend, and on others beside it.
+
+    python tests/torch_suite/run.py                              # dcomm, 2 and 4 ranks
+    python tests/torch_suite/run.py --backends gloo dcomm --json results.json
+
+Exits with 1 if a test fails that the lists (lists.py) do not name, or one that gloo passes is not passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import connection
+from pathlib import Path
+
+import torch
+
+import mutants
+import one_test
+import report
+import upstream
+from judge import judge
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backends", nargs="+", default=["dcomm"])
+    parser.add_argument("--world-sizes", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--only", default="", metavar="REGEX", help="tests whose names contain it")
+    parser.add_argument("--jobs", type=int, default=2, help="tests at the same time")
+    parser.add_argument("--deadline", type=float, default=120.0, metavar="SECONDS", help="of each test")
+    parser.add_argument("--json", type=Path, help="where the results go")
+    parser.add_argument("--reference", type=Path, help="results whose gloo part says what must pass")
+    parser.add_argument("--mutant", choices=sorted(mutants.MUTANTS), help="break the backend, to see it noticed")
+    args = parser.parse_args()
+
+    started = time.monotonic()
+    torch.set_num_threads(1)  # ranks are forked: no pool of threads may exist before
+    folder = Path(tempfile.mkdtemp(prefix="torch_suite_"))
+    try:
+        outcomes = run_all(args, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    results = report.results(outcomes, time.monotonic() - started)
+    if args.reference:
+        report.compare(results, args.reference)
+    if args.json:
+        report.write(results, args.json)
+    return report.tell(results)
+
+
+def run_all(args: argparse.Namespace, folder: Path) -> dict[str, list[one_test.Outcome]]:
+    """Every chosen test on every backend and world size; by backend."""
+    outcomes: dict[str, list[one_test.Outcome]] = {}
+    for backend in args.backends:
+        loads = [one_test.load(backend, each, preparation(backend, args.mutant)) for each in args.world_sizes]
+        found = outcomes[backend] = []
+        for outcome in in_parallel(to_run(loads, args.only, found), args.jobs, args.deadline, folder):
+            found.append(judge(backend, outcome))
+            report.line(backend, outcome)
+    return outcomes
+
+
+def preparation(backend: str, mutant: str | None) -> Callable[[], Callable[[], int] | None]:
+    """What each rank does before its group is made."""
+
+    def prepare() -> Callable[[], int] | None:
+        torch.set_num_threads(1)
+        if backend != "dcomm":
+            return None
+        from calls import Calls
+
+        calls = Calls()
+        if mutant:
+            mutants.MUTANTS[mutant]()
+        return calls.count
+
+    return prepare
+
+
+def to_run(
+    loads: list[one_test.Loaded], only: str, skipped: list[one_test.Outcome]
+) -> Iterator[tuple[one_test.Loaded, str]]:
+    """What must be started; what a decorator skips is added to `skipped`."""
+    for loaded in loads:
+        for name in upstream.names(loaded.module):
+            if not re.search(only, name):
+                continue
+            reason = upstream.skipped_at_once(loaded.module, name)
+            if reason is None:
+                yield loaded, name
+            else:
+                skipped.append(one_test.Outcome(name, loaded.world_size, "skipped", reason))
+
+
+def in_parallel(
+    tests: Iterator[tuple[one_test.Loaded, str]], jobs: int, deadline_s: float, folder: Path
+) -> Iterator[one_test.Outcome]:
+    """Run `jobs` tests at a time."""
+    running: list[one_test.Running] = []
+    while True:
+        while len(running) < jobs and (following := next(tests, None)):
+            loaded, name = following
+            place = folder / f"{loaded.backend}_{loaded.world_size}_{name}"
+            place.mkdir()
+            running.append(one_test.Running(loaded, name, deadline_s, place))
+        if not running:
+            return
+        connection.wait([each.sentinel for each in running], max(0.0, min(each.seconds_left() for each in running)))
+        for each in [one for one in running if one.ended() or one.seconds_left() <= 0]:
+            running.remove(each)
+            yield each.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
