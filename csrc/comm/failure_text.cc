@@ -183,7 +183,7 @@ std::string describe_failure(const HostContext& context, const OpRecord& record,
       text << " within " << std::fixed << std::setprecision(1) << seconds << " s";
       if (failure.reporter != context.rank) text << " (reported by rank " << failure.reporter << ')';
       text << "; positions: " << describe_positions(context)
-           << "; find out what the rank behind is doing, or pass a longer timeout";
+           << "; find out what the rank behind is doing, or pass a longer timeout where it only needs more time";
       break;
     case ErrorCode::kMismatch:
       text << disagreement(context, failure);

@@ -29,6 +29,7 @@ NAMES = {dist.ReduceOp(getattr(dist.ReduceOp, theirs)): ours for theirs, ours in
 _CODES = {
     dist.ReduceOp(getattr(dist.ReduceOp, theirs)): reduce_ops.OP_NAMES[ours] for theirs, ours in _TORCH_OPS.items()
 }
+SUM_CODE = _CODES[_SUM]
 
 
 class GroupCall:
@@ -53,6 +54,10 @@ class GroupCall:
         self._timeout = timeout
         self._works: list[Work] = []
         self._finishes: list[Callable[[], None]] = []
+
+    def beforehand(self) -> GroupCall:
+        """A call of the same communicator that runs in this thread: what must be known before the rest can start."""
+        return GroupCall(self._comm, False, self._timeout, False, self._completer)
 
     def run(self, kind: int, count: int, source: Any, target: Any, **parts: Any) -> None:
         """Start one operation on flat tensors; `count` as in :class:`dcomm.operation.Operation`."""
@@ -148,7 +153,7 @@ def reduction(reduce_op: Any) -> tuple[int, float, torch.Tensor | None]:
     if reduce_op.op == dist.ReduceOp.PREMUL_SUM:
         factor = reduce_op.__getstate__()[1]
         if isinstance(factor, torch.Tensor):
-            return _CODES[_SUM], 1.0, factor
+            return SUM_CODE, 1.0, factor
         return reduce_ops.PREMUL_SUM_CODE, float(factor), None
     raise ValueError(f"op={reduce_op.op}: expected SUM, AVG, PRODUCT, MIN, MAX, BAND, BOR, BXOR or PREMUL_SUM")
 

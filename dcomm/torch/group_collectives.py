@@ -6,7 +6,7 @@ and done. Sums are as in :meth:`dcomm.Communicator.all_reduce`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -27,6 +27,7 @@ from dcomm.operation import (
     SCATTER,
     Operation,
 )
+from dcomm.torch import group_sparse
 from dcomm.torch.group_call import NAMES, GroupCall, reduction
 from dcomm.torch.group_identity import GroupIdentity
 from dcomm.torch.group_work import GroupWork
@@ -53,6 +54,9 @@ class GroupCollectives(GroupIdentity):
         call = self._call(opts)
         code, factor, scale = reduction(opts.reduceOp)
         for tensor in tensors:
+            if tensor.layout is not torch.strided:
+                group_sparse.all_reduce(call, self._gather, self._world_size, tensor, opts.reduceOp)
+                continue
             if scale is not None:
                 tensor.detach().mul_(scale)
             x = call.writable(tensor)
@@ -88,16 +92,19 @@ class GroupCollectives(GroupIdentity):
         call = self._call(opts or AllgatherOptions())
         for outs, tensor in zip(outputs, inputs, strict=True):
             self._check_list("output", outs)
-            if any(each.numel() != tensor.numel() for each in outs):
-                for root, out in enumerate(outs):
-                    if root == self._rank:
-                        out.detach().copy_(tensor.detach())
-                    x = call.writable(out)
-                    call.run(BROADCAST, x.numel(), x, None if root == self._rank else x, root=root)
-                continue
+            self._gather(call, outs, tensor)
+        return call.end([each for outs in outputs for each in outs])
+
+    def _gather(self, call: GroupCall, outs: Sequence[torch.Tensor], tensor: torch.Tensor) -> None:
+        if all(each.numel() == tensor.numel() for each in outs):
             x = call.readable(tensor)
             call.run(ALL_GATHER, x.numel(), x, call.spread(outs))
-        return call.end([each for outs in outputs for each in outs])
+            return
+        for root, out in enumerate(outs):
+            if root == self._rank:
+                out.detach().copy_(tensor.detach())
+            x = call.writable(out)
+            call.run(BROADCAST, x.numel(), x, None if root == self._rank else x, root=root)
 
     def allgather_coalesced(self, outputs: list[Tensors], inputs: Tensors, opts: Any = None) -> GroupWork | None:
         """As :meth:`allgather`, with outputs[rank][i] for inputs[i]."""

@@ -25,6 +25,7 @@ from dcomm.torch.group_call import GroupCall
 from dcomm.torch.group_collectives import GroupCollectives
 from dcomm.torch.group_identity import BACKEND_NAME, GroupIdentity
 from dcomm.torch.group_messages import GroupMessages
+from dcomm.torch.group_monitored import GroupMonitored
 from dcomm.torch.group_work import GroupWork, ReceiveWork
 
 # A wake-up of the progress thread costs about as much.
@@ -34,7 +35,7 @@ _UNSET = timedelta(0)  # torch's options say -1 ms where the caller named no tim
 _live: weakref.WeakSet[ProcessGroup] = weakref.WeakSet()
 
 
-class ProcessGroup(GroupCollectives, GroupMessages):
+class ProcessGroup(GroupCollectives, GroupMessages, GroupMonitored):
     """A process group over dcomm; made by ``init_process_group("dcomm")`` and ``new_group``.
 
     Synchronous calls run in the calling thread. Asynchronous ones run on the communicator's progress thread, in call

@@ -21,7 +21,9 @@ VERDICTS = ("passed", "failed", "skipped", "not applicable")
 def line(backend: str, outcome: Outcome) -> None:
     """One test on one line, and why it failed."""
     operations = f", {sum(outcome.operations)} operations" if outcome.operations else ""
-    print(f"{backend} {outcome.world_size} {outcome.test}: {outcome.verdict}, {outcome.seconds} s{operations}", flush=True)
+    print(
+        f"{backend} {outcome.world_size} {outcome.test}: {outcome.verdict}, {outcome.seconds} s{operations}", flush=True
+    )
     if outcome.verdict == "failed":
         print("    " + outcome.reason.rstrip().replace("\n", "\n    "), flush=True)
 
@@ -50,7 +52,7 @@ def compare(found: dict[str, Any], path: Path) -> None:
     for world_size, ours in found["backends"].get("dcomm", {}).items():
         must = theirs.get(world_size, {}).get("tests", {})
         for test, outcome in ours["tests"].items():
-            if outcome["verdict"] in ("skipped",) and must.get(test, {}).get("verdict") == "passed":
+            if outcome["verdict"] == "skipped" and must.get(test, {}).get("verdict") == "passed":
                 ours["counts"]["failed"] += 1
                 outcome.update(verdict="failed", reason=f"skipped, and gloo passes it: {outcome['reason']}")
 

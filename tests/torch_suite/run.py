@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from pathlib import Path
 
-import torch
-
 import mutants
 import one_test
 import report
+import torch
 import upstream
 from judge import judge
 

@@ -6,9 +6,9 @@ each world size, because its decorators look at the environment when it is loade
 
 Many of these decorators skip a test unless the backend's name is one of torch's own. They are passed like this:
 
-* The module is loaded with ``BACKEND=gloo`` and once more with ``BACKEND=mpi``; what decorators skip for gloo and not for
-  MPI (all-to-all of CPU tensors) is taken from the second. Then the ``BACKEND`` of both, and the variable that tests
-  read while they run, get the name of the backend under test, and all groups are made by that name.
+* The module is loaded with ``BACKEND=gloo`` and once more with ``BACKEND=mpi``; what decorators skip for gloo and not
+  for MPI (all-to-all of CPU tensors) is taken from the second. Then the ``BACKEND`` of both, and the variable that
+  tests read while they run, get the name of the backend under test, and all groups are made by that name.
 * The name is added to ``DistTestCases.backend_feature``, where torch lists what a backend can do.
 * Tests that want 8 ranks run with 4 or more: no test needs the other four.
 * One helper chooses between CPU and GPU by the names that it knows. While it runs, the module's ``BACKEND`` is "gloo";
