@@ -89,6 +89,8 @@ def _arrived(store: Any, key: str, limit_s: float) -> bool:
         return False
     try:
         store.wait([key], timedelta(seconds=limit_s))
-    except dist.DistStoreError:  # the time is up; a store that is gone raises another one
+    except dist.DistNetworkError:  # the store is gone
+        raise
+    except RuntimeError:  # the time is up: some stores say so with a DistStoreError, a FileStore with just this
         return False
     return True
