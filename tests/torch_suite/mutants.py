@@ -36,11 +36,15 @@ def _hang() -> None:
 
 
 def _exit() -> None:
-    def broadcast(group: Any, *_args: Any, **_kwargs: Any) -> Any:
+    """All is well until the end: only the status of the last rank tells."""
+    right = _group.shutdown
+
+    def shutdown(group: Any) -> None:
+        right(group)
         if group.rank() == group.size() - 1:
             os._exit(7)
 
-    _group.broadcast = broadcast
+    _group.shutdown = shutdown
 
 
 def _idle() -> None:

@@ -27,6 +27,8 @@ import upstream
 FORK: Any = multiprocessing.get_context("fork")
 _GRACE_S = 20.0  # for the supervisor, to end ranks past the deadline and to collect where they were
 _BARRIER_S = 60.0  # upstream's 10 s of its barrier by files are short on a busy machine
+_LINES = 30  # of what ranks print
+_FROM_A_TEST = "and exception:"  # in upstream's text of a failure that has a rank's traceback
 
 
 @dataclass
@@ -164,7 +166,13 @@ def _supervise(loaded: Loaded, test: str, deadline_s: float, folder: Path, answe
     told: dict[str, Any] = {"verdict": "passed", "operations": case.operations()}
     if result.skipped:
         told.update(verdict="skipped", reason=result.skipped[0][1])
-    for _, text in result.errors + result.failures:
-        told.update(verdict="failed", reason=text)
     sys.stdout.flush()
+    for _, text in result.errors + result.failures:
+        if _FROM_A_TEST not in text:  # a rank that failed before its test tells it only in what it prints
+            text = f"{_end_of(folder / 'output')}\n{text}"
+        told.update(verdict="failed", reason=text)
     answer.send(json.dumps(told))
+
+
+def _end_of(file: Path) -> str:
+    return "\n".join(file.read_text(errors="replace").splitlines()[-_LINES:])

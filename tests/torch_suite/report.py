@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections import Counter
@@ -19,17 +20,16 @@ VERDICTS = ("passed", "failed", "skipped", "not applicable")
 
 
 def line(backend: str, outcome: Outcome) -> None:
-    """One test on one line, and why it failed."""
+    """One test on one line, and all that is known of why it failed."""
     operations = f", {sum(outcome.operations)} operations" if outcome.operations else ""
-    print(
-        f"{backend} {outcome.world_size} {outcome.test}: {outcome.verdict}, {outcome.seconds} s{operations}", flush=True
-    )
+    head = f"{backend} {outcome.world_size} {outcome.test}"
+    print(f"{head}: {outcome.verdict}, {outcome.seconds} s{operations}", flush=True)
     if outcome.verdict == "failed":
         print("    " + outcome.reason.rstrip().replace("\n", "\n    "), flush=True)
 
 
 def results(outcomes: dict[str, list[Outcome]], seconds: float) -> dict[str, Any]:
-    """What is written: machine and command, counts, skips by reason, and every test that was started."""
+    """What is written: when, where and how; per backend and world size what passed, and why the rest did not."""
     return {
         "date": datetime.date.today().isoformat(),
         "command": shlex.join(["python", *sys.argv]),
@@ -41,37 +41,36 @@ def results(outcomes: dict[str, list[Outcome]], seconds: float) -> dict[str, Any
     }
 
 
+def compare(found: dict[str, Any], reference: dict[str, Any]) -> None:
+    """Add to dcomm's failures what gloo passed in `reference` and dcomm has skipped here."""
+    for world_size, ours in found["backends"].get("dcomm", {}).items():
+        for test in reference["backends"]["gloo"].get(world_size, {}).get("passed", {}):
+            for reason, tests in ours["skipped"].items():
+                if test in tests:
+                    ours["failed"][test] = f"skipped, and gloo passes it: {reason}"
+                    ours["counts"]["failed"] += 1
+
+
 def write(found: dict[str, Any], path: Path) -> None:
     """As JSON."""
     path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def compare(found: dict[str, Any], path: Path) -> None:
-    """Add to the failures what gloo passed in the results at `path` and dcomm has not."""
-    theirs = json.loads(path.read_text())["backends"]["gloo"]
-    for world_size, ours in found["backends"].get("dcomm", {}).items():
-        must = theirs.get(world_size, {}).get("tests", {})
-        for test, outcome in ours["tests"].items():
-            if outcome["verdict"] == "skipped" and must.get(test, {}).get("verdict") == "passed":
-                ours["counts"]["failed"] += 1
-                outcome.update(verdict="failed", reason=f"skipped, and gloo passes it: {outcome['reason']}")
-
-
 def tell(found: dict[str, Any]) -> int:
-    """Print the counts; 1 if anything failed."""
+    """Print the counts, skips by reason, and what failed; 1 if anything did."""
     failed = 0
     for backend, sizes in found["backends"].items():
         for world_size, part in sizes.items():
             counts = part["counts"]
             print(f"\n{backend}, {world_size} ranks: " + ", ".join(f"{counts[each]} {each}" for each in VERDICTS))
-            for reason, count in part["skipped"].items():
-                print(f"  {count:4d} skipped: {reason}")
-            for test, outcome in part["tests"].items():
-                if outcome["verdict"] == "not applicable":
-                    print(f"  not applicable: {test}: {outcome['reason']}")
-                if outcome["verdict"] == "failed":
-                    print(f"  FAILED: {test}: {outcome['reason'].strip().splitlines()[-1]}")
+            for reason, tests in part["skipped"].items():
+                print(f"  {len(tests):4d} skipped: {reason}")
+            for test, reason in part["not applicable"].items():
+                print(f"  not applicable: {test}: {reason}")
+            for test, reason in part["failed"].items():
+                print(f"  FAILED: {test}: {reason}")
             failed += counts["failed"]
+    print(f"\n{found['seconds']} s")
     return int(failed > 0)
 
 
@@ -80,9 +79,23 @@ def _by_world_size(outcomes: list[Outcome]) -> dict[str, Any]:
     for world_size in sorted({each.world_size for each in outcomes}):
         these = sorted((each for each in outcomes if each.world_size == world_size), key=lambda each: each.test)
         counts = Counter(each.verdict for each in these)
+        skips: dict[str, list[str]] = {}
+        for each in these:
+            if each.verdict == "skipped":
+                skips.setdefault(each.reason, []).append(each.test)
         sizes[str(world_size)] = {
             "counts": {verdict: counts[verdict] for verdict in VERDICTS},
-            "skipped": dict(Counter(each.reason for each in these if each.verdict == "skipped").most_common()),
-            "tests": {each.test: each.as_dict() for each in these},
+            # With the operations of all ranks together, where the backend tells them.
+            "passed": {each.test: sum(each.operations) or None for each in these if each.verdict == "passed"},
+            "failed": {each.test: _error(each.reason) for each in these if each.verdict == "failed"},
+            "not applicable": {each.test: each.reason for each in these if each.verdict == "not applicable"},
+            "skipped": dict(sorted(skips.items(), key=lambda each: -len(each[1]))),
         }
     return sizes
+
+
+def _error(text: str) -> str:
+    """The line of a traceback that says what happened."""
+    lines = [each.strip() for each in text.splitlines() if each.strip()]
+    named = [each for each in lines if re.match(r"[\w.]*(Error|Exception)\b", each)]
+    return (named or lines or [""])[-1]

@@ -9,6 +9,7 @@ Exits with 1 if a test fails that the lists (lists.py) do not name, or one that 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sys
@@ -48,7 +49,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     results = report.results(outcomes, time.monotonic() - started)
     if args.reference:
-        report.compare(results, args.reference)
+        report.compare(results, json.loads(args.reference.read_text()))
     if args.json:
         report.write(results, args.json)
     return report.tell(results)
