@@ -12,6 +12,7 @@ Importing this module imports torch; the core of dcomm links none of it, so one 
 import importlib
 from types import ModuleType
 
+from dcomm.torch.group_monitored import monitored_barrier
 from dcomm.torch.hooks import HookState, all_reduce_hook, bf16_hook, fp16_hook
 from dcomm.torch.process_group import ProcessGroup, register
 from dcomm.torch.synchronizer import GradientSynchronizer
@@ -26,6 +27,7 @@ __all__ = [
     "bf16_hook",
     "fp16_hook",
     "functional",
+    "monitored_barrier",
 ]
 
 

@@ -81,6 +81,27 @@ class GroupMonitored(GroupIdentity):
             raise CollectiveTimeoutError(f"{failed}: it has given up on rank {missing}")
 
 
+def monitored_barrier(group: Any = None, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
+    """``torch.distributed.monitored_barrier`` for groups of dcomm as well, with torch's arguments.
+
+    >>> dcomm.torch.monitored_barrier(timeout=timedelta(seconds=30), wait_all_ranks=True)   # doctest: +SKIP
+
+    Args:
+        group: None: all ranks. A rank outside of it returns at once.
+        timeout: As in :meth:`GroupMonitored.monitored_barrier`.
+        wait_all_ranks: As there.
+
+    Raises:
+        CollectiveTimeoutError: A rank did not come; on rank 0 of the group with its name, or the names of all.
+        ValueError: A group of a backend that has no such barrier.
+    """
+    found = dist.group.WORLD if group is None else group
+    if isinstance(found, GroupMonitored):
+        found.monitored_barrier(timeout, wait_all_ranks)
+    elif found is not dist.GroupMember.NON_GROUP_MEMBER:
+        dist.monitored_barrier(group, timeout, wait_all_ranks)
+
+
 def _arrived(store: Any, key: str, limit_s: float) -> bool:
     """Whether `key` is there within the limit, of which there may be nothing left."""
     if store.check([key]):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 _MONITORED = (
-    "dist.monitored_barrier raises for any backend but gloo before it asks the group; "
-    "group.monitored_barrier is dcomm's, with tests of its own",
+    "torch's monitored_barrier raises for any backend but gloo before it asks the group; "
+    "dcomm.torch.monitored_barrier takes its place",
     "ValueError: monitored_barrier is only implemented for GLOO backend",
 )
 
