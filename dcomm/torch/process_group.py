@@ -26,6 +26,7 @@ from dcomm.torch.group_collectives import GroupCollectives
 from dcomm.torch.group_identity import BACKEND_NAME, GroupIdentity
 from dcomm.torch.group_messages import GroupMessages
 from dcomm.torch.group_monitored import GroupMonitored
+from dcomm.torch.group_overloads import GroupOverloads
 from dcomm.torch.group_work import GroupWork, ReceiveWork
 
 # A wake-up of the progress thread costs about as much.
@@ -35,7 +36,7 @@ _UNSET = timedelta(0)  # torch's options say -1 ms where the caller named no tim
 _live: weakref.WeakSet[ProcessGroup] = weakref.WeakSet()
 
 
-class ProcessGroup(GroupCollectives, GroupMessages, GroupMonitored):
+class ProcessGroup(GroupOverloads, GroupMessages, GroupMonitored):
     """A process group over dcomm; made by ``init_process_group("dcomm")`` and ``new_group``.
 
     Synchronous calls run in the calling thread. Asynchronous ones run on the communicator's progress thread, in call
@@ -107,7 +108,16 @@ def register() -> None:
     """Make ``"dcomm"`` known to torch.distributed, once."""
     if BACKEND_NAME.upper() not in dist.Backend._plugins:
         dist.Backend.register_backend(BACKEND_NAME, create, extended_api=True, devices=["cpu", "cuda"])
-        dynamo.skip(ProcessGroup, GroupCollectives, GroupMessages, GroupIdentity, GroupCall, GroupWork, ReceiveWork)
+        dynamo.skip(
+            ProcessGroup,
+            GroupOverloads,
+            GroupCollectives,
+            GroupMessages,
+            GroupIdentity,
+            GroupCall,
+            GroupWork,
+            ReceiveWork,
+        )
 
 
 @atexit.register

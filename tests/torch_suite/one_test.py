@@ -17,7 +17,8 @@ import tempfile
 import time
 import unittest
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,10 +42,6 @@ class Outcome:
     reason: str = ""
     seconds: float = 0.0
     operations: list[int] = field(default_factory=list)  # of each rank, where the backend tells them
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass
@@ -123,13 +120,13 @@ class Running:
         theirs.close()
 
     @property
-    def sentinel(self) -> Any:
-        """What multiprocessing.connection.wait takes; ready when the test has ended."""
-        return self._process.sentinel
+    def signs(self) -> list[Any]:
+        """What multiprocessing.connection.wait takes: one of them is ready when the test has ended."""
+        return [self._process.sentinel, self._answer]
 
     def ended(self) -> bool:
-        """Whether the supervisor has."""
-        return not self._process.is_alive()
+        """Whether it has."""
+        return bool(connection.wait(self.signs, 0))
 
     def seconds_left(self) -> float:
         """Until even the supervisor is given up."""
@@ -137,22 +134,26 @@ class Running:
 
     def end(self) -> Outcome:
         """The outcome, of a test that has ended or whose time is up; nothing of it runs any more."""
-        outcome = Outcome(self.test, self.loaded.world_size, "failed", f"no answer in {self._limit_s:.0f} s")
-        if not self._process.is_alive():
-            self._process.join()
-            outcome.reason = f"the supervisor ended with {self._process.exitcode}"
+        ended = self.ended()
+        told = None
         if self._answer.poll():
             with contextlib.suppress(EOFError):
-                outcome = Outcome(self.test, self.loaded.world_size, **json.loads(self._answer.recv()))
-        with contextlib.suppress(ProcessLookupError):
+                told = self._answer.recv()
+        with contextlib.suppress(ProcessLookupError):  # before the supervisor's number may be another's
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.join()
+        if told is not None:
+            outcome = Outcome(self.test, self.loaded.world_size, **json.loads(told))
+        else:
+            how = f"ended with {self._process.exitcode}" if ended else f"did not end in {self._limit_s:.0f} s"
+            outcome = Outcome(self.test, self.loaded.world_size, "failed", f"the supervisor {how}")
         outcome.seconds = round(time.monotonic() - self._started, 2)
         return outcome
 
 
 def _supervise(loaded: Loaded, test: str, deadline_s: float, folder: Path, answer: Any) -> None:
     os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with (folder / "output").open("w") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)

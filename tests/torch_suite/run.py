@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--mutant", choices=sorted(mutants.MUTANTS), help="break the backend, to see it noticed")
     args = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # tests that run are ended then, too
     started = time.monotonic()
     torch.set_num_threads(1)  # ranks are forked: no pool of threads may exist before
     folder = Path(tempfile.mkdtemp(prefix="torch_suite_"))
@@ -104,18 +106,23 @@ def in_parallel(
 ) -> Iterator[one_test.Outcome]:
     """Run `jobs` tests at a time."""
     running: list[one_test.Running] = []
-    while True:
-        while len(running) < jobs and (following := next(tests, None)):
-            loaded, name = following
-            place = folder / f"{loaded.backend}_{loaded.world_size}_{name}"
-            place.mkdir()
-            running.append(one_test.Running(loaded, name, deadline_s, place))
-        if not running:
-            return
-        connection.wait([each.sentinel for each in running], max(0.0, min(each.seconds_left() for each in running)))
-        for each in [one for one in running if one.ended() or one.seconds_left() <= 0]:
-            running.remove(each)
-            yield each.end()
+    try:
+        while True:
+            while len(running) < jobs and (following := next(tests, None)):
+                loaded, name = following
+                place = folder / f"{loaded.backend}_{loaded.world_size}_{name}"
+                place.mkdir()
+                running.append(one_test.Running(loaded, name, deadline_s, place))
+            if not running:
+                return
+            signs = [sign for each in running for sign in each.signs]
+            connection.wait(signs, max(0.0, min(each.seconds_left() for each in running)))
+            for each in [one for one in running if one.ended() or one.seconds_left() <= 0]:
+                running.remove(each)
+                yield each.end()
+    finally:
+        for each in running:
+            each.end()
 
 
 if __name__ == "__main__":
