@@ -24,24 +24,25 @@ class GroupMonitored(GroupIdentity):
 
     _num_monitored = 0
 
-    def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
+    def monitored_barrier(self, timeout: timedelta | float | None = None, wait_all_ranks: bool = False) -> None:
         """Return when every rank of the group has called it.
 
         Args:
-            timeout: From the call of rank 0 on; None: the group's.
+            timeout: From the call of rank 0 on, a number in seconds; None: the group's.
             wait_all_ranks: Rank 0 names all ranks that did not come, and not only the first.
 
         Raises:
             CollectiveTimeoutError: On rank 0: a rank did not come. On the others: rank 0 did not come, or has given up
                 on somebody.
         """
-        limit = timeout if timeout is not None and timeout >= timedelta(0) else self._timeout
+        limit = self._timeout if timeout is None else timeout
+        limit_s = limit.total_seconds() if isinstance(limit, timedelta) else float(limit)
         number = self._num_monitored
         self._num_monitored += 1
         if self._rank == 0:
-            self._collect(number, limit.total_seconds(), wait_all_ranks)
+            self._collect(number, limit_s, wait_all_ranks)
         else:
-            self._report(f"dcomm/monitored/{number}", limit.total_seconds())
+            self._report(f"dcomm/monitored/{number}", limit_s)
 
     def _collect(self, number: int, limit_s: float, wait_all_ranks: bool) -> None:
         key = f"dcomm/monitored/{number}"
@@ -81,7 +82,9 @@ class GroupMonitored(GroupIdentity):
             raise CollectiveTimeoutError(f"{failed}: it has given up on rank {missing}")
 
 
-def monitored_barrier(group: Any = None, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
+def monitored_barrier(
+    group: Any = None, timeout: timedelta | float | None = None, wait_all_ranks: bool = False
+) -> None:
     """``torch.distributed.monitored_barrier`` for groups of dcomm as well, with torch's arguments.
 
     >>> dcomm.torch.monitored_barrier(timeout=timedelta(seconds=30), wait_all_ranks=True)   # doctest: +SKIP

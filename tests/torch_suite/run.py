@@ -27,6 +27,8 @@ import torch
 import upstream
 from judge import judge
 
+import dcomm.torch
+
 
 def main() -> int:
     """The command line."""
@@ -38,6 +40,11 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=120.0, metavar="SECONDS", help="of each test")
     parser.add_argument("--json", type=Path, help="where the results go")
     parser.add_argument("--reference", type=Path, help="results whose gloo part says what must pass")
+    parser.add_argument(
+        "--own-monitored-barrier",
+        action="store_true",
+        help="dcomm.torch.monitored_barrier in place of torch's; nothing is not applicable then",
+    )
     parser.add_argument("--mutant", choices=sorted(mutants.MUTANTS), help="break the backend, to see it noticed")
     args = parser.parse_args()
 
@@ -61,15 +68,15 @@ def run_all(args: argparse.Namespace, folder: Path) -> dict[str, list[one_test.O
     """Every chosen test on every backend and world size; by backend."""
     outcomes: dict[str, list[one_test.Outcome]] = {}
     for backend in args.backends:
-        loads = [one_test.load(backend, each, preparation(backend, args.mutant)) for each in args.world_sizes]
+        loads = [one_test.load(backend, each, preparation(backend, args)) for each in args.world_sizes]
         found = outcomes[backend] = []
         for outcome in in_parallel(to_run(loads, args.only, found), args.jobs, args.deadline, folder):
-            found.append(judge(backend, outcome))
+            found.append(judge(backend, outcome, args.own_monitored_barrier))
             report.line(backend, outcome)
     return outcomes
 
 
-def preparation(backend: str, mutant: str | None) -> Callable[[], Callable[[], int] | None]:
+def preparation(backend: str, args: argparse.Namespace) -> Callable[[], Callable[[], int] | None]:
     """What each rank does before its group is made."""
 
     def prepare() -> Callable[[], int] | None:
@@ -79,8 +86,10 @@ def preparation(backend: str, mutant: str | None) -> Callable[[], Callable[[], i
         from calls import Calls
 
         calls = Calls()
-        if mutant:
-            mutants.MUTANTS[mutant]()
+        if args.own_monitored_barrier:
+            torch.distributed.monitored_barrier = dcomm.torch.monitored_barrier
+        if args.mutant:
+            mutants.MUTANTS[args.mutant]()
         return calls.count
 
     return prepare
