@@ -24,6 +24,7 @@ from dcomm._version import __version__  # noqa: E402  (the core must know its ex
 from dcomm.bootstrap import init, init_threads  # noqa: E402
 from dcomm.bucket import Bucket, pack, unpack  # noqa: E402
 from dcomm.communicator import Communicator  # noqa: E402
+from dcomm.cuda_array import CudaArray  # noqa: E402
 from dcomm.errors import (  # noqa: E402
     AbortedError,
     CollectiveTimeoutError,
@@ -47,6 +48,7 @@ __all__ = [
     "CollectiveTimeoutError",
     "Communicator",
     "ConcurrentUseError",
+    "CudaArray",
     "CudaError",
     "DcommError",
     "ForkedProcessError",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SUM_OPS = ("sum", "avg")
 FLOATS = ("float32", "float16", "bfloat16")
 INTEGERS = ("int8", "uint8", "int32", "int64", "bool")  # "avg" is refused by the core, as of CPU arrays
-ALGOS = ("auto", "two_shot", "one_shot", "ring", "tree")
+ALGOS = ("auto", "two_shot", "one_shot", "direct", "ring", "tree")
 INTEGER_ALGOS = ("auto", "two_shot", "ring")
 
 _ALL_REDUCE, _BROADCAST, _REDUCE_SCATTER, _REDUCE = 1, 2, 4, 6  # csrc/protocol/control.h

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from dcomm import arrays
+from dcomm import arrays, device_arrays
+from dcomm.cuda_array import CudaArray, as_tensor
 from dcomm.operation import check_writable, cpu_operand, timeout_to_ns
 from dcomm.registration import Registration
 
@@ -24,11 +25,17 @@ class WindowArrays:
 
     if TYPE_CHECKING:
         _core: _core.Communicator
+        _device: int | None
 
         def _check_on_host(self, stream: Any = None) -> None: ...
 
     def empty(
-        self, shape: int | Sequence[int], dtype: Any = "float32", *, timeout: float | timedelta | None = None
+        self,
+        shape: int | Sequence[int],
+        dtype: Any = "float32",
+        *,
+        device: Any = None,
+        timeout: float | timedelta | None = None,
     ) -> Any:
         """Make an array of zeros in memory that all ranks reach. Collective: every rank calls it, in the same order.
 
@@ -37,6 +44,10 @@ class WindowArrays:
         rank must pass the same part of the same array (and of the same `out`); where one passes another part or other
         memory, all raise MismatchError. Everything else takes them as any other array.
 
+        On a GPU the same holds: "direct" reads the peers' arrays and writes their results in place, between processes
+        over memory that each has mapped. Where ranks are threads `out` may then be any array; between processes it may
+        too, and each rank sums for itself ("auto" does so between 2 ranks). To drop such an array waits for the GPU.
+
         The memory is freed when every rank has dropped its array; a rank that drops its own does not touch the others'.
         It outlives the communicator. A forked child (a DataLoader worker) shares this memory with its parent: it sees
         what the parent writes, and the other way round.
@@ -44,17 +55,21 @@ class WindowArrays:
         Args:
             shape: Of the array; the same on every rank. A dimension may be 0.
             dtype: A NumPy dtype or its name: a NumPy array. A torch dtype (bfloat16 too): a torch tensor. One of those
-                that :meth:`all_reduce` takes.
+                that :meth:`all_reduce` takes. On a GPU the same: a torch dtype gives a torch tensor, another one a
+                :class:`dcomm.CudaArray`, of which ``cupy.asarray`` makes a view.
+            device: None or "cpu"; "cuda", "cuda:1" or a torch.device: a GPU. Ranks that are threads share one.
             timeout: Seconds (or timedelta) that a single wait for another rank may last; None: the communicator's.
 
         Returns:
-            A NumPy array or a torch tensor, C-contiguous, zeroed, its address a multiple of 4096.
+            A NumPy array, a torch tensor or a CudaArray, C-contiguous, zeroed, its address a multiple of 256 (4096 on
+            the host). On a GPU it is ready on every stream.
 
         Raises:
             TypeError: Not a dtype that dcomm moves, or `shape` is no shape.
-            ValueError: A negative dimension or a bad timeout.
-            MismatchError: The ranks ask for different numbers of bytes; on all of them, and the communicator is still
-                usable.
+            ValueError: A negative dimension, a bad timeout, or another GPU than the communicator's.
+            MismatchError: The ranks ask for different numbers of bytes, or some for a GPU; on all of them, and the
+                communicator is still usable.
+            CudaError: No GPU, or no memory on it, on this rank or another; the communicator is still usable.
             SharedMemoryError: No memory, on this rank or another; the communicator is still usable.
             PeerLostError, CollectiveTimeoutError, AbortedError, ForkedProcessError, ConcurrentUseError: See
                 :mod:`dcomm.errors`.
@@ -64,11 +79,24 @@ class WindowArrays:
         name, is_torch = arrays.dtype_name(dtype)
         count = math.prod(dimensions)
         nbytes = count * arrays.DTYPE_BYTES[arrays.DTYPE_CODES[name]]
+        if device is not None and str(device) != "cpu":
+            return self._empty_on_gpu(dimensions, dtype, is_torch, device, nbytes, timeout_to_ns(timeout))
         memory = memoryview(self._core.allocate(nbytes, timeout_to_ns(timeout)))  # held by the array
         if not is_torch:
             return numpy.ndarray(dimensions, dtype, buffer=memory)
         flat = sys.modules["torch"].from_numpy(numpy.ndarray(nbytes, numpy.uint8, buffer=memory))
         return flat.view(dtype).reshape(dimensions)
+
+    def _empty_on_gpu(
+        self, shape: tuple[int, ...], dtype: Any, is_torch: bool, device: Any, nbytes: int, timeout_ns: int
+    ) -> Any:
+        index = device_arrays.device_index(device)
+        if self._device is not None and index != self._device:
+            raise ValueError(f"device={device!r}, but this communicator is bound to cuda:{self._device}")
+        region = self._core.allocate_on_gpu(index, nbytes, timeout_ns)
+        if is_torch:
+            return as_tensor(region, shape, dtype, index)
+        return CudaArray(region, region.address, shape, numpy.dtype(dtype), index)
 
     def register(self, x: Any, *, timeout: float | timedelta | None = None) -> Registration:
         """Let all ranks reach an array that is there already, so that it is reduced where it lies. Collective.

@@ -79,6 +79,14 @@ CHECKS = {
         "cuda_barrier_waits_for_all",
         "cuda_bytes_move_whatever_the_alignment",
     ],
+    "cuda_direct_checks": [
+        "cuda_direct_has_the_hosts_bits",
+        "cuda_direct_is_chosen_where_it_pays",
+        "cuda_protocol_direct",
+        "cuda_protocol_pulled",
+        "cuda_direct_disagreement_touches_nothing",
+        "cuda_direct_against_another_collective",
+    ],
     "cuda_integer_checks": [
         "cuda_integers_two_shot_matches_host",
         "cuda_integers_ring_matches_host",

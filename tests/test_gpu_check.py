@@ -64,7 +64,9 @@ def test_arguments() -> None:
 
 
 def test_every_part_has_a_module_and_figures() -> None:
-    assert set(figures.PARTS) == {"correct", "timing", "graphs", "crossovers", "processes", "hooks", "lists"}
+    assert set(figures.PARTS) == {
+        *("correct", "timing", "graphs", "crossovers", "processes", "hooks", "lists", "registered"),
+    }
     for part in figures.PARTS:
         assert "def run(" in (TOOLS / "gpu" / f"{part}.py").read_text(), part
         assert set(outcomes(part, None).values()) == {"not measured"}, part
@@ -75,7 +77,8 @@ def test_the_modules_import_without_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); "
-        "import gpu.correct, gpu.timing, gpu.graphs, gpu.crossovers, gpu.processes, gpu.hooks, gpu.lists"
+        "import gpu.correct, gpu.timing, gpu.graphs, gpu.crossovers, gpu.processes, gpu.hooks, gpu.lists; "
+        "import gpu.registered"
     )
     subprocess.run([sys.executable, "-c", code, str(TOOLS)], check=True, timeout=100, cwd=tmp_path)
 
@@ -231,6 +234,24 @@ def test_crossovers_part(parts: Any) -> None:
     ]
     assert all(len(cell["median_us"]) == 4 and cell["lead"] >= 1 for cell in found["fastest"])
     assert [row["world_size"] for row in found["rows"] if "error" in row] == [32]  # more than there is room for
+
+
+def test_figures_of_registered_arrays() -> None:
+    def rows(direct: float, wrong: int, over: float, digests: list[str]) -> dict[str, Any]:
+        sums = [
+            {"what": "sum", "world_size": n, "nbytes": 64 * MIB, "algo": algo, "median_us": us, "num_wrong": wrong}
+            for n in (2, 4, 8)
+            for algo, us in (("direct", direct), ("two_shot", 120.0))
+        ]
+        weights = [
+            {"what": "weights", "world_size": n, "sha256": [digest]}
+            for n, digest in zip((1, 2, 4, 8), digests, strict=True)
+        ]
+        return {"rows": [*sums, {"what": "step", "over_alone": over, "alone_us": 9.0}, *weights]}
+
+    assert set(outcomes("registered", rows(100.0, 0, 1.1, ["a"] * 4)).values()) == {"reached"}
+    assert set(outcomes("registered", rows(101.0, 0, 1.11, ["a", "a", "b", "a"])).values()) == {"not reached"}
+    assert only("registered", rows(50.0, 1, 1.0, ["a"] * 4), "64 MiB, 2 ranks")["outcome"] == "not reached"
 
 
 def test_lists_part(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,8 +606,8 @@ def test_script_runs_all_parts(stub: dict[str, str]) -> None:
     status, calls, printed = run_script(env)
     assert status == 0, printed
     told = [line.split()[1].rstrip(":") for line in printed.splitlines() if line.startswith("===") and ": exit" in line]
-    parts = ["build", "doctor", "correct", "sanitize", "tests", "timing", "graphs", "processes", "hooks", "lists"]
-    assert told == [*parts, "crossovers", "bench"]
+    parts = ["build", "doctor", "correct", "sanitize", "tests", "timing", "graphs", "processes", "hooks"]
+    assert told == [*parts, "registered", "lists", "crossovers", "bench"]
     (bench,) = (line for line in calls if "all_reduce.py" in line)
     assert "--device cuda" in bench
     assert "--compare all" in bench

@@ -36,6 +36,7 @@ class Expectation:
 JITTER = {"DCOMM_TEST_JITTER": "1"}
 CREDIT_CHECKS = ("protocol_push_credits", "protocol_fifo_credits", "protocol_pair_credits")
 # The executor of GPU blocks, on host threads: what these rules protect there.
+DIRECT_CUDA_CHECKS = ("cuda_protocol_direct", "cuda_protocol_pulled")
 CUDA_CHECKS = ("cuda_protocol_ring", "cuda_protocol_two_shot", "cuda_protocol_tree")
 MUTATIONS = {
     "ring_no_lane_sync": Expectation(("protocol_ring_lanes",)),
@@ -57,17 +58,18 @@ MUTATIONS = {
     "wrong_tail_op": Expectation(("protocol_tails",)),
     "single_packet_buffer": Expectation(("protocol_packets", "cuda_protocol_packets"), JITTER),
     "stale_packet_tag": Expectation(("protocol_packets", "cuda_protocol_packets"), JITTER),
-    "direct_no_ready_wait": Expectation(("protocol_direct_loans", "protocol_schedules")),
-    "direct_no_done_wait": Expectation(("protocol_direct_loans", "protocol_schedules")),
+    "direct_no_ready_wait": Expectation(("protocol_direct_loans", "protocol_schedules", *DIRECT_CUDA_CHECKS)),
+    "direct_no_done_wait": Expectation(("protocol_direct_loans", "protocol_schedules", *DIRECT_CUDA_CHECKS)),
     "direct_no_lane_sync": Expectation(("protocol_direct_loans",)),
     "run_from_start": Expectation(("protocol_many_arrays",)),
     "block_no_publish_sync": Expectation(("cuda_protocol_ring", "cuda_protocol_tree")),
     "block_no_release_sync": Expectation(("cuda_protocol_broadcast",)),
-    "block_no_signal_sync": Expectation(("cuda_protocol_two_shot", "cuda_protocol_all_gather")),
+    "block_no_signal_sync": Expectation(("cuda_protocol_two_shot", "cuda_protocol_all_gather", *DIRECT_CUDA_CHECKS)),
     "block_no_arrive_sync": Expectation(("cuda_protocol_ring", "cuda_protocol_broadcast")),
     "block_no_header_check": Expectation(("cuda_processes_notice_in_packets",)),
     "block_no_header_wait": Expectation(("cuda_processes_wait_for_words_after_packets",)),
     "block_no_envelope_check": Expectation(("cuda_process_messages_differ",)),
+    "block_no_borrow_check": Expectation(("cuda_direct_disagreement_touches_nothing",)),
 }
 
 

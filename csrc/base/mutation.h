@@ -38,6 +38,7 @@ enum class Mutation : int {
   kBlockNoHeaderCheck,    // ... does not compare its call with its peers'
   kBlockNoHeaderWait,     // ... compares what has arrived of them when its packets have, which do not bring them along
   kBlockNoEnvelopeCheck,  // ... takes in whatever message comes
+  kBlockNoBorrowCheck,    // ... uses its peers' arrays without comparing calls
   kCount,
 };
 
@@ -105,6 +106,8 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "block_no_header_wait";
     case Mutation::kBlockNoEnvelopeCheck:
       return "block_no_envelope_check";
+    case Mutation::kBlockNoBorrowCheck:
+      return "block_no_borrow_check";
     case Mutation::kCount:
       break;
   }

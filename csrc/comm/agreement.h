@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "comm/communicator.h"
+#include "comm/cuda_windows.h"
 
 namespace dcomm {
 
@@ -104,6 +105,32 @@ class Communicator::Agreement {
     }
     mesh.forget_windows(id);
     agree();
+  }
+
+  /// The same on the ranks' GPUs, for all ranks of the parent: `windows` holds the own one and the others', then then()
+  /// is done by all. Several agreements.
+  template <class Then>
+  void exchange_cuda_windows(uint64_t id, CudaWindowSet& windows, const DcommCudaWindowOptions& options,
+                             const Then& then) {
+    std::vector<int> all(static_cast<size_t>(parent_.world_size()));
+    std::iota(all.begin(), all.end(), 0);
+    if (options.kind == kDcommCudaWindowVmm) {
+      exchange_windows(id, all, [&](const DescriptorExchange& exchange) {
+        windows.make_own(options);
+        const std::vector<UniqueFd> descriptors =
+            take_ownership(exchange(windows.own_descriptor()), parent_.rank(), parent_.world_size());
+        windows.close_own_descriptor();
+        windows.import_all(gather(windows.handle()), &descriptors);
+        then();
+      });
+      return;
+    }
+    agree_after([&] { windows.make_own(options); });
+    const std::vector<DcommCudaWindowHandle> handles = gather(windows.handle());
+    agree_after([&] {
+      windows.import_all(handles, nullptr);
+      then();
+    });
   }
 
   std::vector<int> mesh_ranks_of(const std::vector<int>& members) const {

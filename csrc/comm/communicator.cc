@@ -53,10 +53,10 @@ Settings agree(Mesh& mesh, const Settings& own) {
   return settings;
 }
 
-/// DCOMM_ALGO for a GPU; "direct" says nothing about one, nor does an algorithm without a kernel for `dtype`.
+/// DCOMM_ALGO for a GPU; one that has no kernel for `dtype` says nothing.
 Algo forced_cuda_algo(const Settings& settings, DType dtype) {
   const Algo forced = settings.forced_algo;
-  return forced != Algo::kDirect && has_cuda_algo(forced, dtype) ? forced : Algo::kAuto;
+  return has_cuda_algo(forced, dtype) ? forced : Algo::kAuto;
 }
 
 /// Beyond the deadline of a kernel's waits, which is also 30 s at least where processes share a GPU.
@@ -165,7 +165,8 @@ void Communicator::check_usable() const {
   DCOMM_CHECK(!closed(), ErrorCode::kAborted, "this communicator is closed; make a new one with dcomm.init()");
 }
 
-void Communicator::complete_call(CollectiveCall& call) {
+/// What holds wherever the arrays are; of an all-reduce the algorithm is still open.
+void Communicator::complete_call(CollectiveCall& call) const {
   const bool from_any = call.collective == Collective::kRecv && call.root == kAnySource;
   DCOMM_CHECK(!from_any || world_size() > 1, ErrorCode::kInvalidArgument,
               "recv_any: this communicator has one rank, nobody else can send; call it where there are others");
@@ -189,9 +190,9 @@ void Communicator::complete_call(CollectiveCall& call) {
   DCOMM_CHECK(call.wire == call.dtype || (call.dtype == DType::kF32 && is_half(call.wire)), ErrorCode::kInvalidArgument,
               "wire_dtype=", dtype_name(call.wire), " with a ", dtype_name(call.dtype),
               " array: only float32 arrays can travel as float16 or bfloat16; pass wire_dtype=None");
-  if (call.collective != Collective::kAllReduce) return;
-  if (DCOMM_UNLIKELY(!regions_.empty())) regions_.look_up(call);
-  const bool is_shared = can_go_direct(call);
+}
+
+void Communicator::check_direct(const CollectiveCall& call, bool is_shared) const {
   DCOMM_CHECK(call.algo != Algo::kDirect || is_shared || call.count == 0, ErrorCode::kInvalidArgument,
               "algo='direct' with ",
               call.wire != call.dtype           ? "another wire_dtype than the array's"
@@ -199,6 +200,14 @@ void Communicator::complete_call(CollectiveCall& call) {
                                                 : "memory that the other ranks do not reach",
               ": it is for arrays made by this communicator's comm.empty, or contiguous parts of them, without "
               "wire_dtype and premul_sum; make the array with comm.empty, or use algo='auto'");
+}
+
+/// Of arrays of the host.
+void Communicator::choose_algo(CollectiveCall& call) {
+  if (call.collective != Collective::kAllReduce) return;
+  if (DCOMM_UNLIKELY(!regions_.empty())) regions_.look_up(call);
+  const bool is_shared = can_go_direct(call);
+  check_direct(call, is_shared);
   call.algo = select_algo(settings_, call.algo, call.count * dtype_bytes(call.wire), is_shared);
 }
 
@@ -206,6 +215,7 @@ int Communicator::run(CollectiveCall call, int64_t timeout_ns, InterruptCheck in
   const Entry entry(entered_);
   check_usable();
   complete_call(call);
+  choose_algo(call);
   return run_in_order(call, timeout_ns, interrupted);
 }
 
@@ -247,6 +257,7 @@ std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout
   const Entry entry(entered_);
   check_usable();
   complete_call(call);
+  choose_algo(call);
   auto work = std::make_shared<Work>(call, timeout_ns);
   if (can_announce(call)) {
     announce(call);
@@ -296,13 +307,36 @@ CudaThreadGroup& Communicator::cuda_group() const {
   return *cuda_group_;
 }
 
+/// Of arrays of a GPU, where launch/cuda_plan.h makes what "auto" leaves open. Threads reach all memory: there the
+/// results may lie anywhere.
+void Communicator::choose_cuda_algo(CollectiveCall& call) {
+  if (call.collective != Collective::kAllReduce) return;
+  if (!regions_.empty()) regions_.look_up(call);
+  const bool is_shared = call.shared_in.windows != nullptr && has_cuda_direct(call.dtype, call.op);
+  DCOMM_CHECK(call.algo != Algo::kDirect || call.shared_in.windows == nullptr || is_shared, ErrorCode::kInvalidArgument,
+              "algo='direct' with a CUDA array of ", dtype_name(call.dtype), " and op='", reduce_op_name(call.op),
+              "': on CUDA it is for float32, float16 and bfloat16, sum and avg; use algo='auto'");
+  check_direct(call, is_shared);
+  if (call.algo == Algo::kAuto) call.algo = forced_cuda_algo(settings_, call.dtype);
+  const bool pulled = call.shared_out.windows == nullptr && serves_cuda_between_processes();
+  const size_t nbytes = call.count * dtype_bytes(call.dtype);
+  const bool pays = is_shared && cuda_direct_pays(nbytes, world_size(), pulled);
+  if (call.algo == Algo::kAuto && pays) call.algo = Algo::kDirect;
+  if (call.algo == Algo::kDirect && !is_shared) call.algo = Algo::kAuto;  // DCOMM_ALGO, or no elements
+  if (call.algo != Algo::kDirect) call.shared_in = call.shared_out = {};
+}
+
+void Communicator::check_cuda_device(int device) const {
+  const int met = cuda_device();
+  DCOMM_CHECK(met < 0 || met == device, ErrorCode::kInvalidArgument, "got cuda:", device,
+              ", but this communicator uses cuda:", met, "; make another communicator for another GPU");
+}
+
 void Communicator::run_cuda(CudaRankCall call, bool collected) {
   const Entry entry(entered_);
   check_usable();
-  const Algo asked = call.call.algo;
   complete_call(call.call);
-  if (asked == Algo::kAuto)
-    call.call.algo = forced_cuda_algo(settings_, call.call.dtype);  // or the GPU's own choice, launch/cuda_plan.h
+  choose_cuda_algo(call.call);
   if (call.timeout_ns <= 0) call.timeout_ns = settings_.timeout_ns;
   if (serves_cuda_between_processes()) {
     run_cuda_between_processes(call);

@@ -77,6 +77,10 @@ class Communicator {
   /// kMismatch where nbytes differs.
   std::shared_ptr<Region> allocate(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
 
+  /// The same in the memory of GPU `device`. Ranks that are threads: one GPU for all. kCuda, on all ranks, where one
+  /// has none or no memory left; kInvalidArgument where the ranks have met on another GPU.
+  std::shared_ptr<Region> allocate_on_gpu(int device, size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
+
   /// Collective: makes the whole pages of `array`, which must live until release(), such memory too, in place. Nothing
   /// else may use the array meanwhile. Throws as allocate(); kInvalidArgument where it is not plain memory of this
   /// process, on all ranks.
@@ -126,7 +130,11 @@ class Communicator {
 
   bool in_child() const;  // this process was forked from the communicator's
   void check_usable() const;
-  void complete_call(CollectiveCall& call);
+  void complete_call(CollectiveCall& call) const;
+  void choose_algo(CollectiveCall& call);
+  void choose_cuda_algo(CollectiveCall& call);
+  void check_direct(const CollectiveCall& call, bool is_shared) const;
+  void check_cuda_device(int device) const;
   void execute_in_parts(const CollectiveCall& call, Range reach, int64_t timeout_ns, InterruptCheck interrupted,
                         bool background);
   CudaThreadGroup& cuda_group() const;

@@ -2,17 +2,15 @@
 // Floor: comm.
 #include <atomic>
 #include <cstdio>
-#include <cstring>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <vector>
 
 #include "comm/agreement.h"
 #include "comm/cuda_notes.h"
+#include "comm/cuda_windows.h"
 #include "launch/cuda_agreement.h"
 #include "launch/cuda_loader.h"
-#include "memory/backing.h"
 #include "protocol/fingerprint.h"
 
 namespace dcomm {
@@ -20,33 +18,19 @@ namespace dcomm {
 namespace {
 
 constexpr uint64_t kCudaSalt = 0x63756461ull;
-constexpr size_t kMessageBytes = 512;
 /// Contexts of several processes take turns of some milliseconds on one GPU, and every step of an algorithm may cost
 /// one turn of each.
 constexpr int64_t kSharedGpuTimeoutNs = 30'000'000'000;
 
-struct WindowDeleter {
-  const DcommCudaTable* table;
-  void operator()(DcommCudaWindow* window) const { table->window_destroy(window); }
-};
-using Window = std::unique_ptr<DcommCudaWindow, WindowDeleter>;
-
 struct GroupDeleter {
-  const DcommCudaTable* table;
-  bool keeps_windows;
+  const DcommCudaTable* table = nullptr;
+  bool keeps_windows = false;
   void operator()(DcommCudaGroup* group) const {
     if (keeps_windows) table->group_keep_windows(group);
     table->group_destroy(group);
   }
 };
 using Group = std::unique_ptr<DcommCudaGroup, GroupDeleter>;
-
-/// f(message, its length) -> status.
-template <class F>
-void checked(const F& f) {
-  char message[kMessageBytes] = "";
-  check_cuda(f(message, sizeof(message)), message);
-}
 
 void warn_of_shared_gpu(int num_sharing) {
   static std::atomic<bool> said{false};
@@ -66,18 +50,7 @@ class Communicator::CudaMaking {
   CudaMaking(Communicator& parent, int device, int64_t timeout_ns, InterruptCheck interrupted)
       : parent_(parent),
         device_(device),
-        agreement_(parent, {Collective::kCudaSetUp, "windows on the GPUs"}, timeout_ns, interrupted),
-        all_(static_cast<size_t>(parent.world_size())) {
-    std::iota(all_.begin(), all_.end(), 0);
-  }
-  /// What is left after a failure: imported windows go first; one of kind Ipc that others may have open stays.
-  ~CudaMaking() {
-    group_.reset();
-    if (windows_.empty()) return;
-    Window own = std::move(windows_[static_cast<size_t>(rank())]);
-    windows_.clear();
-    if (agreed_.kind == kDcommCudaWindowIpc) (void)own.release();
-  }
+        agreement_(parent, {Collective::kCudaSetUp, "windows on the GPUs"}, timeout_ns, interrupted) {}
   CudaMaking(const CudaMaking&) = delete;
   CudaMaking& operator=(const CudaMaking&) = delete;
 
@@ -85,28 +58,17 @@ class Communicator::CudaMaking {
     const std::vector<CudaRankFacts> facts = gather_facts();
     agreed_ = agree_on_cuda(facts);
     const uint64_t id = hash_mix(hash_mix(parent_.id_, ++parent_.num_cuda_makings_), kCudaSalt);
-    if (agreed_.kind == kDcommCudaWindowVmm) {
-      agreement_.exchange_windows(id, all_, [&](const DescriptorExchange& exchange) {
-        make_own();
-        const std::vector<UniqueFd> descriptors = take_ownership(exchange(handle_.descriptor), rank(), world_size());
-        own_descriptor_.reset();
-        import_all(agreement_.gather(handle_), &descriptors);
-        join();
-      });
-    } else {
-      agreement_.agree_after([&] { make_own(); });
-      const std::vector<DcommCudaWindowHandle> handles = agreement_.gather(handle_);
-      agreement_.agree_after([&] {
-        import_all(handles, nullptr);
-        join();
-      });
-    }
+    const DcommCudaWindowOptions options{device_, agreed_.kind, world_size(), agreed_.num_channels, agreed_.slot_bytes,
+                                         0};
+    CudaWindowSet windows(*table_, device_, rank(), world_size());
+    Group group;
+    agreement_.exchange_cuda_windows(id, windows, options, [&] { group = join(windows); });
     if (agreed_.num_sharing > 1 && count_on_gpu_of(facts, rank()) > 1 && is_first_on_its_gpu(facts, rank())) {
       warn_of_shared_gpu(count_on_gpu_of(facts, rank()));
     }
     parent_.cuda_windows_are_kept_ = agreed_.kind == kDcommCudaWindowIpc;
-    const CudaProcessOptions options{rank(), device_, agreed_.num_sharing > 1 ? kSharedGpuTimeoutNs : 0};
-    return std::make_shared<CudaProcessGroup>(*table_, group_.release(), events_, options, peers());
+    const CudaProcessOptions group_options{rank(), device_, agreed_.num_sharing > 1 ? kSharedGpuTimeoutNs : 0};
+    return std::make_shared<CudaProcessGroup>(*table_, group.release(), events_, group_options, peers());
   }
 
  private:
@@ -123,7 +85,7 @@ class Communicator::CudaMaking {
       own.num_channels = options.num_channels;
       own.max_channels = options.max_channels;
       own.slot_bytes = options.slot_bytes;
-      checked([&](char* text, size_t size) {
+      checked_cuda([&](char* text, size_t size) {
         return table_->device_facts(device_, world_size(), &own.device, text, size);
       });
     } catch (const Error& error) {
@@ -135,44 +97,16 @@ class Communicator::CudaMaking {
     return facts;
   }
 
-  void make_own() {
-    const DcommCudaWindowOptions options{device_, agreed_.kind, world_size(), agreed_.num_channels, agreed_.slot_bytes};
-    DcommCudaWindow* made = nullptr;
-    checked([&](char* text, size_t size) { return table_->window_create(&options, &made, text, size); });
-    windows_.resize(all_.size());
-    windows_[static_cast<size_t>(rank())] = Window(made, WindowDeleter{table_});
-    checked([&](char* text, size_t size) { return table_->window_export(made, &handle_, text, size); });
-    if (handle_.descriptor >= 0) own_descriptor_.emplace(handle_.descriptor);
-  }
-
-  /// descriptors: by rank, where the handles' numbers are those of other processes.
-  void import_all(const std::vector<DcommCudaWindowHandle>& handles, const std::vector<UniqueFd>* descriptors) {
-    for (int peer = 0; peer < world_size(); ++peer) {
-      if (peer == rank()) continue;
-      const auto index = static_cast<size_t>(peer);
-      DcommCudaWindowHandle handle = handles[index];
-      handle.descriptor = descriptors == nullptr ? -1 : (*descriptors)[index].get();
-      DcommCudaWindow* made = nullptr;
-      try {
-        checked([&](char* text, size_t size) { return table_->window_import(device_, &handle, &made, text, size); });
-      } catch (const Error& error) {
-        throw_error(error.code(), "the window of rank ", peer, " on its GPU: ", error.what());
-      }
-      windows_[index] = Window(made, WindowDeleter{table_});
-    }
-  }
-
-  void join() {
-    std::vector<DcommCudaWindow*> windows;
-    for (const Window& window : windows_) windows.push_back(window.get());
-    const DcommCudaMembership membership{device_, world_size(),       rank(),        1, agreed_.num_channels,
-                                         0,       agreed_.slot_bytes, windows.data()};
+  Group join(CudaWindowSet& windows) {
+    const std::vector<DcommCudaWindow*> all = windows.list();
+    const DcommCudaMembership membership{device_, world_size(),       rank(),    1, agreed_.num_channels,
+                                         0,       agreed_.slot_bytes, all.data()};
     DcommCudaGroup* made = nullptr;
-    checked([&](char* text, size_t size) { return table_->group_join(&membership, &made, text, size); });
-    group_ = Group(made, GroupDeleter{table_, agreed_.kind == kDcommCudaWindowIpc});
+    checked_cuda([&](char* text, size_t size) { return table_->group_join(&membership, &made, text, size); });
+    Group group(made, GroupDeleter{table_, agreed_.kind == kDcommCudaWindowIpc});
+    windows.release();
     events_ = CudaEvents::create(*table_, device_);
-    for (Window& window : windows_) (void)window.release();
-    windows_.clear();
+    return group;
   }
 
   CudaProcessPeers peers() const {
@@ -190,13 +124,8 @@ class Communicator::CudaMaking {
   Communicator& parent_;
   const int device_;
   Agreement agreement_;
-  std::vector<int> all_;
   const DcommCudaTable* table_ = nullptr;
   CudaAgreed agreed_;
-  DcommCudaWindowHandle handle_{};
-  std::optional<UniqueFd> own_descriptor_;
-  std::vector<Window> windows_;  // by rank, until they are the group's
-  Group group_;
   std::shared_ptr<CudaEvents> events_;
 };
 

@@ -19,6 +19,10 @@ using RecordWords = std::array<uint64_t, sizeof(OpRecord) / sizeof(uint64_t)>;
 std::string memory_text(const OpRecord& record) {
   std::ostringstream text;
   const auto place = [&](const char* name, uint32_t region, uint64_t offset) {
+    if (region == 0) {
+      text << ", " << name << "=memory that the others do not reach";
+      return;
+    }
     text << ", " << name << "=shared array " << region;
     if (offset != 0) text << " from byte " << offset << " on";
   };

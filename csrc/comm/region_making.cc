@@ -1,10 +1,13 @@
-// Communicator::allocate and adopt: how the ranks of a communicator make a region together. Floor: comm.
+// Communicator::allocate, allocate_on_gpu and adopt: how the ranks of a communicator make a region together. Floor:
+// comm.
 #include <algorithm>
 #include <numeric>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "comm/agreement.h"
+#include "comm/cuda_windows.h"
 #include "comm/entry.h"
 #include "comm/region.h"
 #include "protocol/fingerprint.h"
@@ -24,6 +27,8 @@ class Communicator::RegionMaking {
   RegionMaking(Communicator& parent, Collective call, int64_t timeout_ns, InterruptCheck interrupted)
       : parent_(parent),
         call_(call),
+        timeout_ns_(timeout_ns),
+        interrupted_(interrupted),
         agreement_(parent, {call, "array"}, timeout_ns, interrupted),
         region_(std::make_shared<Region>()),
         all_(static_cast<size_t>(parent.world_size())) {
@@ -45,6 +50,43 @@ class Communicator::RegionMaking {
       agreement_.share_parts(
           id_, parent_.rank() == 0,
           [&] { return ThreadParts{make_heap_windows(parent_.world_size(), window_bytes, kArrays), nullptr, nullptr}; },
+          [&](const ThreadParts& parts, const auto&) { windows = parts.windows; });
+    }
+    return finish(windows->at(parent_.rank()), nbytes, {0, nbytes}, windows);
+  }
+
+  /// Between processes the kind of windows is that of the communicator's own, which are made first if need be.
+  std::shared_ptr<Region> allocate_on_gpu(int device, size_t nbytes) {
+    const bool between_processes = parent_.serves_cuda_between_processes();
+    Wish own{nbytes};
+    own.place = between_processes ? kOnOwnGpu : device;
+    std::optional<Error> own_error;
+    try {
+      cuda_device_count();  // there is a CUDA part, and a GPU
+      parent_.check_cuda_device(device);
+    } catch (const Error& error) {
+      own_error = error;
+      own.code = static_cast<int64_t>(error.code());
+    }
+    gather(own, own_error);
+    const size_t window_bytes = std::max<size_t>(nbytes, 1);
+    std::shared_ptr<const Windows> windows;
+    if (between_processes) {
+      parent_.open_cuda_processes(device, timeout_ns_, interrupted_);
+      DcommCudaWindowOptions options{};
+      options.device = device;
+      options.kind = parent_.cuda_windows_are_kept_ ? kDcommCudaWindowIpc : kDcommCudaWindowVmm;
+      options.num_bytes = window_bytes;
+      const auto made = std::make_shared<CudaRegionWindows>(cuda_table(), device, parent_.rank(), parent_.world_size());
+      agreement_.exchange_cuda_windows(id_, made->windows(), options, [&] { made->finish(window_bytes); });
+      windows = made;
+    } else {
+      agreement_.share_parts(
+          id_, parent_.rank() == 0,
+          [&] {
+            parent_.cuda_group().open(device);
+            return ThreadParts{make_cuda_thread_windows(device, parent_.world_size(), window_bytes), nullptr, nullptr};
+          },
           [&](const ThreadParts& parts, const auto&) { windows = parts.windows; });
     }
     return finish(windows->at(parent_.rank()), nbytes, {0, nbytes}, windows);
@@ -79,9 +121,13 @@ class Communicator::RegionMaking {
   }
 
  private:
+  static constexpr int64_t kOnHost = -1;
+  static constexpr int64_t kOnOwnGpu = -2;
+
   /// What a rank asks for, and the part of its array that can be mapped by others.
   struct Wish {
     uint64_t nbytes = 0;
+    int64_t place = kOnHost;  // or the number of a GPU that all share
     uint64_t begin = 0;
     uint64_t end = 0;
     int64_t code = 0;
@@ -91,12 +137,22 @@ class Communicator::RegionMaking {
   /// later than its owner is still at it; shared pages stay as long as somebody has them mapped.
   bool is_among_processes() const { return parent_.mesh_ != nullptr && parent_.world_size() > 1; }
 
+  static std::string text_of(int64_t place) {
+    if (place == kOnHost) return "of the host";
+    return place == kOnOwnGpu ? "of its GPU" : "of cuda:" + std::to_string(place);
+  }
+
   std::vector<Wish> gather(const Wish& own, const std::optional<Error>& own_error = {}) {
     const std::vector<Wish> wishes = agreement_.gather(own);
     if (own_error) throw Error(*own_error);
     for (size_t rank = 0; rank < wishes.size(); ++rank) {
       DCOMM_CHECK(wishes[rank].code == 0, static_cast<ErrorCode>(wishes[rank].code), collective_name(call_), ": rank ",
                   rank, " refused its array; its own error says why. This communicator is still usable");
+      DCOMM_CHECK(wishes[rank].place == wishes[0].place, ErrorCode::kMismatch, collective_name(call_),
+                  ": rank 0 asks for memory ", text_of(wishes[0].place), ", rank ", rank, " for memory ",
+                  text_of(wishes[rank].place),
+                  ": expected the same device on every rank. This communicator is still "
+                  "usable");
       DCOMM_CHECK(wishes[rank].nbytes == wishes[0].nbytes, ErrorCode::kMismatch, collective_name(call_),
                   ": rank 0 has an array of ", wishes[0].nbytes, " bytes, rank ", rank, " one of ", wishes[rank].nbytes,
                   ": expected the same shape and dtype on every rank. This communicator is still usable");
@@ -115,6 +171,8 @@ class Communicator::RegionMaking {
 
   Communicator& parent_;
   const Collective call_;
+  const int64_t timeout_ns_;
+  const InterruptCheck interrupted_;
   Agreement agreement_;
   std::shared_ptr<Region> region_;
   std::vector<int> all_;
@@ -125,6 +183,13 @@ std::shared_ptr<Region> Communicator::allocate(size_t nbytes, int64_t timeout_ns
   const Entry entry(entered_);
   check_usable();
   return RegionMaking(*this, Collective::kEmpty, timeout_ns, interrupted).allocate(nbytes);
+}
+
+std::shared_ptr<Region> Communicator::allocate_on_gpu(int device, size_t nbytes, int64_t timeout_ns,
+                                                      InterruptCheck interrupted) {
+  const Entry entry(entered_);
+  check_usable();
+  return RegionMaking(*this, Collective::kEmpty, timeout_ns, interrupted).allocate_on_gpu(device, nbytes);
 }
 
 std::shared_ptr<Region> Communicator::adopt(void* array, size_t nbytes, int64_t timeout_ns,

@@ -24,8 +24,8 @@
 
 namespace dcomm {
 
-/// Ranks that one launch can hold; their arrays travel as kernel arguments. Fewer fit where the GPU has fewer
-/// multiprocessors.
+/// Ranks that one launch can hold, or whose arrays it can reach; the arrays travel as kernel arguments. Fewer fit where
+/// the GPU has fewer multiprocessors.
 inline constexpr int kMaxLocalRanks = 128;
 /// Slots of each kind: one is filled while the other is in use.
 inline constexpr int kCudaDepth = 2;
@@ -74,7 +74,7 @@ struct CudaJob {
   uint32_t* abort;            // mapped host memory: nonzero tells every wait to end
   uint64_t* error;            // mapped host memory: the first failure, as packed by cuda_failure_word
   ChunkPlan plan;
-  CudaArrays arrays[kMaxLocalRanks];
+  CudaArrays arrays[kMaxLocalRanks];  // by local rank; of a direct all-reduce: of all ranks, as this GPU maps them
 };
 
 /// All slots are of one size. A window takes, per channel and rank of the group, 14 slots (4 main, 4 exchange, 2 fifo,
@@ -192,7 +192,9 @@ class CudaBlockExec : public CudaLanes {
     if (!mutated(Mutation::kBlockNoSignalSync)) sync();
     DCOMM_ROLLED
     for (int peer = lane(); peer < world_size(); peer += num_lanes()) {
-      if (peer != rank()) gpu::store_release(flag_at(peer, flow), seq + 1);
+      if (peer == rank()) continue;
+      if (flow == Flow::kDirect) gpu::store_relaxed(direct_hash(peer, rank(), seq), job_.fingerprint);
+      gpu::store_release(flag_at(peer, flow), seq + 1);
     }
   }
   /// Thread p polls for peer p.
@@ -200,7 +202,9 @@ class CudaBlockExec : public CudaLanes {
     bool failed = false;
     DCOMM_ROLLED
     for (int peer = lane(); peer < world_size() && !failed; peer += num_lanes()) {
-      if (peer != rank()) failed = !wait_flag(peer, flow, seq);
+      if (peer == rank()) continue;
+      failed = !wait_flag(peer, flow, seq);
+      if (flow == Flow::kDirect && !failed) failed = !may_borrow(peer, seq);
     }
     return !any(failed);
   }
@@ -346,7 +350,7 @@ class CudaBlockExec : public CudaLanes {
   DCOMM_DEVICE uint64_t history() const { return hash_mix(operation_counters()[1], job_.fingerprint); }
   DCOMM_DEVICE uint64_t own_header_word() const { return cuda_header_word(history(), operation_number()); }
   DCOMM_DEVICE uint64_t* header_word(int window, int from) const {
-    std::byte* const line = windows_[window] + layout().flag_offset(0, Flow::kDirect, from);
+    std::byte* const line = windows_[window] + layout().flag_offset(0, Flow::kPacket, from);
     return reinterpret_cast<uint64_t*>(line) + operation_number() % kCudaHeaderWords;
   }
   DCOMM_DEVICE bool calls_differ(int peer) const {
@@ -373,6 +377,23 @@ class CudaBlockExec : public CudaLanes {
     return own_header_word();
 #endif
   }
+  // ---- Where ranks use each other's arrays: no block may before it knows that they mean the same ones. So each
+  // message
+  // ---- of kDirect brings the sender's fingerprint along, on every channel.
+
+  DCOMM_DEVICE uint64_t* direct_hash(int window, int from, uint64_t seq) const {
+    std::byte* const line = windows_[window] + layout().flag_offset(channel_, Flow::kDirect, from);
+    return &reinterpret_cast<Flag*>(line)->hash[seq % kHashRing];
+  }
+  /// Message `seq` of kDirect from `peer` has been waited for. Where the calls differ they do so on all channels:
+  /// channel 0 tells.
+  DCOMM_DEVICE bool may_borrow(int peer, uint64_t seq) const {
+    if (mutated(Mutation::kBlockNoBorrowCheck)) return true;
+    if (gpu::load_relaxed(direct_hash(rank(), peer, seq)) == job_.fingerprint) return true;
+    if (channel_ == 0) fail(mismatch(peer));
+    return false;
+  }
+
   DCOMM_DEVICE uint64_t mismatch(int peer) const {
     return cuda_failure_word(ErrorCode::kMismatch, Flow::kDirect, rank(), peer, operation_number());
   }

@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-inline constexpr uint32_t kDcommCudaAbi = 8;
+inline constexpr uint32_t kDcommCudaAbi = 9;
 
 extern "C" {
 
@@ -66,6 +66,10 @@ struct DcommCudaCall {
   DcommCudaEvent* end = nullptr;
   // 1: that rank's stream does not wait for the operation, whose end is `end`; nullptr: all wait.
   const uint8_t* detached = nullptr;
+  // algo kDirect: the arrays of all ranks of the group, as this process maps them, at addresses that are multiples of
+  // an element alike. Each rank writes every result; all_out nullptr: its own only, which then is not its input.
+  const void* const* all_in = nullptr;
+  void* const* all_out = nullptr;
 };
 
 /// Why a kernel gave up; the group is of no further use.
@@ -105,6 +109,7 @@ struct DcommCudaWindowOptions {
   int32_t world_size;
   int32_t num_channels;
   uint64_t slot_bytes;
+  uint64_t num_bytes;  // 0: what a rank of a group of this shape needs; else as many, for users' arrays
 };
 
 struct DcommCudaWindowHandle {
@@ -207,6 +212,7 @@ struct DcommCudaTable {
   /// The handle's descriptor stays the caller's.
   int32_t (*window_import)(int32_t device, const DcommCudaWindowHandle* handle, DcommCudaWindow** window, char* message,
                            size_t message_bytes) = nullptr;
+  /// The caller knows that nobody uses it any more.
   void (*window_destroy)(DcommCudaWindow* window) = nullptr;
   /// As group_create, over windows that all ranks have zeroed and mapped; they are the group's unless it fails.
   int32_t (*group_join)(const DcommCudaMembership* membership, DcommCudaGroup** group, char* message,
@@ -228,6 +234,14 @@ struct DcommCudaTable {
   int32_t (*event_wait)(const DcommCudaEvent* event, void* stream, char* message, size_t message_bytes) = nullptr;
   /// Never waits. *state: DcommCudaEventState.
   int32_t (*event_query)(const DcommCudaEvent* event, int32_t* state, char* message, size_t message_bytes) = nullptr;
+
+  // ---- Windows that users' arrays lie in.
+  /// A multiple of 4096.
+  void* (*window_base)(const DcommCudaWindow* window) = nullptr;
+  /// Waits until all that was given to the device so far is done, on whatever stream, as cudaFree does.
+  int32_t (*device_wait)(int32_t device, char* message, size_t message_bytes) = nullptr;
+  /// Of kind Ipc, which others may still have open: it stays allocated until the process ends.
+  void (*window_keep)(DcommCudaWindow* window) = nullptr;
 };
 
 /// What an event has recorded last.

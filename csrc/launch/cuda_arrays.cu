@@ -20,6 +20,18 @@ DcommCudaStatus find_pointer_device(const void* address, int* device, const Cuda
   return kDcommCudaOk;
 }
 
+DcommCudaStatus wait_for_cuda_device(int device, const CudaMessage& message) {
+  const ScopedDevice scope(device);
+  if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());
+  // An array may be dropped while another thread captures a graph, which a wait would spoil otherwise.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
+  if (error != cudaSuccess) return message.failed("cudaThreadExchangeStreamCaptureMode", error);
+  error = cudaDeviceSynchronize();
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  return error == cudaSuccess ? kDcommCudaOk : message.failed("cudaDeviceSynchronize", error);
+}
+
 /// The event is freed once both streams are past it.
 DcommCudaStatus chain_cuda_streams(int device, void* before, void* after, const CudaMessage& message) {
   const ScopedDevice scope(device);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "algo/all_gather.h"
+#include "algo/all_reduce_direct.h"
 #include "algo/all_reduce_one_shot.h"
 #include "algo/all_reduce_ring.h"
 #include "algo/all_reduce_tree.h"
@@ -16,6 +17,7 @@
 #include "algo/reduce_scatter.h"
 #include "algo/scatter.h"
 #include "algo/send_recv.h"
+#include "exec/cuda_direct_kernels.cuh"
 #include "exec/cuda_integer_kernels.cuh"
 #include "exec/cuda_move_kernels.cuh"
 #include "exec/cuda_pack_kernels.cuh"
@@ -26,10 +28,10 @@
 namespace dcomm {
 
 /// A body that sums User arrays through Wire slots. Ranks: the world size if known at compile time, else 0.
-template <class User, class Wire, int kRanks, Collective kCollective, Algo kAlgo = Algo::kFlat, bool kPackets = false>
+template <class User, class Wire, int kRanks, Collective kCollective, Algo kAlgo = Algo::kFlat, bool kVariant = false>
 struct CudaSumBody {
   static constexpr int kNumRanks = kRanks;
-  static constexpr CudaKernelKey kKey{kCollective, kAlgo, kPackets, User::kDType, Wire::kDType};
+  static constexpr CudaKernelKey kKey{kCollective, kAlgo, kVariant, User::kDType, Wire::kDType};
   static constexpr bool kDividesTerms =
       divides_terms(User::kDType, Wire::kDType, kAlgo == Algo::kRing || kAlgo == Algo::kTree);
 };
@@ -71,6 +73,24 @@ struct OneShotBody : CudaSumBody<User, Wire, 0, Collective::kAllReduce, Algo::kO
   DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
     const CudaReduceKernels<User, Wire, 0, OneShotBody::kDividesTerms> kernels(arrays, job.divisor);
     all_reduce_one_shot(exec, kernels, job.plan);
+  }
+};
+
+static_assert(kMaxCudaDirectRanks == kMaxLocalRanks);
+
+/// job.arrays: of all ranks.
+template <class Type, int kRanks>
+struct DirectBody : CudaSumBody<Type, Type, kRanks, Collective::kAllReduce, Algo::kDirect> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays&) {
+    const CudaDirectKernels<Type, kRanks, DirectBody::kDividesTerms> kernels(job.arrays, exec.rank(), job.divisor);
+    all_reduce_direct(exec, kernels, job.plan);
+  }
+};
+template <class Type, int kRanks>
+struct PulledBody : CudaSumBody<Type, Type, kRanks, Collective::kAllReduce, Algo::kDirect, true> {
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays&) {
+    const CudaDirectKernels<Type, kRanks, PulledBody::kDividesTerms> kernels(job.arrays, exec.rank(), job.divisor);
+    all_reduce_pulled(exec, kernels, job.plan);
   }
 };
 

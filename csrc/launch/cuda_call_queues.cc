@@ -14,6 +14,10 @@ std::string describe(const CudaRankCall& rank_call) {
   if (call.wire != call.dtype) text << " on a " << dtype_name(call.wire) << " wire";
   if (reduces(call.collective)) text << ", " << reduce_op_name(call.op);
   if (call.collective == Collective::kAllReduce) text << ", " << algo_name(call.algo);
+  if (call.shared_in.region != 0) {
+    text << ", x=shared array " << call.shared_in.region;
+    if (call.shared_in.offset != 0) text << " from byte " << call.shared_in.offset << " on";
+  }
   if (has_root(call.collective)) text << ", rank " << call.root;
   if (call.tag != 0) text << ", tag " << call.tag;
   text << ')';

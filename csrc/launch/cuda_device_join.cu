@@ -99,7 +99,8 @@ DcommCudaStatus describe_cuda_device(int device, int world_size, DcommCudaDevice
 DcommCudaStatus make_cuda_window(const DcommCudaWindowOptions& options, DcommCudaWindow** window,
                                  const CudaMessage& message) {
   const bool is_kind = options.kind == kDcommCudaWindowVmm || options.kind == kDcommCudaWindowIpc;
-  if (!is_kind || options.world_size < 1 || options.num_channels < 1 || !is_cuda_slot_bytes(options.slot_bytes)) {
+  const bool is_shape = options.world_size >= 1 && options.num_channels >= 1 && is_cuda_slot_bytes(options.slot_bytes);
+  if (!is_kind || (!is_shape && options.num_bytes == 0)) {
     return message.say(kDcommCudaInvalid, "a window of kind %d for %d ranks, %d channels, slots of %llu bytes",
                        options.kind, options.world_size, options.num_channels,
                        static_cast<unsigned long long>(options.slot_bytes));
@@ -107,7 +108,11 @@ DcommCudaStatus make_cuda_window(const DcommCudaWindowOptions& options, DcommCud
   const ScopedDevice scope(options.device);
   if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());
   const size_t window_bytes =
-      cuda_window_layout(options.world_size, options.num_channels, options.slot_bytes).window_bytes();
+      options.num_bytes != 0
+          ? options.num_bytes
+          : cuda_window_layout(options.world_size, options.num_channels, options.slot_bytes).window_bytes();
+  const cudaError_t error = cudaFree(nullptr);  // makes the context, which the driver's functions take for granted
+  if (error != cudaSuccess) return message.failed("making a CUDA context", error);
   auto made = std::make_unique<DcommCudaWindow>();
   made->device = options.device;
   made->memory =
@@ -150,6 +155,10 @@ DcommCudaStatus import_cuda_window(int device, const DcommCudaWindowHandle& hand
 }
 
 void destroy_cuda_window(DcommCudaWindow* window) { delete window; }
+
+void* cuda_window_base(const DcommCudaWindow& window) { return window.memory->base(); }
+
+void keep_cuda_window(DcommCudaWindow& window) { window.memory->keep_forever(); }
 
 DcommCudaStatus join_cuda_group(const DcommCudaMembership& membership, DcommCudaGroup** group,
                                 const CudaMessage& message) {

@@ -75,6 +75,17 @@ DcommCudaStatus check_capture(const DcommCudaGroup& group, const DcommCudaCall& 
   return kDcommCudaOk;
 }
 
+DcommCudaStatus check_direct(const DcommCudaGroup& group, const DcommCudaCall& call, const CudaMessage& message) {
+  if (static_cast<Algo>(call.algo) != Algo::kDirect && call.all_in == nullptr) return kDcommCudaOk;
+  if (static_cast<Algo>(call.algo) == Algo::kDirect && call.all_in != nullptr &&
+      group.world_size <= kMaxCudaDirectRanks) {
+    return kDcommCudaOk;
+  }
+  return message.say(kDcommCudaInvalid,
+                     "algo 'direct' is for arrays that all of at most %d ranks reach, here of %d; use algo='auto'",
+                     kMaxCudaDirectRanks, group.world_size);
+}
+
 CudaJob make_job(const DcommCudaGroup& group, const DcommCudaCall& call, const ChunkPlan& plan) {
   CudaJob job{};
   job.first_rank = group.first_rank;
@@ -93,7 +104,14 @@ CudaJob make_job(const DcommCudaGroup& group, const DcommCudaCall& call, const C
   job.abort = &group.device_words->stop;
   job.error = &group.device_words->error;
   job.plan = plan;
-  for (int r = 0; r < group.num_local_ranks; ++r) job.arrays[r] = CudaArrays{call.in[r], call.out[r]};
+  if (call.all_in == nullptr) {
+    for (int r = 0; r < group.num_local_ranks; ++r) job.arrays[r] = CudaArrays{call.in[r], call.out[r]};
+    return job;
+  }
+  for (int r = 0; r < group.world_size; ++r) {
+    job.arrays[r] = CudaArrays{call.all_in[r], call.all_out == nullptr ? nullptr : call.all_out[r]};
+  }
+  for (int r = 0; r < group.num_local_ranks; ++r) job.arrays[group.first_rank + r].out = call.out[r];
   return job;
 }
 
@@ -180,6 +198,7 @@ DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call,
   request.dtype = static_cast<DType>(call.dtype);
   request.wire = static_cast<DType>(call.wire);
   request.count = call.count;
+  request.pulled = call.all_out == nullptr;
   const CudaChoice choice =
       choose_cuda(request, CudaShape{group.world_size, group.num_channels, group.slot_bytes, kCudaPacketDataBytes});
   const CudaKernel* const kernel = find_cuda_kernel(choice.key, group.world_size);
@@ -191,6 +210,8 @@ DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call,
                        collective_name(request.collective), algo_name(choice.key.algo), dtype_name(request.dtype),
                        dtype_name(request.wire));
   }
+  const DcommCudaStatus direct = check_direct(group, call, message);
+  if (direct != kDcommCudaOk) return direct;
   const ScopedDevice scope(group.device);
   if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());
   for (int r = 0; r < group.num_local_ranks; ++r) {

@@ -17,7 +17,7 @@ template <class Body>
 __global__ void __launch_bounds__(gpu::kBlockThreads, 1) k_collective(const __grid_constant__ CudaJob job) {
   CudaBlockExec exec(job, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x), shared_windows);
   Body::run(exec, job, job.arrays[blockIdx.y]);
-  exec.end_operation(Body::kKey.packets);
+  exec.end_operation(is_in_packets(Body::kKey));
 }
 
 template <class Body>

@@ -33,7 +33,8 @@ bool agree(const CudaRankCall& a, const CudaRankCall& b) {
   }
   return a.device == b.device && a.call.collective == b.call.collective && a.call.algo == b.call.algo &&
          a.call.dtype == b.call.dtype && a.call.wire == b.call.wire && a.call.op == b.call.op &&
-         a.call.count == b.call.count && a.call.root == b.call.root;
+         a.call.count == b.call.count && a.call.root == b.call.root &&
+         a.call.shared_in.region == b.call.shared_in.region && a.call.shared_in.offset == b.call.shared_in.offset;
 }
 
 CudaOutcome find_disagreement(const std::vector<CudaCallQueues::Pending>& parts) {
@@ -294,22 +295,26 @@ void CudaThreadGroup::launch(const std::vector<Pending>& parts) {
   const bool anyone_asks = std::find(detached.begin(), detached.end(), 1) != detached.end();
   const std::shared_ptr<DcommCudaEvent> over = anyone_asks ? events_->take() : nullptr;
   const bool message_only = is_message(call.collective);
-  const DcommCudaCall job{static_cast<int32_t>(call.collective),
-                          static_cast<int32_t>(call.algo),
-                          static_cast<int32_t>(call.dtype),
-                          static_cast<int32_t>(call.wire),
-                          static_cast<int32_t>(call.op),
-                          message_only ? parts[0]->rank : call.root,
-                          message_only ? parts[1]->rank : 0,
-                          call.count,
-                          static_cast<uint64_t>(timeout_ns + kDeviceExtraNs),
-                          in.data(),
-                          out.data(),
-                          streams.data(),
-                          0,
-                          call.tag,
-                          over.get(),
-                          detached.data()};
+  DcommCudaCall job{static_cast<int32_t>(call.collective),
+                    static_cast<int32_t>(call.algo),
+                    static_cast<int32_t>(call.dtype),
+                    static_cast<int32_t>(call.wire),
+                    static_cast<int32_t>(call.op),
+                    message_only ? parts[0]->rank : call.root,
+                    message_only ? parts[1]->rank : 0,
+                    call.count,
+                    static_cast<uint64_t>(timeout_ns + kDeviceExtraNs),
+                    in.data(),
+                    out.data(),
+                    streams.data(),
+                    0,
+                    call.tag,
+                    over.get(),
+                    detached.data()};
+  if (call.algo == Algo::kDirect) {
+    job.all_in = in.data();
+    job.all_out = out.data();
+  }
   char message[kMessageBytes] = "";
   check_cuda(table_->run(group_, &job, message, sizeof(message)), message);
   for (const Pending& part : parts) {

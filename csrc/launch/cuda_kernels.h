@@ -25,6 +25,7 @@ struct CudaKernelList {
 };
 CudaKernelList cuda_kernels_by_slots();     // all_reduce: two_shot, ring, tree
 CudaKernelList cuda_kernels_one_shot();     // all_reduce: one_shot, in packets and in slots
+CudaKernelList cuda_kernels_direct();       // all_reduce: direct, pulled
 CudaKernelList cuda_kernels_one_result();   // reduce_scatter, reduce
 CudaKernelList cuda_kernels_of_integers();  // all_reduce (two_shot, ring), reduce_scatter, reduce
 CudaKernelList cuda_kernels_of_bytes();     // broadcast, all_gather, gather, scatter, all_to_all, barrier

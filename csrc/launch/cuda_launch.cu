@@ -15,8 +15,8 @@ namespace {
 /// f(kernel) for each, in order, until it returns true.
 template <class F>
 void for_each_kernel(const F& f) {
-  for (const CudaKernelList& list : {cuda_kernels_by_slots(), cuda_kernels_one_shot(), cuda_kernels_one_result(),
-                                     cuda_kernels_of_integers(), cuda_kernels_of_bytes()}) {
+  for (const CudaKernelList& list : {cuda_kernels_by_slots(), cuda_kernels_one_shot(), cuda_kernels_direct(),
+                                     cuda_kernels_one_result(), cuda_kernels_of_integers(), cuda_kernels_of_bytes()}) {
     for (int i = 0; i < list.count; ++i) {
       if (f(list.first[i])) return;
     }

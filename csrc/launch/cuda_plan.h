@@ -15,6 +15,10 @@ inline constexpr size_t kCudaMinSegmentBytes = 512;
 inline constexpr size_t kCudaMinSlotBytes = 4096;
 inline constexpr size_t kCudaMaxSlotBytes = size_t{128} << 10;
 inline constexpr int kCudaDefaultChannels = 32;
+/// Slots' worth of an array that a block of the direct all-reduce sums in one turn: it has no slot to fit in.
+inline constexpr size_t kCudaDirectSlots = 16;
+/// Ranks whose arrays travel as kernel arguments.
+inline constexpr int kMaxCudaDirectRanks = 128;
 
 inline bool is_cuda_slot_bytes(uint64_t slot_bytes) {
   return slot_bytes >= kCudaMinSlotBytes && slot_bytes % kCudaMinSlotBytes == 0 && slot_bytes <= uint64_t{1} << 30;
@@ -54,7 +58,8 @@ struct CudaRequest {
   Algo algo = Algo::kAuto;
   DType dtype = DType::kF32;
   DType wire = DType::kF32;
-  size_t count = 0;  // as in CollectiveCall
+  size_t count = 0;     // as in CollectiveCall
+  bool pulled = false;  // kDirect: each rank writes its own result only
 };
 
 /// What a group is like.
@@ -68,7 +73,7 @@ struct CudaShape {
 /// Integers wrap, and a sign changes no bit of a sum: they have one kernel for each width.
 constexpr DType cuda_sum_dtype(DType dtype) { return dtype == DType::kU8 ? DType::kI8 : dtype; }
 
-/// Of integers and bool there are two_shot and ring alone, and no packets.
+/// Of integers and bool there are two_shot and ring alone: no packets, nothing direct.
 constexpr bool has_cuda_algo(Algo algo, DType dtype) {
   return is_floating(dtype) || algo == Algo::kAuto || algo == Algo::kTwoShot || algo == Algo::kRing;
 }
@@ -77,14 +82,15 @@ constexpr bool has_cuda_algo(Algo algo, DType dtype) {
 struct CudaKernelKey {
   Collective collective = Collective::kAllReduce;
   Algo algo = Algo::kFlat;  // all_reduce only
-  bool packets = false;     // one_shot: in packets, not in slots
+  bool variant = false;     // one_shot: in packets, not in slots; direct: pulled
   DType dtype = DType::kU8;
   DType wire = DType::kU8;
 };
 constexpr bool operator==(const CudaKernelKey& a, const CudaKernelKey& b) {
-  return a.collective == b.collective && a.algo == b.algo && a.packets == b.packets && a.dtype == b.dtype &&
+  return a.collective == b.collective && a.algo == b.algo && a.variant == b.variant && a.dtype == b.dtype &&
          a.wire == b.wire;
 }
+constexpr bool is_in_packets(const CudaKernelKey& key) { return key.algo == Algo::kOneShot && key.variant; }
 
 struct CudaChoice {
   CudaKernelKey key;
@@ -97,6 +103,10 @@ inline bool fits_cuda_packets(const CudaRequest& request, const CudaShape& shape
   return request.count * dtype_bytes(request.wire) <= shape.packet_data_bytes * static_cast<size_t>(shape.num_channels);
 }
 
+/// In packets, of all ranks: one step beats two although it sends n/2 times as much, from what other libraries do
+/// (64 KiB for eight ranks).
+inline constexpr size_t kCudaMostPacketsBytes = size_t{512} << 10;
+
 /// algo="auto": the first row that holds. No GPU has measured them yet; tools/gpu_check.sh times every algorithm.
 struct CudaTuningRow {
   int most_ranks;           // 0: any number
@@ -106,13 +116,26 @@ struct CudaTuningRow {
 };
 inline constexpr CudaTuningRow kCudaTuning[] = {
     {1, 0, false, Algo::kTwoShot},  // alone: no step
-    // One step beats two although it sends n/2 times as much: from what other libraries do (64 KiB for eight ranks).
-    {0, size_t{512} << 10, true, Algo::kOneShot},
+    {0, kCudaMostPacketsBytes, true, Algo::kOneShot},
     // Two steps for any number of ranks, since a block's threads signal and poll all peers side by side. So the double
     // binary tree (2 log2 n steps) and the ring (2 (n - 1)) do not pay where every pair is directly connected, up to
     // the 128 ranks of one launch: docs/gpu.md.
     {0, 0, false, Algo::kTwoShot},
 };
+
+/// algo="auto" of arrays that all ranks reach, nbytes each: whether the sum is made where they lie. Two steps, as
+/// two_shot has, and no copies. Pulled (the results are not reached) it moves as many bytes between 2 ranks, and more
+/// from 3 on.
+inline bool cuda_direct_pays(size_t nbytes, int world_size, bool pulled) {
+  if (world_size < 2 || world_size > kMaxCudaDirectRanks) return false;
+  if (nbytes * static_cast<size_t>(world_size) <= kCudaMostPacketsBytes) return false;
+  return !pulled || world_size == 2;
+}
+
+/// Whether arrays can be summed where they lie.
+inline bool has_cuda_direct(DType dtype, ReduceOp op) {
+  return (dtype == DType::kF32 || is_half(dtype)) && (op == ReduceOp::kSum || op == ReduceOp::kAvg);
+}
 
 inline Algo choose_cuda_algo(const CudaRequest& request, const CudaShape& shape) {
   // A ring of one has no hops and nothing to wait for.
@@ -148,10 +171,13 @@ inline CudaChoice choose_cuda(const CudaRequest& request, const CudaShape& shape
   size_t slot_bytes = shape.slot_bytes;
   if (request.collective == Collective::kAllReduce) {
     choice.key.algo = choose_cuda_algo(request, shape);
-    choice.key.packets = choice.key.algo == Algo::kOneShot && fits_cuda_packets(request, shape);
-    if (choice.key.algo != Algo::kOneShot) num_chunks = shape.world_size;
+    const bool packets = choice.key.algo == Algo::kOneShot && fits_cuda_packets(request, shape);
+    const bool pulled = choice.key.algo == Algo::kDirect && request.pulled;
+    choice.key.variant = packets || pulled;
+    if (choice.key.algo != Algo::kOneShot && !pulled) num_chunks = shape.world_size;
     if (choice.key.algo == Algo::kTree) num_chunks = kNumTrees;
-    if (choice.key.packets) slot_bytes = shape.packet_data_bytes;
+    if (packets) slot_bytes = shape.packet_data_bytes;
+    if (choice.key.algo == Algo::kDirect) slot_bytes *= kCudaDirectSlots;
   }
   choice.plan = cuda_plan(request.count, num_chunks, dtype_bytes(request.wire), slot_bytes, shape.num_channels);
   return choice;

@@ -22,6 +22,14 @@ bool says_more_than_exit(const CudaOutcome& reported) {
   return reported.code == ErrorCode::kMismatch || reported.code == ErrorCode::kTimeout;
 }
 
+/// Each rank's array, as this process maps it.
+template <class Pointee>
+std::vector<Pointee*> everywhere(const SharedArray& array) {
+  std::vector<Pointee*> all;
+  for (int rank = 0; rank < array.windows->world_size(); ++rank) all.push_back(array.windows->at(rank) + array.offset);
+  return all;
+}
+
 OpRecord record_of(const CollectiveCall& call) {
   OpRecord record;
   record.count = call.count;
@@ -32,6 +40,10 @@ OpRecord record_of(const CollectiveCall& call) {
   record.op = call.op;
   record.root = has_root(call.collective) || is_message(call.collective) ? call.root : -1;
   record.tag = call.tag;
+  record.in_region = call.shared_in.region;
+  record.in_offset = call.shared_in.offset;
+  record.out_region = call.shared_out.region;
+  record.out_offset = call.shared_out.offset;
   return record;
 }
 
@@ -246,6 +258,16 @@ void CudaProcessGroup::launch(const CudaRankCall& rank_call, const OpRecord& rec
   const uint8_t detached = rank_call.work != nullptr ? 1 : 0;
   job.detached = &detached;
   std::shared_ptr<DcommCudaEvent> over;
+  std::vector<const void*> all_in;
+  std::vector<void*> all_out;
+  if (call.algo == Algo::kDirect) {
+    all_in = everywhere<const void>(call.shared_in);
+    job.all_in = all_in.data();
+    if (call.shared_out.windows != nullptr) {
+      all_out = everywhere<void>(call.shared_out);
+      job.all_out = all_out.data();
+    }
+  }
   char message[kMessageBytes] = "";
   peers_.launching(record);
   try {

@@ -63,6 +63,7 @@ DcommCudaStatus measure_launch_floor(int device, double* empty_launch_us, double
                                      const CudaMessage& message);
 
 DcommCudaStatus find_pointer_device(const void* address, int* device, const CudaMessage& message);
+DcommCudaStatus wait_for_cuda_device(int device, const CudaMessage& message);
 DcommCudaStatus chain_cuda_streams(int device, void* before, void* after, const CudaMessage& message);
 
 DcommCudaStatus create_cuda_group(const DcommCudaGroupOptions& options, DcommCudaGroup** group,
@@ -76,6 +77,8 @@ DcommCudaStatus export_cuda_window(const DcommCudaWindow& window, DcommCudaWindo
 DcommCudaStatus import_cuda_window(int device, const DcommCudaWindowHandle& handle, DcommCudaWindow** window,
                                    const CudaMessage& message);
 void destroy_cuda_window(DcommCudaWindow* window);
+void* cuda_window_base(const DcommCudaWindow& window);
+void keep_cuda_window(DcommCudaWindow& window);
 DcommCudaStatus join_cuda_group(const DcommCudaMembership& membership, DcommCudaGroup** group,
                                 const CudaMessage& message);
 void keep_cuda_windows(DcommCudaGroup& group);

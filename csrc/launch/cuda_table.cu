@@ -125,6 +125,14 @@ int32_t event_query(const DcommCudaEvent* event, int32_t* state, char* text, siz
   return query_cuda_event(*event, state, CudaMessage(text, num_bytes));
 }
 
+void* window_base(const DcommCudaWindow* window) { return cuda_window_base(*window); }
+
+int32_t device_wait(int32_t device, char* text, size_t num_bytes) {
+  return wait_for_cuda_device(device, CudaMessage(text, num_bytes));
+}
+
+void window_keep(DcommCudaWindow* window) { keep_cuda_window(*window); }
+
 }  // namespace
 
 }  // namespace dcomm
@@ -161,6 +169,9 @@ extern "C" __attribute__((visibility("default"))) const DcommCudaTable* dcomm_cu
       &event_destroy,
       &event_wait,
       &event_query,
+      &window_base,
+      &device_wait,
+      &window_keep,
   };
   return &table;
 }

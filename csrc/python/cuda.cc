@@ -3,9 +3,12 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "launch/cuda_loader.h"
+#include "python/dlpack_capsule.h"
 #include "python/dlpack_view.h"
 #include "python/fast_call.h"
 
@@ -39,10 +42,40 @@ std::shared_ptr<CudaWork> run_cuda(Communicator& comm, int kind, int device, uin
   return call.work;
 }
 
+/// A region in the memory of a GPU: no buffer that the host could read.
+class CudaRegion {
+ public:
+  explicit CudaRegion(std::shared_ptr<Region> region) : region_(std::move(region)) {}
+  /// Who lets go of such memory last waits for the GPU: never with the GIL held.
+  ~CudaRegion() {
+    const py::gil_scoped_release release;
+    region_.reset();
+  }
+  CudaRegion(const CudaRegion&) = delete;
+  CudaRegion& operator=(const CudaRegion&) = delete;
+
+  uintptr_t address() const { return reinterpret_cast<uintptr_t>(region_->data); }
+  size_t nbytes() const { return region_->nbytes; }
+
+ private:
+  std::shared_ptr<Region> region_;
+};
+
+std::unique_ptr<CudaRegion> allocate_on_gpu(Communicator& comm, int device, size_t nbytes, int64_t timeout_ns) {
+  std::shared_ptr<Region> region;
+  const InterruptCheck check = signal_check();
+  translate_released([&] { region = comm.allocate_on_gpu(device, nbytes, timeout_ns, check); });
+  return std::make_unique<CudaRegion>(std::move(region));
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m, py::class_<Communicator, std::shared_ptr<Communicator>> bound) {
+  py::class_<CudaRegion>(m, "CudaRegion")
+      .def_property_readonly("address", &CudaRegion::address)
+      .def_property_readonly("nbytes", &CudaRegion::nbytes);
   bound.def("collective_cuda", &run_cuda)
+      .def("allocate_on_gpu", &allocate_on_gpu)
       .def("end_collecting_cuda", &Communicator::end_collecting_cuda)
       .def("open_cuda", [](Communicator& comm, int device) { translate_released([&] { comm.open_cuda(device); }); })
       .def_property_readonly("cuda_device", &Communicator::cuda_device)
@@ -79,6 +112,7 @@ void bind_cuda(py::module_& m, py::class_<Communicator, std::shared_ptr<Communic
   });
   m.def("_use_cuda_library", &use_cuda_library, py::arg("path"));
   bind_dlpack_view(m);
+  bind_dlpack_capsule(m);
 }
 
 }  // namespace dcomm

@@ -3,44 +3,13 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "python/dlpack.h"
 
 namespace py = pybind11;
 
 namespace dcomm {
 
 namespace {
-
-// The layout of DLPack 1.0, whose DLTensor is that of the capsules without a version.
-struct DLDevice {
-  int32_t type;
-  int32_t id;
-};
-struct DLDataType {
-  uint8_t code;
-  uint8_t bits;
-  uint16_t lanes;
-};
-struct DLTensor {
-  void* data;
-  DLDevice device;
-  int32_t ndim;
-  DLDataType dtype;
-  int64_t* shape;
-  int64_t* strides;  // nullptr: C order
-  uint64_t byte_offset;
-};
-struct DLVersion {
-  uint32_t major;
-  uint32_t minor;
-};
-struct DLManagedTensorVersioned {
-  DLVersion version;
-  void* manager;
-  void (*deleter)(DLManagedTensorVersioned*);
-  uint64_t flags;
-  DLTensor tensor;
-};
-constexpr uint64_t kReadOnly = 1;
 
 /// -1: none of ours.
 int dtype_of(const DLDataType& type) {
@@ -98,7 +67,7 @@ py::tuple dlpack_view(const py::object& capsule) {
       throw py::value_error("got DLPack version " + std::to_string(managed->version.major) + ": expected 1");
     }
     tensor = &managed->tensor;
-    writable = (managed->flags & kReadOnly) == 0;
+    writable = (managed->flags & kDLReadOnly) == 0;
   } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
     tensor = static_cast<const DLTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));  // its first member
   } else {

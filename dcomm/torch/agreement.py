@@ -14,8 +14,9 @@ import numpy
 import torch
 
 from dcomm.communicator import Communicator
-from dcomm.errors import CudaError, MismatchError
+from dcomm.errors import MismatchError
 
+_GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _COMPILED = "_orig_mod."  # what torch.compile puts into the names
 
 
@@ -62,23 +63,31 @@ def check_equal(comm: Communicator, lines: list[str]) -> None:
             )
 
 
-def check_devices(model: torch.nn.Module) -> None:
-    """Refuse what has no memory yet, or not on the CPU.
+def find_device(model: torch.nn.Module) -> torch.device:
+    """Where the model is: on the CPU or on one GPU.
 
     Raises:
-        ValueError: On the meta device, or a lazy parameter.
-        CudaError: On a GPU.
-        TypeError: On another device.
+        ValueError: On the meta device, a lazy parameter, or on several devices.
+        TypeError: On another kind of device, or a parameter on a GPU that is of a dtype without sums there.
     """
+    found: dict[torch.device, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if torch.nn.parameter.is_lazy(tensor):
             raise ValueError(f"{name!r} is a lazy parameter without a shape: run one forward pass first")
         if tensor.device.type == "meta":
             raise ValueError(f"{name!r} is on the meta device, without memory: call model.to_empty(device='cpu') first")
-        if tensor.device.type == "cuda":
-            raise CudaError(f"{name!r} is on {tensor.device}: GradientSynchronizer serves CPU models only so far")
-        if tensor.device.type != "cpu":
-            raise TypeError(f"{name!r} is on {tensor.device}: expected the cpu; move the model with .cpu()")
+        if tensor.device.type not in ("cpu", "cuda"):
+            raise TypeError(f"{name!r} is on {tensor.device}: expected the cpu or a GPU; move the model with .cpu()")
+        if tensor.is_cuda and tensor.requires_grad and tensor.dtype not in _GPU_DTYPES:
+            raise TypeError(
+                f"{name!r} is {tensor.dtype} on {tensor.device}: on a GPU gradients of float32, float16 and bfloat16 "
+                "are summed; convert the parameter, or move the model with .cpu()"
+            )
+        found.setdefault(tensor.device, name)
+    if len(found) > 1:
+        places = ", ".join(f"{name!r} on {device}" for device, name in found.items())
+        raise ValueError(f"the model is on several devices ({places}): expected one; GradientSynchronizer needs one")
+    return next(iter(found), torch.device("cpu"))
 
 
 def broadcast_tensors(comm: Communicator, tensors: Iterable[torch.Tensor]) -> None:

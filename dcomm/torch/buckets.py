@@ -52,13 +52,15 @@ def make_plan(
 class GradientBuckets:
     """The memory of all gradients of a model: one array that all ranks reach, cut into buckets. Collective to make."""
 
-    def __init__(self, comm: Communicator, parameters: Sequence[torch.Tensor], plan: Plan) -> None:
+    def __init__(
+        self, comm: Communicator, parameters: Sequence[torch.Tensor], plan: Plan, device: torch.device
+    ) -> None:
         self.plan = plan
         self.buckets: list[GradientBucket] = []
         self.bucket_of = [0] * len(parameters)
         lengths = [count * arrays.DTYPE_BYTES[code] for code, count, _ in plan]  # whole cache lines
         self.nbytes = sum(lengths)  # padding included
-        memory = comm.empty(self.nbytes, torch.uint8)
+        memory = comm.empty(self.nbytes, torch.uint8, device=device)
         views: dict[int, torch.Tensor] = {}
         for number, ((code, _, places), part) in enumerate(zip(plan, memory.split(lengths), strict=True)):
             buffer = part.view(getattr(torch, arrays.DTYPE_NAMES[code]))

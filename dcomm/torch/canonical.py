@@ -15,6 +15,7 @@ import torch
 from dcomm.communicator import Communicator
 from dcomm.torch.accumulation import BinaryCounter
 from dcomm.torch.buckets import GradientBuckets
+from dcomm.torch.launching import Launcher
 from dcomm.torch.timeline import Timeline
 
 _NESTED = (
@@ -29,6 +30,7 @@ class CanonicalReducer:
     def __init__(
         self,
         comm: Communicator,
+        launcher: Launcher,
         parameters: Sequence[torch.nn.Parameter],
         buckets: GradientBuckets,
         *,
@@ -36,10 +38,10 @@ class CanonicalReducer:
         timeline: Timeline | None,
     ) -> None:
         self._comm = comm
+        self._launcher = launcher
         self._parameters = parameters
         self._buckets = buckets
         self._average = average
-        self._algo = "auto" if comm.deterministic else "two_shot"
         self._timeline = timeline
         self._counters = [BinaryCounter(view) for view in buckets.views]
         self._nbytes = [view.numel() * view.element_size() for view in buckets.views]
@@ -65,6 +67,7 @@ class CanonicalReducer:
         parameter.grad = None  # so that the next one is not added to it
         self._waiting[index] = False
         self._add(index, term.detach() if term.requires_grad else term)
+        self._launcher.note()
 
     def end_pass(self) -> None:
         """The microbatch is complete: whoever has no gradient by now gets an absent term."""
@@ -81,7 +84,7 @@ class CanonicalReducer:
         for bucket in self._buckets.buckets:
             self._mark("launched", bucket.label)
             op = "avg" if self._average is True else "sum"
-            self._comm.all_reduce(bucket.buffer, op, algo=self._algo)
+            self._launcher.run(bucket.buffer, op, None, self._launcher.canonical_algo)
             if self._average == "microbatches" and num_microbatches:
                 bucket.buffer.div_(num_microbatches)  # true division: no reciprocal
             self._mark("reduced", bucket.label)

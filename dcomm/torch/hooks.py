@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import GradBucket
 import dcomm
 from dcomm import arrays
 from dcomm.communicator import Communicator
-from dcomm.cuda_operation import SUM_DTYPES
+from dcomm.cuda_operation import FLOATS
 from dcomm.errors import DcommError
 from dcomm.torch import device_streams
 from dcomm.torch.bucket_memory import BucketMemory
@@ -254,8 +254,8 @@ def _average_on_gpu(
 ) -> torch.futures.Future[torch.Tensor]:
     """Enqueue it; the returned future is complete, its value in the order of a stream."""
     name = str(tensor.dtype).removeprefix("torch.")
-    if name not in SUM_DTYPES:  # on all ranks alike
-        state._notice(f"buckets of {name} on a GPU; dcomm reduces those of {', '.join(SUM_DTYPES)}")
+    if name not in FLOATS:  # on all ranks alike
+        state._notice(f"buckets of {name} on a GPU; dcomm reduces those of {', '.join(FLOATS)}")
         return _average_by_group(state._group(), tensor)
     wire = wire_dtype if tensor.dtype == torch.float32 else None
     device = device_streams.gpu_of(tensor)

@@ -20,8 +20,8 @@ import torch
 
 from dcomm.communicator import Communicator
 from dcomm.torch.buckets import GradientBuckets
+from dcomm.torch.launching import Launcher, Pending
 from dcomm.torch.timeline import Timeline
-from dcomm.work import Work
 
 _LATE = (
     "gradient of {name!r} came while its bucket was being reduced: a backward pass ran inside another one. "
@@ -43,6 +43,7 @@ class Reducer:
     def __init__(
         self,
         comm: Communicator,
+        launcher: Launcher,
         names: Sequence[str],
         parameters: Sequence[torch.nn.Parameter],
         buckets: GradientBuckets,
@@ -53,6 +54,7 @@ class Reducer:
         timeline: Timeline | None,
     ) -> None:
         self._comm = comm
+        self._launcher = launcher
         self._names = names
         self._parameters = parameters
         self._op = "avg" if average else "sum"
@@ -74,7 +76,7 @@ class Reducer:
         self._num_complete = 0  # in order, so these are the first buckets
         self._num_launched = 0  # as many, or, without overlap, none before finish()
         self._changed = [False] * len(buckets.buckets)  # launched, and added to since
-        self._works: list[tuple[int, Work]] = []
+        self._works: list[tuple[int, Pending]] = []
 
     def begin_pass(self) -> None:
         """A backward pass has produced its first gradient: only gradients of this very pass make a bucket complete."""
@@ -93,6 +95,7 @@ class Reducer:
             assert gradient is not None
             view.copy_(gradient.detach() if gradient.requires_grad else gradient)
             parameter.grad = view
+        self._launcher.note()
         if not self._ever_seen[index]:
             self._ever_seen[index] = True
             self.order_seen.append(index)
@@ -159,16 +162,16 @@ class Reducer:
             elif gradient is not view:
                 view.copy_(gradient.detach())
                 self._parameters[index].grad = view
+        self._launcher.note()
 
     def _launch(self, number: int) -> None:
         buffer = self._buckets.buckets[number].buffer
         wire_dtype = self._wire_dtype if buffer.dtype is torch.float32 else None
         self._mark("launched", number)
         if self._overlap:
-            work = self._comm.all_reduce(buffer, self._op, wire_dtype=wire_dtype, async_op=True)
-            self._works.append((number, work))
+            self._works.append((number, self._launcher.start(buffer, self._op, wire_dtype)))
         else:
-            self._comm.all_reduce(buffer, self._op, wire_dtype=wire_dtype)
+            self._launcher.run(buffer, self._op, wire_dtype)
             self._mark("reduced", number)
 
     def _mark(self, kind: str, number: int) -> None:

@@ -26,6 +26,7 @@ from dcomm.errors import DcommError
 from dcomm.torch import agreement
 from dcomm.torch.buckets import GradientBuckets, Plan, dtype_code, make_plan
 from dcomm.torch.canonical import CanonicalReducer
+from dcomm.torch.launching import HostLauncher, Launcher
 from dcomm.torch.reducer import Reducer
 from dcomm.torch.timeline import Event, Timeline
 
@@ -33,6 +34,10 @@ from dcomm.torch.timeline import Event, Timeline
 # backward small buckets start early.
 AUTO_BUCKET_BYTES = 1 << 20
 
+_ONE_THREAD = (
+    "overlap=True with a model on a GPU and ranks that are threads: one thread of torch's runs backward of all of "
+    "them, where a rank cannot wait for another; leave overlap out, or use a process for each rank"
+)
 _HALVES = ("float16", "bfloat16")
 
 
@@ -73,8 +78,8 @@ class GradientSynchronizer:
         """Compare the models, give every rank rank 0's parameters and buffers, and watch the gradients. Collective.
 
         Args:
-            model: On the CPU, equal on all ranks but for its values; float32, float16, bfloat16, float64 or complex
-                parameters, mixed as you like.
+            model: On the CPU or on one GPU for each rank, equal on all ranks but for its values; float32, float16,
+                bfloat16, float64 or complex parameters, mixed as you like; on a GPU the first three.
             comm: Ranks are processes or threads. It stays yours: close it after the synchronizer.
             wire_dtype: "float16" / "bfloat16": float32 gradients travel in that type and are summed in float32.
             bucket_bytes: Gradients are collected up to so many bytes before they travel.
@@ -87,12 +92,14 @@ class GradientSynchronizer:
             overlap: True: a bucket is reduced on the communicator's progress thread as soon as it is complete, while
                 backward goes on. False: all buckets in finish(), for where ranks have one CPU each nothing could run
                 beside backward. None: True where there are two CPUs for each rank. Local: ranks may differ.
+                On a GPU buckets are reduced on a stream of their own, and finish() lets the current stream wait for
+                it; None: True where ranks are processes, the only ones for which it can be.
             record_events: Keep a :meth:`timeline`.
 
         Raises:
             ValueError: A bad setting, no parameter to train, a lazy parameter or one on the meta device.
-            TypeError: Not a model or communicator, or a dtype that dcomm does not move.
-            CudaError: A parameter on a GPU.
+            TypeError: Not a model or communicator, or a dtype that dcomm does not move, or sum on a GPU.
+            CudaError: No memory, or no way between the ranks, on the GPU.
             MismatchError: The ranks' models or settings differ; on every rank. `comm` stays usable.
             DcommError: See :mod:`dcomm.errors`.
         """
@@ -103,7 +110,7 @@ class GradientSynchronizer:
             f"wire_dtype={wire_name}, bucket_bytes={bucket_bytes}, average={average}, deterministic={deterministic}"
         )
         agreement.check_equal(comm, [f"{shared}, broadcast={broadcast}", *agreement.describe_model(model)])
-        agreement.check_devices(model)
+        self._device = agreement.find_device(model)
 
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not trained:
@@ -113,7 +120,10 @@ class GradientSynchronizer:
         self._comm = comm
         self._deterministic = deterministic
         # Of this rank alone: the messages are the same.
-        self._overlap = not _shares_cpus(comm) if overlap is None else overlap
+        self._overlap = _choose_overlap(comm, self._device) if overlap is None else overlap
+        if self._overlap and self._device.type == "cuda" and _are_threads(comm):
+            raise ValueError(_ONE_THREAD)
+        self._launcher = _make_launcher(comm, self._device)
         self._bucket_bytes = AUTO_BUCKET_BYTES if isinstance(bucket_bytes, str) else bucket_bytes
         self._timeline = Timeline() if record_events else None
         self._dtypes = [dtype_code(name, self._sum_dtype(p)) for name, p in trained]
@@ -122,15 +132,16 @@ class GradientSynchronizer:
 
         # Gradients become ready from the last layer to the first; after one step rank 0 knows exactly.
         plan = self._plan(list(reversed(range(len(trained)))))
-        self._buckets = GradientBuckets(comm, self._parameters, plan)
+        self._buckets = GradientBuckets(comm, self._parameters, plan, self._device)
         self._reducer: Reducer | CanonicalReducer
         if deterministic:
             self._reducer = CanonicalReducer(
-                comm, self._parameters, self._buckets, average=average, timeline=self._timeline
+                comm, self._launcher, self._parameters, self._buckets, average=average, timeline=self._timeline
             )
         else:
             self._reducer = Reducer(
                 comm,
+                self._launcher,
                 self._names,
                 self._parameters,
                 self._buckets,
@@ -302,7 +313,7 @@ class GradientSynchronizer:
         plan = self._plan(order.tolist())
         if plan == self._buckets.plan:
             return
-        before, self._buckets = self._buckets, GradientBuckets(self._comm, self._parameters, plan)
+        before, self._buckets = self._buckets, GradientBuckets(self._comm, self._parameters, plan, self._device)
         for parameter, old, new in zip(self._parameters, before.views, self._buckets.views, strict=True):
             if parameter.grad is old:
                 new.copy_(old)
@@ -330,6 +341,23 @@ def _hook(owner: weakref.ref[GradientSynchronizer], index: int) -> Callable[[tor
             synchronizer._on_gradient(index)
 
     return on_gradient
+
+
+def _are_threads(comm: Communicator) -> bool:
+    return comm.world_size > 1 and comm._core.is_beside(comm._core)
+
+
+def _choose_overlap(comm: Communicator, device: torch.device) -> bool:
+    """On a GPU no host thread is needed, but one thread of torch's runs backward of all ranks that are threads."""
+    return not (_are_threads(comm) if device.type == "cuda" else _shares_cpus(comm))
+
+
+def _make_launcher(comm: Communicator, device: torch.device) -> Launcher:
+    if device.type == "cpu":
+        return HostLauncher(comm)
+    from dcomm.torch.cuda_launching import CudaLauncher
+
+    return CudaLauncher(comm, device)
 
 
 def _shares_cpus(comm: Communicator) -> bool:

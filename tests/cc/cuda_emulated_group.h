@@ -99,6 +99,15 @@ void take_all_reduce(const CudaKernelKey& key, int num_ranks, Launch& launch) {
   take_if<OneShotBody<User, Wire>>(key, num_ranks, launch);
 }
 template <class Type>
+void take_direct(const CudaKernelKey& key, int num_ranks, Launch& launch) {
+  take_if<DirectBody<Type, 2>>(key, num_ranks, launch);
+  take_if<DirectBody<Type, 4>>(key, num_ranks, launch);
+  take_if<DirectBody<Type, 8>>(key, num_ranks, launch);
+  take_if<DirectBody<Type, 0>>(key, num_ranks, launch);
+  take_if<PulledBody<Type, 2>>(key, num_ranks, launch);
+  take_if<PulledBody<Type, 0>>(key, num_ranks, launch);
+}
+template <class Type>
 void take_one_result(const CudaKernelKey& key, int num_ranks, Launch& launch) {
   take_if<ReduceScatterBody<Type, 2>>(key, num_ranks, launch);
   take_if<ReduceScatterBody<Type, 4>>(key, num_ranks, launch);
@@ -114,17 +123,21 @@ void take_integers(const CudaKernelKey& key, int num_ranks, Launch& launch) {
   take_if<IntegerReduceBody<Element>>(key, num_ranks, launch);
 }
 
-/// As _cuda.so finds it; no body where there is no kernel.
-inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, const std::vector<CudaArrays>& arrays) {
-  const CudaRequest request{call.collective, call.algo, call.dtype, call.wire, call.count};
+/// As _cuda.so finds it; no body where there is no kernel. arrays: by local rank; algo kDirect: of all ranks.
+inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, const std::vector<CudaArrays>& arrays,
+                          bool pulled = false) {
+  const CudaRequest request{call.collective, call.algo, call.dtype, call.wire, call.count, pulled};
   const CudaShape shape{group.world_size, group.num_channels, group.slot_bytes, kCudaPacketDataBytes};
   const CudaChoice choice = choose_cuda(request, shape);
-  Launch launch{nullptr, {}, choice.num_channels, group.num_local_ranks, choice.key.packets};
+  Launch launch{nullptr, {}, choice.num_channels, group.num_local_ranks, is_in_packets(choice.key)};
   take_all_reduce<CudaF32, CudaF32>(choice.key, group.world_size, launch);
   take_all_reduce<CudaF32, CudaBF16>(choice.key, group.world_size, launch);
   take_all_reduce<CudaF32, CudaF16>(choice.key, group.world_size, launch);
   take_all_reduce<CudaBF16, CudaBF16>(choice.key, group.world_size, launch);
   take_all_reduce<CudaF16, CudaF16>(choice.key, group.world_size, launch);
+  take_direct<CudaF32>(choice.key, group.world_size, launch);
+  take_direct<CudaBF16>(choice.key, group.world_size, launch);
+  take_direct<CudaF16>(choice.key, group.world_size, launch);
   take_one_result<CudaF32>(choice.key, group.world_size, launch);
   take_one_result<CudaBF16>(choice.key, group.world_size, launch);
   take_one_result<CudaF16>(choice.key, group.world_size, launch);
@@ -158,8 +171,9 @@ inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   return launch;
 }
 
-inline Launch make_launch(EmulatedGroup& group, const CollectiveCall& call, const std::vector<CudaArrays>& arrays) {
-  const Launch launch = find_launch(group, call, arrays);
+inline Launch make_launch(EmulatedGroup& group, const CollectiveCall& call, const std::vector<CudaArrays>& arrays,
+                          bool pulled = false) {
+  const Launch launch = find_launch(group, call, arrays, pulled);
   EXPECT_MSG(launch.body != nullptr, std::string("no kernel for ") + collective_name(call.collective));
   return launch;
 }

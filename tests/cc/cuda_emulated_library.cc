@@ -39,6 +39,9 @@ struct LaunchStream {
 
 std::atomic<int> absent_rank{-1};  // of the next launch
 std::atomic<int> num_launched{0};
+std::atomic<int> num_direct{0};
+std::atomic<int> num_device_waits{0};
+std::mutex driver_mutex;
 
 struct Place {
   const std::byte* begin;
@@ -51,11 +54,19 @@ std::vector<Place>& places() {
   return all;
 }
 
+/// These bytes are memory of that GPU; -1: no longer.
+void set_place(const std::byte* begin, size_t nbytes, int device) {
+  const std::lock_guard lock(places_mutex);
+  std::erase_if(places(), [&](const Place& known) { return known.begin == begin; });
+  if (device >= 0) places().push_back({begin, nbytes, device});
+}
+
 }  // namespace
 }  // namespace dcomm::checks::cuda
 
 struct DcommCudaWindow {
   std::unique_ptr<dcomm::CudaWindow> memory;
+  bool holds_arrays = false;  // of users
 };
 
 struct DcommCudaEvent {
@@ -181,6 +192,17 @@ void enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Launch& lau
   group.done = done;
 }
 
+std::vector<CudaArrays> arrays_of_all(const DcommCudaGroup& group, const DcommCudaCall& call) {
+  std::vector<CudaArrays> all;
+  for (int r = 0; r < group.blocks.world_size; ++r) {
+    all.push_back({call.all_in[r], call.all_out == nullptr ? nullptr : call.all_out[r]});
+  }
+  for (int r = 0; r < group.blocks.num_local_ranks; ++r) {
+    all[static_cast<size_t>(group.blocks.first_rank + r)].out = call.out[r];
+  }
+  return all;
+}
+
 int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t num_bytes) {
   const Message message(text, num_bytes);
   const int first = group->blocks.first_rank;
@@ -190,7 +212,7 @@ int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t
   std::vector<CudaArrays> arrays;
   Stream* any = nullptr;
   for (int r = 0; r < n; ++r) {
-    arrays.push_back({call->in[r], call->out[r]});
+    if (call->all_in == nullptr) arrays.push_back({call->in[r], call->out[r]});
     if (!has_good_arrays(*call, first + r, first)) {
       return message.say(kDcommCudaInvalid, "rank %d's arrays are at bad addresses", first + r);
     }
@@ -208,7 +230,11 @@ int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t
     }
     any = stream;
   }
-  Launch launch = find_launch(group->blocks, collective_call(*call), arrays);
+  if (call->all_in != nullptr) arrays = arrays_of_all(*group, *call);
+  if ((call->all_in != nullptr) != (static_cast<Algo>(call->algo) == Algo::kDirect)) {
+    return message.say(kDcommCudaInvalid, "algo 'direct' is for arrays that all ranks reach");
+  }
+  Launch launch = find_launch(group->blocks, collective_call(*call), arrays, call->all_out == nullptr);
   if (launch.body == nullptr) {
     return message.say(kDcommCudaInvalid, "no CUDA kernel for %s of %s arrays",
                        collective_name(static_cast<Collective>(call->collective)),
@@ -218,6 +244,7 @@ int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t
   launch.job.timeout_ns = call->timeout_ns;
   launch.job.fingerprint = call->fingerprint;
   ++num_launched;
+  num_direct += call->all_in != nullptr;
   enqueue(*group, *call, launch);
   return kDcommCudaOk;
 }
@@ -322,9 +349,10 @@ FakeCudaDriver& driver() {
   return instance;
 }
 
-/// As in launch/cuda_table.cu.
+/// As in launch/cuda_table.cu. One call of the driver at a time.
 template <class F>
 int32_t guarded(const Message& message, const F& f) {
+  const std::lock_guard lock(driver_mutex);
   try {
     f();
     return kDcommCudaOk;
@@ -354,10 +382,14 @@ int32_t window_create(const DcommCudaWindowOptions* options, DcommCudaWindow** w
   return guarded(Message(text, num_bytes), [&] {
     driver();
     const size_t window_bytes =
-        cuda_window_layout(options->world_size, options->num_channels, options->slot_bytes).window_bytes();
+        options->num_bytes != 0
+            ? options->num_bytes
+            : cuda_window_layout(options->world_size, options->num_channels, options->slot_bytes).window_bytes();
     auto made = std::make_unique<DcommCudaWindow>();
     made->memory = make_cuda_window(FakeCudaDriver::table(), static_cast<CudaWindowKind>(options->kind),
                                     options->device, window_bytes);
+    made->holds_arrays = options->num_bytes != 0;
+    if (made->holds_arrays) set_place(made->memory->base(), window_bytes, options->device);
     *window = made.release();
   });
 }
@@ -387,7 +419,23 @@ int32_t window_import(int32_t device, const DcommCudaWindowHandle* handle, Dcomm
   });
 }
 
-void window_destroy(DcommCudaWindow* window) { delete window; }
+void window_destroy(DcommCudaWindow* window) {
+  const std::lock_guard lock(driver_mutex);
+  if (window->holds_arrays) set_place(window->memory->base(), 0, -1);
+  delete window;
+}
+
+void* window_base(const DcommCudaWindow* window) { return window->memory->base(); }
+
+void window_keep(DcommCudaWindow* window) { window->memory->keep_forever(); }
+
+int32_t device_wait(int32_t, char* text, size_t num_bytes) {
+  ++num_device_waits;
+  bool done = Streams::instance().wait_all(std::chrono::seconds(60));
+  done = LaunchStream::instance().stream.record()->wait_for(std::chrono::seconds(60)) && done;
+  done = Streams::instance().wait_all(std::chrono::seconds(60)) && done;  // they wait for the launches
+  return done ? kDcommCudaOk : Message(text, num_bytes).say(kDcommCudaTimeout, "a stream is still busy");
+}
 
 int32_t group_join(const DcommCudaMembership* membership, DcommCudaGroup** group, char* text, size_t num_bytes) {
   return guarded(Message(text, num_bytes), [&] {
@@ -440,6 +488,9 @@ DCOMM_EXPORTED const DcommCudaTable* dcomm_cuda_table(uint32_t abi) {
       &event_destroy,
       &event_wait,
       &event_query,
+      &window_base,
+      &device_wait,
+      &window_keep,
   };
   return &table;
 }
@@ -489,11 +540,7 @@ DCOMM_EXPORTED void emulated_replay(void* graph, void* stream) {
 
 /// These bytes are memory of that GPU; -1: no longer.
 DCOMM_EXPORTED void emulated_place(const void* address, uint64_t nbytes, int32_t device) {
-  using namespace dcomm::checks::cuda;
-  const std::lock_guard lock(places_mutex);
-  const auto* const begin = static_cast<const std::byte*>(address);
-  std::erase_if(places(), [&](const Place& place) { return place.begin == begin; });
-  if (device >= 0) places().push_back({begin, nbytes, device});
+  dcomm::checks::cuda::set_place(static_cast<const std::byte*>(address), nbytes, device);
 }
 
 /// This rank's blocks stay away from the next launch.
@@ -515,3 +562,9 @@ DCOMM_EXPORTED void emulated_process(int32_t window_kinds, int32_t gpu, int32_t 
 
 /// Memory, addresses and mappings of the emulated driver that this process still has.
 DCOMM_EXPORTED int32_t emulated_num_alive() { return static_cast<int32_t>(dcomm::checks::cuda::driver().num_alive()); }
+
+/// Launches that used all ranks' arrays where they lie.
+DCOMM_EXPORTED int32_t emulated_num_direct() { return dcomm::checks::cuda::num_direct; }
+
+/// How often the process has waited for all of its GPU.
+DCOMM_EXPORTED int32_t emulated_num_device_waits() { return dcomm::checks::cuda::num_device_waits; }

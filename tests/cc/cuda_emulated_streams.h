@@ -117,6 +117,17 @@ class Streams {
     streams_[stream] = stream;
     return stream;
   }
+  /// For what they were given so far.
+  bool wait_all(std::chrono::nanoseconds timeout) {
+    std::vector<std::shared_ptr<Ticket>> tickets{legacy_.record()};
+    {
+      const std::lock_guard lock(mutex_);
+      for (const auto& [handle, stream] : streams_) tickets.push_back(stream->record());
+    }
+    bool done = true;
+    for (const auto& ticket : tickets) done = ticket->wait_for(timeout) && done;
+    return done;
+  }
   /// nullptr: no such stream.
   Stream* find(void* handle) {
     if (reinterpret_cast<uintptr_t>(handle) <= 1) return &legacy_;

@@ -84,7 +84,7 @@ CHECK_CASE(cuda_integers_have_two_kernels) {
   for (const DType dtype : kIntegers) {
     for (const size_t count : {size_t{0}, size_t{1}, size_t{100'000}}) {
       const CudaChoice choice = choose_cuda({Collective::kAllReduce, Algo::kAuto, dtype, dtype, count}, shape);
-      EXPECT(choice.key.algo == Algo::kTwoShot && !choice.key.packets);
+      EXPECT(choice.key.algo == Algo::kTwoShot && !is_in_packets(choice.key));
     }
     for (const Algo algo : {Algo::kAuto, Algo::kTwoShot, Algo::kRing, Algo::kOneShot, Algo::kTree}) {
       const bool there_is = algo != Algo::kOneShot && algo != Algo::kTree;

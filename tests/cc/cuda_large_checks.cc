@@ -39,7 +39,7 @@ CHECK_CASE(cuda_large_plans) {
     for (const Algo algo : {Algo::kAuto, Algo::kTwoShot, Algo::kRing, Algo::kTree, Algo::kOneShot}) {
       CudaRequest request{Collective::kAllReduce, algo, DType::kF32, DType::kF16, count};
       const CudaChoice choice = choose_cuda(request, shape);
-      EXPECT(!choice.key.packets);
+      EXPECT(!is_in_packets(choice.key));
       if (algo == Algo::kAuto) EXPECT(choice.key.algo == Algo::kTwoShot);
       const int num_chunks = algo == Algo::kTree ? kNumTrees : algo == Algo::kOneShot ? 1 : shape.world_size;
       expect_covers(choice, count, num_chunks, shape.slot_bytes / 2, algo_name(algo) + std::to_string(count));

@@ -79,9 +79,9 @@ CHECK_CASE(cuda_packets_in_many_messages) {
 CHECK_CASE(cuda_packets_for_small_messages_only) {
   const CudaShape shape{4, 2, 4096, 384};
   CudaRequest request{Collective::kAllReduce, Algo::kOneShot, DType::kF32, DType::kF16, 384};
-  EXPECT(choose_cuda(request, shape).key.packets);
+  EXPECT(choose_cuda(request, shape).key.variant);
   request.count = 385;
-  EXPECT(!choose_cuda(request, shape).key.packets);
+  EXPECT(!choose_cuda(request, shape).key.variant);
   request.algo = Algo::kAuto;
   EXPECT_EQ(static_cast<int>(choose_cuda(request, shape).key.algo), static_cast<int>(Algo::kTwoShot));
   request.count = 384;

@@ -153,7 +153,7 @@ CHECK_CASE(cuda_processes_wait_for_words_after_packets) {
   ProcessRanks ranks(2, 1, 256);
   const CollectiveCall call = call_of(Collective::kAllReduce, 12, 0, Algo::kOneShot);
   const Arrays arrays(call, 2, kLayouts[0]);
-  const size_t line = cuda_window_layout(2, 1, 256).flag_offset(0, Flow::kDirect, 0);
+  const size_t line = cuda_window_layout(2, 1, 256).flag_offset(0, Flow::kPacket, 0);
   uint64_t* const word = reinterpret_cast<uint64_t*>(ranks.shared.windows[1] + line) + 1;
   std::thread sender([&] { ranks.launch(0, call, arrays.arrays[0], 5); });
   uint64_t held_back = 0;
@@ -214,7 +214,7 @@ CHECK_CASE(cuda_processes_keep_their_history) {
   ProcessRanks ranks(2, 1, 256);
   const CollectiveCall call = call_of(Collective::kBroadcast, 0);
   ranks.launch(0, call, {}, 1);
-  const size_t line = cuda_window_layout(2, 1, 256).flag_offset(0, Flow::kDirect, 0);
+  const size_t line = cuda_window_layout(2, 1, 256).flag_offset(0, Flow::kPacket, 0);
   reinterpret_cast<uint64_t*>(ranks.shared.windows[1] + line)[1] = 0;
   ranks.launch(1, call, {}, 2);
   EXPECT_EQ(ranks.error(1), uint64_t{0});

@@ -30,8 +30,16 @@ struct ProcessRanks {
   /// Rank `rank`'s grid. Any thread; returns when it has ended.
   void launch(int rank, const CollectiveCall& call, const CudaArrays& arrays, uint64_t fingerprint,
               uint64_t timeout_ns = kTimeoutNs, int peer = 0) {
+    run(rank, make_launch(shared, call, {arrays}), fingerprint, timeout_ns, peer);
+  }
+  /// An all-reduce of arrays that all ranks reach. pulled: but not the results.
+  void launch_direct(int rank, const CollectiveCall& call, const std::vector<CudaArrays>& all, bool pulled,
+                     uint64_t fingerprint, uint64_t timeout_ns = kTimeoutNs) {
+    run(rank, make_launch(shared, call, all, pulled), fingerprint, timeout_ns);
+  }
+
+  void run(int rank, Launch launch, uint64_t fingerprint, uint64_t timeout_ns, int peer = 0) {
     Member& own = *members[static_cast<size_t>(rank)];
-    Launch launch = make_launch(shared, call, {arrays});
     launch.num_local_ranks = 1;
     launch.job.first_rank = rank;
     launch.job.peer = peer;

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import dcomm
 from dcomm import _core
 
 Host = NDArray[Any]
@@ -193,6 +194,18 @@ class EmulatedGpu:
             return
         self.library.emulated_place(owner.ctypes.data, owner.nbytes, device)
         weakref.finalize(owner, self.library.emulated_place, owner.ctypes.data, owner.nbytes, -1)
+
+    def memory_of(self, array: dcomm.CudaArray) -> Host:
+        """The memory of a dcomm array, which the caller keeps alive."""
+        if array.nbytes == 0:
+            return np.empty(array.shape, array.dtype)
+        memory = (ctypes.c_ubyte * array.nbytes).from_address(array._address)
+        return np.frombuffer(memory, np.uint8).view(array.dtype).reshape(array.shape)
+
+    @property
+    def num_direct(self) -> int:
+        """Launches so far that used the ranks' arrays where they lie."""
+        return int(self.library.emulated_num_direct())
 
     def absent(self, rank: int) -> None:
         """This rank's blocks stay away from the next launch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ def emulated(
     device.library.emulated_process(kinds, gpu, fails_at)
     with device.in_use(), dcomm.init(rank=rank, world_size=world_size) as comm:
         yield device, comm
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def numbers(rank: int, count: int) -> NDArray[Any]:

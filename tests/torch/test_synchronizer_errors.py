@@ -80,23 +80,31 @@ def test_bad_arguments() -> None:
         sync.close()
 
 
-def test_a_model_on_a_gpu_is_refused_with_a_typed_error() -> None:
-    class OnGpu(nn.Module):
+@pytest.mark.parametrize(
+    ("device", "dtype", "text"),
+    [
+        ("cuda", torch.float64, "'weight' is torch.float64 on cuda:0: on a GPU gradients of float32"),
+        ("xpu", torch.float32, "'weight' is on xpu:0: expected the cpu or a GPU"),
+    ],
+)
+def test_what_cannot_be_summed_on_a_device_is_refused(device: str, dtype: torch.dtype, text: str) -> None:
+    class Elsewhere(nn.Module):
         def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
             class Fake:
-                device = torch.device("cuda", 0)
                 shape = (2,)
-                dtype = torch.float32
                 requires_grad = True
                 layout = torch.strided
+                is_cuda = device == "cuda"
 
                 def is_contiguous(self) -> bool:
                     return True
 
-            return iter([("weight", Fake())])
+            fake: Any = Fake()
+            fake.device, fake.dtype = torch.device(device, 0), dtype
+            return iter([("weight", fake)])
 
-    with dcomm.init_threads(1)[0] as comm, pytest.raises(dcomm.CudaError, match=r"'weight' is on cuda:0.*CPU models"):
-        GradientSynchronizer(OnGpu(), comm)
+    with dcomm.init_threads(1)[0] as comm, pytest.raises(TypeError, match=text):
+        GradientSynchronizer(Elsewhere(), comm)
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {

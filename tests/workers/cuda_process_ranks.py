@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from emulated_gpu import EmulatedGpu
-from emulated_process import IPC, VMM, emulated, numbers
+from emulated_process import IPC, VMM, emulated, numbers, open_descriptors
 from numpy.typing import NDArray
 from rank_main import error_of, mark
 
@@ -19,10 +19,6 @@ import dcomm
 
 def sum_of(world_size: int, count: int) -> NDArray[Any]:
     return np.sum([numbers(rank, count) for rank in range(world_size)], axis=0, dtype=np.float32)
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def collectives(rank: int, world_size: int, library: str, **emulation: Any) -> int:

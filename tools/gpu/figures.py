@@ -208,6 +208,28 @@ def of_hooks(hooks: Row | None) -> Iterable[Figure]:
         yield figure(text, measured or None, not failed and all(row["percent_beside"] >= 50 for row in rows))
 
 
+def of_registered(registered: Row | None) -> Iterable[Figure]:
+    for n in WORLD_SIZES:
+        text = f"64 MiB, {n} ranks: arrays that all reach at least 1.2 x as fast as staged"
+        direct, staged = (
+            median(registered, what="sum", world_size=n, nbytes=64 * MIB, algo=algo) for algo in ("direct", "two_shot")
+        )
+        if direct is None or staged is None:
+            yield figure(text, None)
+            continue
+        yield figure(text, f"{direct} us, staged {staged} us", direct < math.inf and staged >= 1.2 * direct)
+    text = "GPT step of 2 ranks on one GPU: at most 1.1 x the step without communication"
+    steps = [row for row in select(registered, what="step") if "over_alone" in row]
+    measured = f"{steps[0]['over_alone']} x {steps[0]['alone_us']} us" if steps else None
+    yield figure(text, measured, bool(steps) and steps[0]["over_alone"] <= 1.1)
+    text = "deterministic: one SHA-256 of the weights on 1, 2, 4 and 8 ranks"
+    weights = [row for row in select(registered, what="weights") if "sha256" in row]
+    digests = sorted({digest for row in weights for digest in row["sha256"]})
+    ranks = [row["world_size"] for row in weights]
+    measured = f"{len(digests)} on {ranks} ranks: {', '.join(digest[:12] for digest in digests)}" if weights else None
+    yield figure(text, measured, len(digests) == 1 and ranks == [1, 2, 4, 8])
+
+
 PARTS: dict[str, list[Callable[[Row | None], Iterable[Figure]]]] = {
     "correct": [of_correct],
     "timing": [of_floor, of_torch, of_wires],
@@ -216,6 +238,7 @@ PARTS: dict[str, list[Callable[[Row | None], Iterable[Figure]]]] = {
     "processes": [of_processes],
     "hooks": [of_hooks],
     "lists": [of_lists],
+    "registered": [of_registered],
 }
 
 

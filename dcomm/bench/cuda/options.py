@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from dcomm.bench.cuda.case import MODES, TIMINGS
 from dcomm.bench.cuda.rivals import RIVALS
 from dcomm.bench.options import OptionError, Options, parse_names
-from dcomm.cuda_operation import ALGOS, SUM_DTYPES, SUM_OPS
+from dcomm.cuda_operation import ALGOS, FLOATS, SUM_OPS
 
 COLLECTIVES = (
     "all_reduce",
@@ -21,6 +21,7 @@ COLLECTIVES = (
     "all_to_all",
 )
 _ON = "with --device cuda"
+_ALGOS = tuple(name for name in ALGOS if name != "direct")  # whose arrays are not a program's own
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class CudaOptions:
             ("--mode", self.modes, MODES),
             ("--timing", self.timings, TIMINGS),
             ("--compare", self.compare, tuple(RIVALS)),
-            ("--algo", base.algos, ALGOS),
-            *((("-d", base.dtypes, SUM_DTYPES), ("-o", base.ops, SUM_OPS)) if _reduces(base) else ()),
+            ("--algo", base.algos, _ALGOS),
+            *((("-d", base.dtypes, FLOATS), ("-o", base.ops, SUM_OPS)) if _reduces(base) else ()),
         ):
             for name in given:
                 if name not in known:

@@ -1,0 +1,53 @@
+"""How a bucket of gradients is reduced: in order, or beside backward. For models on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from dcomm.communicator import Communicator
+
+
+class Pending(Protocol):
+    """A reduction that was started."""
+
+    def wait(self) -> Any:
+        """What follows sees the result."""
+
+
+class Launcher(Protocol):
+    """Where reductions run; its calls are those of one rank, in an order that all ranks share."""
+
+    @property
+    def canonical_algo(self) -> str:
+        """The algorithm with which sums do not depend on how gradients are cut into buckets."""
+
+    def note(self) -> None:
+        """A gradient is in its bucket, as far as the caller's stream goes."""
+
+    def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None) -> Pending:
+        """Reduce `buffer` in place beside what the caller does next."""
+
+    def run(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> None:
+        """Reduce `buffer` in place; what follows sees the result."""
+
+
+class HostLauncher:
+    """The progress thread of a communicator, or the caller's own."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self.canonical_algo = "auto" if comm.deterministic else "two_shot"
+
+    def note(self) -> None:
+        """Nothing: it is there."""
+
+    def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None) -> Pending:
+        """On the progress thread."""
+        work: Pending = self._comm.all_reduce(buffer, op, wire_dtype=wire_dtype, async_op=True)
+        return work
+
+    def run(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> None:
+        """In the calling thread."""
+        self._comm.all_reduce(buffer, op, wire_dtype=wire_dtype, algo=algo)
