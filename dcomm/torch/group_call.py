@@ -68,7 +68,7 @@ class GroupCall:
         self.start(Operation(kind, count, of.view.dtype, read, written, **parts))
 
     def start(self, operation: Operation) -> None:
-        """Start one operation."""
+        """Start one operation; of CUDA tensors on the caller's current stream, which orders it."""
         on_host = all(each is None or each.view.device < 0 for each in (operation.source, operation.target))
         result = self._comm._run(operation, self._overlap and on_host, self._timeout)
         if isinstance(result, Work):

@@ -1,0 +1,69 @@
+// Communicator: what ends all its operations, and what is said of it. Floor: comm.
+#include <cstdio>
+#include <string>
+
+#include "comm/communicator.h"
+#include "comm/failure_text.h"
+
+namespace dcomm {
+
+void Communicator::set_broken(ErrorCode code, const std::string& message) {
+  std::lock_guard lock(broken_mutex_);
+  if (broken_.load(std::memory_order_relaxed)) return;
+  broken_code_ = code;
+  broken_message_ = message;
+  broken_.store(true, std::memory_order_release);
+}
+
+void Communicator::break_down(const OpRecord& record, Failure failure) {
+  // In a ring everybody waits for a neighbour, who may wait as well: name the rank that holds all of them up.
+  if (failure.code == ErrorCode::kTimeout && failure.reporter == rank())
+    failure.culprit = rank_behind(context_, failure.culprit);
+  fail_with(record, failure, "");
+}
+
+/// Tells the peers, breaks this communicator and throws. text: empty for the usual one.
+void Communicator::fail_with(const OpRecord& record, const Failure& failure, const std::string& text) {
+  AbortReason reason;
+  reason.code = failure.code;
+  reason.reporter = static_cast<uint16_t>(failure.reporter);
+  reason.culprit = static_cast<uint16_t>(failure.culprit);
+  reason.detail = static_cast<uint8_t>(failure.detail);
+  reason.seq = static_cast<uint32_t>(record.seq);
+  if (failure.code == ErrorCode::kInterrupted) reason.code = ErrorCode::kPeerLost;  // what the peers lose is us
+  broadcast_abort(context_, reason);
+
+  std::string message = text;
+  if (failure.code == ErrorCode::kInterrupted) {
+    message = "the communicator was aborted by an interrupt (KeyboardInterrupt) on this rank; start a new one";
+    set_broken(ErrorCode::kAborted, message);
+  } else {
+    if (message.empty()) message = describe_failure(context_, record, failure, pids_);
+    set_broken(failure.code, message);
+  }
+  stop_cuda(broken_code_, message);
+  throw Error(failure.code, message);
+}
+
+void Communicator::warn_stalled(void* argument, int peer, int64_t waited_ns) {
+  const auto* self = static_cast<const Communicator*>(argument);
+  std::fprintf(stderr, "dcomm: rank %d has waited %.0f s in %s for rank %d; positions: %s\n", self->rank(),
+               1e-9 * static_cast<double>(waited_ns), operation_text(self->current_).c_str(), peer,
+               describe_positions(self->context_).c_str());
+}
+
+void Communicator::abort() {
+  if (in_child() || closed()) return;
+  AbortReason reason;
+  reason.code = ErrorCode::kAborted;
+  reason.reporter = static_cast<uint16_t>(rank());
+  reason.culprit = static_cast<uint16_t>(rank());
+  broadcast_abort(context_, reason);
+  const std::string text = "this communicator was aborted on rank " + std::to_string(rank()) + "; start a new one";
+  if (cuda_group_ != nullptr) cuda_group_->stop(text);
+  stop_cuda(ErrorCode::kAborted, text);
+  if (cuda_processes() != nullptr) mesh_->tell_stop(id_);
+  set_broken(ErrorCode::kAborted, text);
+}
+
+}  // namespace dcomm
