@@ -209,7 +209,7 @@ int Communicator::run_in_order(const CollectiveCall& call, int64_t timeout_ns, I
   push(work);
   while (!work->wait_for(std::chrono::milliseconds(50))) {
     if (interrupted != nullptr && interrupted(nullptr)) {
-      abort();
+      this->abort();
       while (!work->wait_for(std::chrono::milliseconds(50))) {
       }  // the progress thread uses the caller's arrays until the operation has ended, which abort() hastens
       throw Error(ErrorCode::kInterrupted, "interrupted");

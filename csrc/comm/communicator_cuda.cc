@@ -114,7 +114,7 @@ void Communicator::wait_cuda(const CudaWork& work, int64_t timeout_ns, Interrupt
     if (now >= next_check) {
       next_check = now + kBetweenChecks;
       if (interrupted != nullptr && interrupted(nullptr)) {
-        abort();
+        this->abort();
         throw Error(ErrorCode::kInterrupted, "interrupted");
       }
     }
