@@ -13,11 +13,15 @@ namespace dcomm {
 
 extern __shared__ std::byte* shared_windows[];
 
+/// Here, as kernels must not call what is not for the device, even where the compiler knows the result.
+template <class Body>
+inline constexpr bool kInPackets = is_in_packets(Body::kKey);
+
 template <class Body>
 __global__ void __launch_bounds__(gpu::kBlockThreads, 1) k_collective(const __grid_constant__ CudaJob job) {
   CudaBlockExec exec(job, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x), shared_windows);
   Body::run(exec, job, job.arrays[blockIdx.y]);
-  exec.end_operation(is_in_packets(Body::kKey));
+  exec.end_operation(kInPackets<Body>);
 }
 
 template <class Body>
