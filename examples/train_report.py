@@ -1,4 +1,4 @@
-"""What train_gpt.py shows: progress (rich where there is a terminal), the comparison table, the loss curve.
+"""What the training examples show: progress (rich where there is a terminal), the comparison table, the loss curve.
 
 Only rank 0 creates these. rich and matplotlib are optional: without them a notice names the pip extra.
 """
@@ -29,6 +29,7 @@ class Run:
     tokens_per_step: int = 0
     buffer_bytes: int = 0  # gradients, buckets, partial sums: the most at one moment
     seconds: float = 0.0
+    unit: str = "tokens"  # what `tokens_per_step` counts, in tables and bars
 
     @property
     def median_step_ms(self) -> float:
@@ -89,7 +90,9 @@ class Progress:
         if not self._show:
             return
         run = self._run
-        status = f"loss {loss:.3f}  {run.tokens_per_second:,.0f} tokens/s  comm {run.communication_share:.1%}"
+        status = f"loss {loss:.3f}  {run.tokens_per_second:,.0f} {run.unit}/s"
+        if run.no_sync_ms:
+            status += f"  comm {run.communication_share:.1%}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, status=status)
         elif step == 1 or step == self._num_steps or step % max(1, self._num_steps // 10) == 0:
@@ -108,22 +111,30 @@ def say(text: str) -> None:
 
 
 def side_by_side(first: Run, second: Run) -> list[str]:
-    """Losses and times of two trainings side by side."""
-    rows: list[tuple[str, Callable[[Run], str]]] = [
-        ("training loss, last 10 steps", lambda run: f"{statistics.fmean(run.losses[-10:]):.6f}"),
-        ("final validation loss", lambda run: f"{run.val_losses[-1][1]:.6f}"),
-        ("norm of the first gradient", lambda run: f"{run.grad_norms[0]:.6f}"),
-        ("ms per step, median", lambda run: f"{run.median_step_ms:.1f}"),
-        ("ms per step, fastest", lambda run: f"{min(run.step_ms):.1f}"),
-        ("ms forward and backward", lambda run: f"{statistics.median(run.backward_ms):.1f}"),
-        ("the same under no_sync", lambda run: f"{statistics.median(run.no_sync_ms):.1f}"),
-        ("MB of gradients and sums", lambda run: f"{run.buffer_bytes / 1e6:.1f}"),
-        ("communication share", lambda run: f"{run.communication_share:.1%}"),
-        ("tokens/s", lambda run: f"{run.tokens_per_second:,.0f}"),
-        ("seconds in all", lambda run: f"{run.seconds:.1f}"),
+    """Losses and times of two trainings side by side: what both have measured."""
+    both = [first, second]
+    shares = all(run.no_sync_ms for run in both)
+    rows: list[tuple[str, bool, Callable[[Run], str]]] = [
+        ("training loss, last 10 steps", True, lambda run: f"{statistics.fmean(run.losses[-10:]):.6f}"),
+        ("final validation loss", all(r.val_losses for r in both), lambda run: f"{run.val_losses[-1][1]:.6f}"),
+        ("norm of the first gradient", all(r.grad_norms for r in both), lambda run: f"{run.grad_norms[0]:.6f}"),
+        ("ms per step, median", True, lambda run: f"{run.median_step_ms:.1f}"),
+        ("ms per step, fastest", True, lambda run: f"{min(run.step_ms):.1f}"),
+        (
+            "ms forward and backward",
+            all(r.backward_ms for r in both),
+            lambda run: f"{statistics.median(run.backward_ms):.1f}",
+        ),
+        ("the same under no_sync", shares, lambda run: f"{statistics.median(run.no_sync_ms):.1f}"),
+        ("MB of gradients and sums", all(r.buffer_bytes for r in both), lambda run: f"{run.buffer_bytes / 1e6:.1f}"),
+        ("communication share", shares, lambda run: f"{run.communication_share:.1%}"),
+        (f"{first.unit}/s", True, lambda run: f"{run.tokens_per_second:,.0f}"),
+        ("seconds in all", True, lambda run: f"{run.seconds:.1f}"),
     ]
     lines = [f"{'':30}{first.name:>14}{second.name:>14}"]
-    lines += [f"{name:30}{cell(first):>14}{cell(second):>14}" for name, cell in rows]
+    lines += [f"{name:30}{cell(first):>14}{cell(second):>14}" for name, measured, cell in rows if measured]
+    if not shares:
+        return lines
     lines += [
         "communication share = (forward and backward - the same under no_sync) / step, medians of rank 0;",
         "it counts every wait for gradients, slower peers included, and can be negative within noise",
@@ -152,25 +163,29 @@ def bounds(hooks: set[str], world_size: int, micro_batches: int) -> tuple[float,
 
 
 def compare(first: Run, second: Run, world_size: int, micro_batches: int = 1) -> tuple[bool, str]:
-    """Whether two trainings agree within the bounds, and the table and verdict to print."""
+    """Whether two trainings agree within the bounds, and the table and verdict to print.
+
+    `world_size`: the most ranks that any one sum goes over. Without norms of gradients only the losses are compared.
+    """
     loss_bound, norm_bound, reason = bounds({first.name, second.name}, world_size, micro_batches)
     losses = [run.losses + [loss for _, loss in run.val_losses] for run in (first, second)]
     loss_difference = largest_difference(losses[0], losses[1])
     # Clipping and AdamW hide a common factor, a forgotten division say, from the losses; the norm shows it.
-    norms = first.grad_norms[0], second.grad_norms[0]
-    norm_difference = largest_difference(norms[:1], norms[1:]) / norms[0]
+    norms = first.grad_norms[:1], second.grad_norms[:1]
+    norm_difference = largest_difference(*norms) / norms[0][0] if norms[0] else 0.0
     agrees = loss_difference <= loss_bound and norm_difference <= norm_bound
-    lines = [
-        *side_by_side(first, second),
-        f"largest loss difference, {len(first.losses)} steps: {loss_difference:.3g} (bound {loss_bound:g})",
-        f"relative difference of the first gradient's norm: {norm_difference:.3g} (bound {norm_bound:g})",
-        f"{reason}: {'ok' if agrees else 'FAILED'}",
-    ]
+    lines = side_by_side(first, second)
+    lines.append(f"largest loss difference, {len(first.losses)} steps: {loss_difference:.3g} (bound {loss_bound:g})")
+    if norms[0]:
+        lines.append(f"relative difference of the first gradient's norm: {norm_difference:.3g} (bound {norm_bound:g})")
+    lines.append(f"{reason}: {'ok' if agrees else 'FAILED'}")
     return agrees, "\n".join(lines)
 
 
-def save_loss_curve(runs: Sequence[Run], bigram: float, folder: Path) -> None:
-    """Writes loss.png into `folder`, or says what is missing."""
+def save_loss_curve(
+    runs: Sequence[Run], bigram: float | None, folder: Path, *, ylabel: str = "loss (nats per byte)"
+) -> None:
+    """Writes loss.png into `folder`, or says what is missing. `bigram`: the level to be beaten, if there is one."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -185,10 +200,12 @@ def save_loss_curve(runs: Sequence[Run], bigram: float, folder: Path) -> None:
         style = "--" if index else "-"
         steps = range(1, len(run.losses) + 1)
         axes.plot(steps, run.losses, style, color=f"C{index}", alpha=0.6, label=f"{run.name}, training")
-        val_steps, val_losses = zip(*run.val_losses, strict=True)
-        axes.plot(val_steps, val_losses, f"o{style}", color=f"C{index}", label=f"{run.name}, validation")
-    axes.axhline(bigram, color="gray", linestyle=":", label="bigram, validation")
-    axes.set(xlabel="step", ylabel="loss (nats per byte)")
+        if run.val_losses:
+            val_steps, val_losses = zip(*run.val_losses, strict=True)
+            axes.plot(val_steps, val_losses, f"o{style}", color=f"C{index}", label=f"{run.name}, validation")
+    if bigram is not None:
+        axes.axhline(bigram, color="gray", linestyle=":", label="bigram, validation")
+    axes.set(xlabel="step", ylabel=ylabel)
     axes.legend()
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "loss.png")
