@@ -34,11 +34,11 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k = (rotate(F.rms_norm(part, part.shape[-1:]), cos[:length], sin[:length]) for part in (q, k))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        merged: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        merged: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return merged
 
 

@@ -1,9 +1,13 @@
-"""Trains a byte-level GPT with DistributedDataParallel, its gradients averaged by torch or by dcomm.
+"""Trains a byte-level GPT: data parallel by DDP, its gradients averaged by torch or by dcomm, or hybrid parallel.
 
     torchrun --standalone --nproc-per-node 2 examples/train_gpt.py             # dcomm's hook
     torchrun --standalone --nproc-per-node 2 examples/train_gpt.py --compare   # torch's own, then dcomm's
     torchrun ... examples/train_gpt.py --hook synchronizer                     # dcomm without DDP
     torchrun ... examples/train_gpt.py --micro-batches 4 --compare --against synchronizer --hook deterministic
+    torchrun --standalone --nproc-per-node 4 examples/train_gpt.py --dp 2 --tp 2 --compare   # gloo, then dcomm
+
+With --dp, --tp or --pp everything runs on the process group "dcomm" (--backend), and the ranks are divided among data,
+tensor and pipeline parallelism: gpt_hybrid.py.
 
 The text is the source of Python's standard library (--data takes any file or folder). The measure is the loss
 on held-out files, next to that of a bigram model which sees the same text. --compare trains twice from one
@@ -14,7 +18,6 @@ One seed gives the same losses each time; what a step sees depends on the seed, 
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -23,11 +26,19 @@ from typing import Any
 
 import torch
 from gpt_checkpoint import resume, save_checkpoint, settings
-from gpt_model import GPT, GPTConfig
+from gpt_hybrid import layout_of, train_hybrid
+from gpt_model import GPT
+from gpt_recipe import (
+    CLIP_NORM,
+    add_recipe_options,
+    byte_loss,
+    config_of,
+    make_optimizer,
+    set_learning_rate,
+)
 from gradient_exchange import HOOKS, SYNCHRONIZERS, find_dcomm, make_exchange, print_diff
 from text_data import Corpus, DataError, bigram_loss, load_corpus, train_batch, val_windows
 from torch import Tensor
-from torch.nn import functional as F
 from train_report import Run, compare, save_loss_curve, say
 from training import (
     Job,
@@ -58,16 +69,17 @@ def parse_args() -> argparse.Namespace:
     add("--hook", choices=names, default="dcomm", help="who averages the gradients, and in which wire dtype")
     add("--compare", action="store_true", help="train with --against, then with --hook, and compare")
     add("--against", choices=names, default="default", help="what --compare compares with")
-    add("--data", metavar="PATH", help="file or folder of text; the standard library's source if not given")
     add_common_options(parser, steps=300, batch_size=4, lr=2e-3, out="runs/train_gpt")
-    add("--micro-batches", type=at_least(1), default=1, help="backward passes per step, sharing the batch")
-    add("--block-size", type=at_least(2), default=64, help="bytes per sequence")
-    add("--layers", type=at_least(1), default=4)
-    add("--heads", type=at_least(1), default=4)
-    add("--width", type=at_least(2), default=256, help="channels; a multiple of twice the number of heads")
-    add("--warmup", type=at_least(1), default=20, help="steps until the peak learning rate")
-    add("--eval-every", type=at_least(1), default=100, help="steps between validations; the last step always")
-    add("--eval-windows", type=at_least(1), default=256, help="validation sequences of --block-size bytes")
+    add_recipe_options(parser)
+    hybrid = parser.add_argument_group(
+        "hybrid parallelism", "any of these turns it on; dp x tp x pp is the number of ranks"
+    )
+    hybrid.add_argument("--dp", type=at_least(1), help="data parallel ranks; what the others leave, if not given")
+    hybrid.add_argument("--tp", type=at_least(1), help="tensor parallel ranks, which share each layer")
+    hybrid.add_argument("--pp", type=at_least(1), help="pipeline stages, which have some layers each")
+    hybrid.add_argument(
+        "--backend", choices=("dcomm", "gloo", "nccl"), help="of the process group; dcomm, if not given"
+    )
     add("--probe-every", type=at_least(1), default=20, help="steps between timings without gradient exchange")
     add("--sample-bytes", type=at_least(0), default=240, help="length of the generated text at the end")
     add("--checkpoint", type=Path, metavar="PATH", help="write model, optimizer and losses here")
@@ -81,34 +93,19 @@ def parse_args() -> argparse.Namespace:
         parser.error("--compare trains twice from the start: it goes with neither --checkpoint nor --resume")
     if args.checkpoint_every and not args.checkpoint:
         parser.error("--checkpoint-every needs --checkpoint PATH")
+    if is_hybrid(args):
+        unfit = ("hook", "against", "checkpoint", "checkpoint_every", "resume", "stop_at")
+        given = [name for name in unfit if getattr(args, name) != parser.get_default(name)]
+        if given:
+            parser.error(
+                f"--{given[0].replace('_', '-')} is for data parallelism by DDP: not with --dp --tp --pp --backend"
+            )
+        args.backend = args.backend or "dcomm"
     if args.batch_size % args.micro_batches:
         parser.error(f"--batch-size {args.batch_size} is not a multiple of --micro-batches {args.micro_batches}")
     if args.compare and args.hook == args.against:
         args.hook = "dcomm" if args.against == "default" else "default"  # Against itself it has nothing to show.
     return args
-
-
-def config_of(args: argparse.Namespace) -> GPTConfig:
-    return GPTConfig(args.layers, args.heads, args.width, args.block_size)
-
-
-def learning_rate(args: argparse.Namespace, step: int) -> float:
-    if step < args.warmup:
-        return float(args.lr * (step + 1) / args.warmup)
-    progress = (step - args.warmup) / max(1, args.steps - args.warmup)
-    return float(args.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))))
-
-
-def make_optimizer(model: GPT, args: argparse.Namespace) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    gains = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
-
-
-def byte_loss(model: torch.nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    logits: Tensor = model(inputs)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()
@@ -118,10 +115,14 @@ def evaluate(model: GPT, windows: Tensor, job: Job) -> float:
     for part in torch.split(windows[job.rank :: job.world_size], EVAL_BATCH):
         if len(part):  # A rank beyond the number of windows has none.
             part = part.to(job.device)
-            total += float(byte_loss(model, part[:, :-1], part[:, 1:])) * len(part)
+            total += float(byte_loss(model(part[:, :-1]), part[:, 1:])) * len(part)
             count += len(part)
     sums = gather([total, float(count)], job).sum(dim=0)
     return float(sums[0] / sums[1])
+
+
+def is_hybrid(args: argparse.Namespace) -> bool:
+    return any(getattr(args, name) is not None for name in ("dp", "tp", "pp", "backend"))
 
 
 def train(
@@ -161,7 +162,7 @@ def train(
         parts = list(zip(inputs.chunk(args.micro_batches), targets.chunk(args.micro_batches), strict=True))
         for number, part in enumerate(parts):
             with nullcontext() if synced and number + 1 == len(parts) else exchange.no_sync():
-                loss = byte_loss(exchange.model, *part) / len(parts)
+                loss = byte_loss(exchange.model(part[0]), part[1]) / len(parts)
                 torch.autograd.backward(loss)
             total += loss.item()
         if synced:
@@ -184,13 +185,12 @@ def train(
             # The same work without the exchange, interleaved because a shared machine's speed drifts.
             run.no_sync_ms.append(backward(inputs, targets, synced=False)[1])
             optimizer.zero_grad()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(args, step)
+        set_learning_rate(optimizer, args, step)
         return inputs, targets
 
     def train_step(step: int, pair: tuple[Tensor, Tensor]) -> float:
         loss, backward_ms = backward(*pair, synced=True)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
         run.backward_ms.append(backward_ms)
@@ -240,29 +240,60 @@ def execute(args: argparse.Namespace, job: Job) -> int:
         corpus = load_corpus(args.data, args.block_size)
     except DataError as error:
         raise UserError(str(error)) from error
+    if is_hybrid(args):
+        return execute_hybrid(args, job, corpus)
+    return execute_ddp(args, job, corpus)
+
+
+def execute_ddp(args: argparse.Namespace, job: Job, corpus: Corpus) -> int:
     find_dcomm(args.hook)
     resumed = resume(args, job, corpus, config_of(args))
     with process_group(job, job.backend, timeout_s=args.timeout):
-        return train_and_tell(args, job, corpus, resumed)
+        tell_size(args, job, corpus)
+        hooks = [args.against, args.hook] if args.compare else [args.hook]
+        results = [train(args, job, corpus, name, resumed) for name in hooks]
+        runs, model = [run for run, _ in results], results[-1][1]
+        agrees = tell_results(args, job, corpus, runs, model, num_summed=job.world_size)
+        if job.is_first and agrees and args.hook != "default":
+            print_diff(args.hook)
+    return 0 if agrees else 1
 
 
-def train_and_tell(args: argparse.Namespace, job: Job, corpus: Corpus, resumed: dict[str, Any] | None) -> int:
-    """Within the process group."""
-    windows = val_windows(corpus.val, num_windows=args.eval_windows, block_size=args.block_size)
+def execute_hybrid(args: argparse.Namespace, job: Job, corpus: Corpus) -> int:
+    layout = layout_of(args, job.world_size)
+    if job.is_first:
+        say(f"hybrid parallelism: {layout}")
+    tell_size(args, job, corpus)
+    backends = [args.backend]
+    if args.compare:
+        backends = [job.backend, "dcomm" if args.backend == job.backend else args.backend]
+    runs = []
+    for backend in backends:
+        with process_group(job, backend, timeout_s=args.timeout):
+            run, weights = train_hybrid(args, job, corpus, layout, backend)
+            runs.append(run)
+    model = GPT(config_of(args))
+    model.load_state_dict(weights)
+    return 0 if tell_results(args, job, corpus, runs, model, num_summed=layout.largest_sum) else 1
+
+
+def tell_size(args: argparse.Namespace, job: Job, corpus: Corpus) -> None:
     if job.is_first:
         num_parameters = sum(p.numel() for p in GPT(config_of(args)).parameters())
         say(
             f"text: {corpus.name}, {corpus.num_files} files, {len(corpus.train):,} bytes to train on, "
             f"{len(corpus.val):,} held out; model: {num_parameters:,} parameters"
         )
-    bigram = bigram_loss(corpus.train, windows)
-    hooks = [args.against, args.hook] if args.compare else [args.hook]
-    results = [train(args, job, corpus, name, resumed) for name in hooks]
-    runs, model = [run for run, _ in results], results[-1][1]
 
-    # Every rank comes to the verdict by itself; rank 0 tells.
-    agrees, comparison = compare(runs[0], runs[1], job.world_size, args.micro_batches) if args.compare else (True, "")
+
+def tell_results(
+    args: argparse.Namespace, job: Job, corpus: Corpus, runs: list[Run], model: GPT, *, num_summed: int
+) -> bool:
+    """Whether two runs agree (one does with itself). Every rank comes to the verdict by itself; rank 0 tells."""
+    agrees, comparison = compare(runs[0], runs[1], num_summed, args.micro_batches) if args.compare else (True, "")
     if job.is_first:
+        windows = val_windows(corpus.val, num_windows=args.eval_windows, block_size=args.block_size)
+        bigram = bigram_loss(corpus.train, windows)
         for run in runs:
             final = run.val_losses[-1][1]
             verdict = "below the bigram" if final < bigram else "NOT below the bigram (train longer)"
@@ -273,9 +304,7 @@ def train_and_tell(args: argparse.Namespace, job: Job, corpus: Corpus, resumed: 
             text = model.generate(b"def ", args.sample_bytes, temperature=0.7, seed=args.seed)
             say(f"\nsample:\n{text.decode(errors='replace')}\n")
         save_loss_curve(runs, bigram, args.out)
-        if agrees and args.hook != "default":
-            print_diff(args.hook)
-    return 0 if agrees else 1
+    return agrees
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def describe(job: Job, args: argparse.Namespace) -> str:
         where = f"{job.device} ({torch.cuda.get_device_name(job.device)})"
     else:
         where = f"cpu (intra-op threads per rank: {args.threads})"
-    group = f"ranks: {job.world_size}, process group: {job.backend}"
+    group = f"ranks: {job.world_size}, process group: {getattr(args, 'backend', None) or job.backend}"
     return f"device: {where}, {group}, torch {torch.__version__}"
 
 
