@@ -2,6 +2,8 @@
 
 run_patched.py no-all-reduce [arguments of train_gpt.py]   torch's all-reduce raises, whoever calls it
 run_patched.py wrong-sum     [arguments of train_gpt.py]   dcomm's hook gives averages that are 1% too large
+run_patched.py wrong-group   [arguments of train_gpt.py]   sums of the "dcomm" process group are 1% too large
+run_patched.py wrong-message [arguments of train_gpt.py]   what the "dcomm" process group sends is 1% too large
 """
 
 from __future__ import annotations
@@ -46,6 +48,22 @@ def spoil_sum() -> None:
     dcomm.torch.all_reduce_hook = wrong
 
 
+def spoil_group(name: str) -> None:
+    """What the group's method `name` gets is spoiled, on its way into the method."""
+    from dcomm.torch.process_group import ProcessGroup
+
+    right = getattr(ProcessGroup, name)
+
+    def wrong(self: Any, tensors: list[torch.Tensor], *args: Any) -> Any:
+        with torch.no_grad():
+            for tensor in tensors:
+                if tensor.is_floating_point():
+                    tensor.mul_(1.01)
+        return right(self, tensors, *args)
+
+    setattr(ProcessGroup, name, wrong)
+
+
 def main() -> None:
     mode = sys.argv.pop(1)
     if mode == "no-all-reduce":
@@ -53,6 +71,11 @@ def main() -> None:
         assert library is not None  # Kept until the end: the kernels go when it does.
     elif mode == "wrong-sum":
         spoil_sum()
+    elif mode == "wrong-group":
+        spoil_group("allreduce")
+        spoil_group("allreduce_coalesced")
+    elif mode == "wrong-message":
+        spoil_group("send")
     else:
         raise SystemExit(f"unknown mode {mode!r}")
     script = EXAMPLES / "train_gpt.py"

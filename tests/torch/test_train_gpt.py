@@ -139,6 +139,45 @@ def test_compare_fails_on_wrong_gradients(tmp_path: Path) -> None:
     assert "+import dcomm.torch" not in done.stdout
 
 
+@pytest.mark.parametrize("kind", ["--dp", pytest.param("--tp", marks=pytest.mark.long), "--pp"])
+def test_hybrid_compares_with_gloo(kind: str, tmp_path: Path) -> None:
+    out = succeed(kind, "2", "--compare", "--steps", "4", *SMALL, "--layers", "2", cwd=tmp_path)
+    assert "hybrid parallelism: " in out
+    assert re.search(r"^ +gloo +dcomm$", out, re.MULTILINE)
+    assert re.search(r"4 steps: \S+ \(bound 1e-06\)", out)
+    assert "equal bits are expected: ok" in out
+    assert "sample:\ndef " in out
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("wrong-group", "--tp"),
+        pytest.param("wrong-group", "--dp", marks=pytest.mark.long),
+        pytest.param("wrong-message", "--pp", marks=pytest.mark.long),
+    ],
+)
+def test_hybrid_compare_fails_on_a_wrong_backend(mode: str, kind: str, tmp_path: Path) -> None:
+    """And so shows that the second training runs on the second backend, although torch keeps things of the first."""
+    arguments = (mode, kind, "2", "--compare", "--steps", "4", *SMALL, "--layers", "2")
+    done = run(*arguments, script=PATCHED, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "equal bits are expected: FAILED" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tp", "2", "--pp", "2"], "is for 4 ranks, there are 1: start it with torchrun --nproc-per-node 4"),
+        (["--dp", "1", "--hook", "default"], "--hook is for data parallelism by DDP"),
+    ],
+)
+def test_hybrid_options_that_do_not_fit(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run(*arguments, *SMALL, cwd=tmp_path, num_ranks=None)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
 SLOW_HOOKS = [
     pytest.param(name, marks=pytest.mark.slow) for name in ("dcomm-bf16", "synchronizer-fp16", "deterministic")
 ]
