@@ -5,7 +5,7 @@
     blocks over pp      torch.distributed.pipelining, schedule 1F1B
 
 A step sees the batch that data parallelism over dp ranks sees, so the losses are those of one process which trains on
-the dp ranks' batches at once, up to the order of sums.
+the dp ranks' batches at once, up to the order of sums: tests/torch/test_train_gpt_hybrid.py says how far.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Hybrid:
     """One rank's stage and what it takes to train it. All methods are collective over the world."""
 
     def __init__(self, args: argparse.Namespace, job: Job, layout: Layout, name: str) -> None:
-        # DTensor remembers by mesh how an operator is split, and a mesh equals another of the same shape and names:
-        # without names of its own a second training in this process would meet the groups of the first.
+        # DTensor caches by mesh how operators are split, and meshes of one shape and names are equal. That a second
+        # training still finds its own groups is due to torch naming them alike; names of their own do not rely on it.
         names = tuple(f"{name}_{dimension}" for dimension in ("pp", "dp", "tp"))
         mesh = init_device_mesh(job.device.type, (layout.pp, layout.dp, layout.tp), mesh_dim_names=names)
         self.job, self.layout = job, layout
