@@ -60,14 +60,18 @@ EVAL_BATCH = 16
 
 def parse_args() -> argparse.Namespace:
     parser = RankZeroParser(
-        description="Train a byte-level GPT with DDP over torch's or dcomm's gradient all-reduce.",
+        description="Train a byte-level GPT with DDP over torch's or dcomm's gradient all-reduce, or hybrid parallel.",
         epilog=f"Start it with: {TORCHRUN}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     names = [*HOOKS, *SYNCHRONIZERS]
     add("--hook", choices=names, default="dcomm", help="who averages the gradients, and in which wire dtype")
-    add("--compare", action="store_true", help="train with --against, then with --hook, and compare")
+    add(
+        "--compare",
+        action="store_true",
+        help="train with --against, then with --hook (hybrid: gloo, then --backend), and compare",
+    )
     add("--against", choices=names, default="default", help="what --compare compares with")
     add_common_options(parser, steps=300, batch_size=4, lr=2e-3, out="runs/train_gpt")
     add_recipe_options(parser)
@@ -261,6 +265,8 @@ def execute_ddp(args: argparse.Namespace, job: Job, corpus: Corpus) -> int:
 
 def execute_hybrid(args: argparse.Namespace, job: Job, corpus: Corpus) -> int:
     layout = layout_of(args, job.world_size)
+    if args.backend == "nccl" and job.device.type == "cpu":
+        raise UserError("--backend nccl: it has no CPU tensors; use --backend dcomm or gloo, or one GPU per rank")
     if job.is_first:
         say(f"hybrid parallelism: {layout}")
     tell_size(args, job, corpus)

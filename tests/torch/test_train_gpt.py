@@ -169,6 +169,7 @@ def test_hybrid_compare_fails_on_a_wrong_backend(mode: str, kind: str, tmp_path:
     ("arguments", "message"),
     [
         (["--tp", "2", "--pp", "2"], "is for 4 ranks, there are 1: start it with torchrun --nproc-per-node 4"),
+        (["--backend", "nccl"], "--backend nccl: it has no CPU tensors"),
         (["--dp", "1", "--hook", "default"], "--hook is for data parallelism by DDP"),
     ],
 )
