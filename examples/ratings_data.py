@@ -69,7 +69,7 @@ def load_ratings(path: Path | None, seed: int) -> Ratings:
     if not torch.isfinite(rating).all():
         row = int((~torch.isfinite(rating)).nonzero()[0]) + 1
         raise UserError(f"{name}: the rating in row {row} is no number")
-    is_dense = {key: key not in REQUIRED and _all_numbers(column) for key, column in columns.items()}
+    is_dense = {key: key not in REQUIRED and _is_dense(column) for key, column in columns.items()}
     features = ["user", "item"] + [key for key in columns if key not in REQUIRED and not is_dense[key]]
     coded = [_codes(columns[key]) for key in features]
     dense = [_standardised(column) for key, column in columns.items() if is_dense[key]]
@@ -111,12 +111,12 @@ def _read(path: Path) -> tuple[str, dict[str, list[str]]]:
     missing = [key for key in REQUIRED if key not in header]
     if missing:
         raise UserError(f"--data {path}: no column {', '.join(missing)} in the header {','.join(header)!r}")
+    if not rows:
+        raise UserError(f"--data {path}: a header and no ratings")
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
             raise UserError(f"--data {path}: row {number} has {len(row)} values, the header {len(header)}")
-    return str(path), dict(
-        zip(header, (list(column) for column in zip(*rows, strict=True)), strict=True)
-    ) if rows else {key: [] for key in header}
+    return str(path), {key: [row[place] for row in rows] for place, key in enumerate(header)}
 
 
 def _number(text: str) -> float:
@@ -126,8 +126,9 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _all_numbers(column: list[str]) -> bool:
-    return all(text in ("", "nan") or not math.isnan(_number(text)) for text in column)
+def _is_dense(column: list[str]) -> bool:
+    filled = [text for text in column if text not in ("", "nan")]
+    return bool(filled) and all(math.isfinite(_number(text)) for text in filled)
 
 
 def _codes(column: list[str]) -> tuple[Tensor, int]:

@@ -31,6 +31,7 @@ from training import (
     UserError,
     add_common_options,
     at_least,
+    import_dcomm_torch,
     process_group,
     run_main,
     train_loop,
@@ -169,6 +170,7 @@ def train(args: argparse.Namespace, job: Job, ratings: Ratings, backend: str) ->
 
 
 def execute(args: argparse.Namespace, job: Job) -> int:
+    import_dcomm_torch("train_recommender.py")  # Known before anything is trained.
     torch.sparse.check_sparse_tensor_invariants.disable()  # Said once, or torch warns in every Adagrad.
     ratings = load_ratings(args.data, args.seed)
     needed = args.batch_size * job.world_size
