@@ -53,7 +53,9 @@ def parse_args() -> argparse.Namespace:
     add("--table-lr", type=float, default=0.05, help="learning rate of the tables (Adagrad)")
     add_common_options(parser, steps=400, batch_size=512, lr=1e-3, out="runs/train_recommender")
     parser.set_defaults(device="cpu")  # Unequal all-to-all of CUDA tensors was not run.
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.backend = "gloo, then dcomm" if args.compare else "dcomm"  # For the first line.
+    return args
 
 
 class ShardedTables(nn.Module):

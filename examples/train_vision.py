@@ -69,6 +69,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.width % 8:
         parser.error(f"--width {args.width} is not a multiple of 8")
+    args.backend = "gloo, then dcomm" if args.compare else "dcomm"  # For the first line.
     return args
 
 

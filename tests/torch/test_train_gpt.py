@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torchrun import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "train_gpt.py"
@@ -30,27 +30,7 @@ def run(
     *arguments: str, script: Path = EXAMPLE, cwd: Path, num_ranks: int | None = 2
 ) -> subprocess.CompletedProcess[str]:
     """Runs to the end; num_ranks None is plain Python without torchrun."""
-    launcher = [sys.executable]
-    if num_ranks is not None:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)
-    process = subprocess.Popen(
-        [*launcher, str(script), *arguments],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        out, err = process.communicate(timeout=100)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # Not kill: torchrun's workers are sessions of their own, only it can end them.
-        out, err = process.communicate(timeout=40)
-        pytest.fail(f"still running after 100 s\n{out}\n{err}")
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return run_script(script, *arguments, cwd=cwd, num_ranks=num_ranks)
 
 
 def succeed(*arguments: str, cwd: Path, script: Path = EXAMPLE, num_ranks: int | None = 2) -> str:
