@@ -15,8 +15,9 @@ from training import Job
 
 TABLE_ROWS = [7, 1, 20]
 WIDTH = 4
-# Rank r's batch; ranks ask for different numbers of rows, one of them for none of rank 1's.
-BATCHES = [[[6, 0, 19], [0, 0, 3], [6, 0, 3]], [[0, 0, 1]], [[1, 0, 2], [5, 0, 18]]]
+# Rank r's batch. Ranks ask for different numbers of rows, rank 1 of 3 for none of rank 2's; sorting rank 0's rows by
+# owner is no permutation that undoes itself.
+BATCHES = [[[5, 0, 19], [0, 0, 3], [6, 0, 2], [1, 0, 0]], [[0, 0, 1]], [[1, 0, 2], [5, 0, 18]]]
 
 
 def run(rank: int, world_size: int, store: str, backend: str) -> dict[str, float]:
