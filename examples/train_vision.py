@@ -41,6 +41,7 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 TORCHRUN = "torchrun --standalone --nproc-per-node 2 examples/train_vision.py"
 HELD_OUT_ONE_IN = 5
 DIGITS_ACCURACY = 0.95
+AMPLIFIED_BOUND = 0.03  # nats; seen: 0.0014 for three ranks in float32, 180 steps
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def execute(args: argparse.Namespace, job: Job) -> int:
     runs = [run for run, _ in results]
     # Every rank comes to the verdicts by itself; rank 0 tells.
     good = [args.data is not None or accuracy >= DIGITS_ACCURACY for _, accuracy in results]
-    agrees, comparison = compare(runs[0], runs[1], job.world_size) if args.compare else (True, "")
+    agrees, comparison = compare(*runs, job.world_size, amplified_bound=AMPLIFIED_BOUND) if args.compare else (True, "")
     if job.is_first:
         for (run, accuracy), enough in zip(results, good, strict=True):
             verdict = "" if enough else f": FAILED, below {DIGITS_ACCURACY:.0%} (train for more --steps)"
