@@ -288,6 +288,32 @@ def test_dropped_while_a_kernel_uses_it(emulated_gpu: EmulatedGpu, pair: Comms) 
         assert (result.host == 3).all()
 
 
+def test_async_op_keeps_its_arrays(emulated_gpu: EmulatedGpu, pair: Comms) -> None:
+    """The caller's stream goes on, and what nobody else holds lasts until the operation is over."""
+    gpu = emulated_gpu
+    streams = [gpu.stream(), gpu.stream()]
+    results = [gpu.array(np.zeros(COUNT, np.float32)) for _ in range(2)]
+    word = streams[1].hold()
+    before = gpu.num_direct
+
+    def start(comm: dcomm.Communicator) -> Any:
+        x = comm.empty(COUNT, device="cuda")
+        gpu.memory_of(x)[:] = comm.rank + 1
+        return comm.all_reduce(x, out=results[comm.rank], algo="direct", async_op=True, stream=streams[comm.rank])
+
+    works = values(pair, start)
+    gc.collect()
+    assert gpu.num_direct == before + 1
+    streams[0].synchronize()
+    assert not works[0].done()
+    assert gpu.library.emulated_num_alive() == 2
+    word.fill(1)
+    for work, result in zip(works, results, strict=True):
+        assert work.synchronize(30) is result
+        assert (result.host == 3).all()
+    assert gpu.library.emulated_num_alive() == 0  # once both ranks' arrays are gone
+
+
 def test_arrays_outlive_their_communicator(emulated_gpu: EmulatedGpu) -> None:
     comms = dcomm.init_threads(2)
     made: list[Any] = values(comms, lambda comm: comm.empty(100, device="cuda"))

@@ -180,6 +180,7 @@ def check_every_collective(gpu: Gpu, comms: Sequence[dcomm.Communicator]) -> Non
             x = ones(1, 5 + rank)
             work = comm.send(x, 1, **now) if rank == 0 else comm.recv(x, 0, **now)
             finish(work, x if rank == 1 else None, 5)
+        gpu.read(stream, block)()  # `kept` ends with this function, also on a rank that waited for nothing else
 
     values(comms, body)
 
