@@ -16,9 +16,11 @@ import torch
 
 import dcomm
 import dcomm.torch
-from gpu.measure import Arrays, calls_for, copy_bandwidth, times_us
+from dcomm.bench.cuda.floor import floor_us
+from dcomm.bench.cuda.torch_timing import calls_for, copy_bandwidth, times_us
+from gpu.measure import Arrays
 from gpu.ranks import Ranks, one_thread
-from gpu.report import CHECKOUT, Budget, Report, floor_us, summary
+from gpu.report import CHECKOUT, Budget, Report, summary
 
 sys.path.append(str(CHECKOUT / "examples"))
 from gpt_model import GPT, GPTConfig
