@@ -4,9 +4,9 @@
 namespace dcomm {
 
 #define DCOMM_KERNELS(name, Type)                                                                                   \
-  kernel_of<DirectBody<Type, 2>>("direct<" name ", 2>"), kernel_of<DirectBody<Type, 4>>("direct<" name ", 4>"),     \
-      kernel_of<DirectBody<Type, 8>>("direct<" name ", 8>"), kernel_of<DirectBody<Type, 0>>("direct<" name ", n>"), \
-      kernel_of<PulledBody<Type, 2>>("pulled<" name ", 2>"), kernel_of<PulledBody<Type, 0>>("pulled<" name ", n>")
+  kernel_of<DirectBody<Type, 2>>("direct<" name ", 2>"), kernel_of<DirectBody<Type, 8>>("direct<" name ", 8>"),     \
+      kernel_of<DirectBody<Type, 0>>("direct<" name ", n>"), kernel_of<PulledBody<Type, 2>>("pulled<" name ", 2>"), \
+      kernel_of<PulledBody<Type, 0>>("pulled<" name ", n>")
 
 CudaKernelList cuda_kernels_direct() {
   static const CudaKernel kernels[] = {

@@ -101,7 +101,6 @@ void take_all_reduce(const CudaKernelKey& key, int num_ranks, Launch& launch) {
 template <class Type>
 void take_direct(const CudaKernelKey& key, int num_ranks, Launch& launch) {
   take_if<DirectBody<Type, 2>>(key, num_ranks, launch);
-  take_if<DirectBody<Type, 4>>(key, num_ranks, launch);
   take_if<DirectBody<Type, 8>>(key, num_ranks, launch);
   take_if<DirectBody<Type, 0>>(key, num_ranks, launch);
   take_if<PulledBody<Type, 2>>(key, num_ranks, launch);

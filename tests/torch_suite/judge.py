@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lists import NOT_APPLICABLE, SILENT
-from one_test import Outcome
+from single import Outcome
 
 
 def judge(backend: str, outcome: Outcome, all_apply: bool = False) -> Outcome:

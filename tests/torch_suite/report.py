@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from one_test import Outcome
+from single import Outcome
 
 VERDICTS = ("passed", "failed", "skipped", "not applicable")
 

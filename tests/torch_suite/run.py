@@ -21,8 +21,8 @@ from multiprocessing import connection
 from pathlib import Path
 
 import mutants
-import one_test
 import report
+import single
 import torch
 import upstream
 from judge import judge
@@ -64,11 +64,11 @@ def main() -> int:
     return report.tell(results)
 
 
-def run_all(args: argparse.Namespace, folder: Path) -> dict[str, list[one_test.Outcome]]:
+def run_all(args: argparse.Namespace, folder: Path) -> dict[str, list[single.Outcome]]:
     """Every chosen test on every backend and world size; by backend."""
-    outcomes: dict[str, list[one_test.Outcome]] = {}
+    outcomes: dict[str, list[single.Outcome]] = {}
     for backend in args.backends:
-        loads = [one_test.load(backend, each, preparation(backend, args)) for each in args.world_sizes]
+        loads = [single.load(backend, each, preparation(backend, args)) for each in args.world_sizes]
         found = outcomes[backend] = []
         for outcome in in_parallel(to_run(loads, args.only, found), args.jobs, args.deadline, folder):
             found.append(judge(backend, outcome, args.own_monitored_barrier))
@@ -95,9 +95,7 @@ def preparation(backend: str, args: argparse.Namespace) -> Callable[[], Callable
     return prepare
 
 
-def to_run(
-    loads: list[one_test.Loaded], only: str, skipped: list[one_test.Outcome]
-) -> Iterator[tuple[one_test.Loaded, str]]:
+def to_run(loads: list[single.Loaded], only: str, skipped: list[single.Outcome]) -> Iterator[tuple[single.Loaded, str]]:
     """What must be started; what a decorator skips is added to `skipped`."""
     for loaded in loads:
         for name in upstream.names(loaded.module):
@@ -107,21 +105,21 @@ def to_run(
             if reason is None:
                 yield loaded, name
             else:
-                skipped.append(one_test.Outcome(name, loaded.world_size, "skipped", reason))
+                skipped.append(single.Outcome(name, loaded.world_size, "skipped", reason))
 
 
 def in_parallel(
-    tests: Iterator[tuple[one_test.Loaded, str]], jobs: int, deadline_s: float, folder: Path
-) -> Iterator[one_test.Outcome]:
+    tests: Iterator[tuple[single.Loaded, str]], jobs: int, deadline_s: float, folder: Path
+) -> Iterator[single.Outcome]:
     """Run `jobs` tests at a time."""
-    running: list[one_test.Running] = []
+    running: list[single.Running] = []
     try:
         while True:
             while len(running) < jobs and (following := next(tests, None)):
                 loaded, name = following
                 place = folder / f"{loaded.backend}_{loaded.world_size}_{name}"
                 place.mkdir()
-                running.append(one_test.Running(loaded, name, deadline_s, place))
+                running.append(single.Running(loaded, name, deadline_s, place))
             if not running:
                 return
             signs = [sign for each in running for sign in each.signs]
