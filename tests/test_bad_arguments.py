@@ -283,7 +283,6 @@ def test_cuda_arrays_where_only_cpu_arrays_are_served(pair: list[Comm]) -> None:
     with pytest.raises(ValueError, match="x and out are on different devices: put both on one"):
         comm.all_gather(tensor(4), out=x)
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"async_op": True}, "async_op is for CPU arrays: a CUDA call is asynchronous to the host already"),
         ({"op": dcomm.premul_sum(2)}, "premul_sum is for CPU arrays: scale the CUDA array first, and use op='sum'"),
         ({"out": tensor()}, "x and out are on different devices: put both on one"),
         ({"stream": "main"}, "stream='main': expected an integer handle, a torch.cuda.Stream or a cupy.cuda.Stream"),
