@@ -10,6 +10,7 @@ PREFIX = "DCOMM_"
 # What users set.
 SETTINGS = {
     "DCOMM_ALGO": "algorithm of all_reduce where the call says 'auto'",
+    "DCOMM_ASYNC": "0: the collectives of a torch process group run where they are called",
     "DCOMM_CUDA_CHANNELS": "blocks per rank on a GPU",
     "DCOMM_CUDA_SLOT_BYTES": "bytes of a slot on a GPU",
     "DCOMM_CUDA_WINDOWS": "vmm or ipc: how processes map each other's GPU memory",

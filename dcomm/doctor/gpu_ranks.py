@@ -29,7 +29,7 @@ def _all_reduce(comm: Any, address: int) -> None:
 
     dtype, algo = DTYPE_CODES[_FLOAT32], ALGO_CODES["auto"]
     call = (ALL_REDUCE, 0, address, address, _COUNT, dtype, dtype, OP_NAMES[_SUM], algo, 0, 0, _DEFAULT_STREAM)
-    comm._core.collective_cuda(*call, _TIMEOUT_NS, False)
+    comm._core.collective_cuda(*call, _TIMEOUT_NS, False, False)
     comm._core.synchronize_cuda(_TIMEOUT_NS)
 
 
