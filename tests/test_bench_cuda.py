@@ -69,7 +69,7 @@ def rows_of(text: list[str], mode: str) -> list[list[str]]:
 # ---- Runs ----
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_threads_and_processes(measure: Callable[..., dict[str, Any]], ranks: int) -> None:
     found = measure(replace(BOTH, base=replace(SMALL, ranks=ranks)))
     assert report.exit_status(found) == 0
@@ -149,6 +149,7 @@ def test_one_flipped_bit_is_exit_status_1(
     assert report.exit_status(unseen) == 0
 
 
+@pytest.mark.long
 def test_rivals_stand_beside_it(measure: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """gloo and the composites on CPU tensors; nccl's children fail, and the run goes on without it."""
     pytest.importorskip("torch")

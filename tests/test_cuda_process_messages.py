@@ -10,6 +10,8 @@ import pytest
 from emulated_gpu import EmulatedGpu
 from rank_processes import WORKERS, Ranks, process_values
 
+pytestmark = pytest.mark.long  # the test command is to stay short
+
 SCRIPT = WORKERS / "cuda_message_ranks.py"
 SMALL = {"DCOMM_CUDA_CHANNELS": "2", "DCOMM_CUDA_SLOT_BYTES": "4096"}
 FITS = 2048  # floats that the slots of a pair hold

@@ -14,7 +14,12 @@ SCRIPT = Path(__file__).with_name("monitored_ranks.py")
 
 
 @pytest.mark.parametrize(
-    ("late", "wait_all_ranks", "named"), [([2], False, "2"), ([1, 2], False, "1"), ([1, 2], True, "1, 2")]
+    ("late", "wait_all_ranks", "named"),
+    [
+        pytest.param([2], False, "2", marks=pytest.mark.long),
+        pytest.param([1, 2], False, "1", marks=pytest.mark.long),
+        ([1, 2], True, "1, 2"),
+    ],
 )
 def test_the_late_are_named(tmp_path: Path, late: list[int], wait_all_ranks: bool, named: str) -> None:
     args = {"folder": str(tmp_path), "late": late, "wait_all_ranks": wait_all_ranks}

@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 from emulated_gpu import EmulatedGpu  # noqa: E402
 from rank_processes import process_values, run_processes  # noqa: E402
 
+pytestmark = pytest.mark.long  # the test command is to stay short
+
 SCRIPT = Path(__file__).with_name("hook_gpu_ranks.py")
 ENV = {"GLOO_SOCKET_IFNAME": "lo", "DCOMM_CUDA_CHANNELS": "2", "DCOMM_CUDA_SLOT_BYTES": "4096"}
 NOTICE = "dcomm: the process group reduces the gradients: "

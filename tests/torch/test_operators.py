@@ -50,12 +50,16 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[
     return lambda name: launch(next(index for index, names in enumerate(launches) if name in names))
 
 
-@pytest.mark.parametrize("name", ALL_CHECKS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in AOT[:CHECKS_PER_LAUNCH] else pytest.param(name, marks=pytest.mark.long) for name in ALL_CHECKS],
+)
 def test_two_ranks(two_ranks: Callable[[str], list[Any]], name: str) -> None:
     for rank, result in enumerate(two_ranks(name)):
         assert not result[name], f"rank {rank}:\n{result[name]}"
 
 
+@pytest.mark.long
 def test_four_ranks(tmp_path: Path) -> None:
     names = ["values_and_gradients", "order", "tensor_parallel"]
     for rank, result in enumerate(outcomes(4, names, tmp_path)):

@@ -19,7 +19,7 @@ from torch import nn  # noqa: E402
 import dcomm  # noqa: E402
 from dcomm.torch import GradientSynchronizer  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.long]
 
 SCRIPT = __file__.replace("test_synchronizer_cuda", "cuda_synchronizer_ranks")
 

@@ -119,7 +119,8 @@ def test_compare_fails_on_wrong_gradients(tmp_path: Path) -> None:
     assert "+import dcomm.torch" not in done.stdout
 
 
-@pytest.mark.parametrize("kind", ["--dp", pytest.param("--tp", marks=pytest.mark.long), "--pp"])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["--dp", "--tp", "--pp"])
 def test_hybrid_compares_with_gloo(kind: str, tmp_path: Path) -> None:
     out = succeed(kind, "2", "--compare", "--steps", "4", *SMALL, "--layers", "2", cwd=tmp_path)
     assert "hybrid parallelism: " in out
@@ -129,13 +130,9 @@ def test_hybrid_compares_with_gloo(kind: str, tmp_path: Path) -> None:
     assert "sample:\ndef " in out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("mode", "kind"),
-    [
-        ("wrong-group", "--tp"),
-        pytest.param("wrong-group", "--dp", marks=pytest.mark.long),
-        pytest.param("wrong-message", "--pp", marks=pytest.mark.long),
-    ],
+    ("mode", "kind"), [("wrong-group", "--tp"), ("wrong-group", "--dp"), ("wrong-message", "--pp")]
 )
 def test_hybrid_compare_fails_on_a_wrong_backend(mode: str, kind: str, tmp_path: Path) -> None:
     """And so shows that the second training runs on the second backend, although torch keeps things of the first."""

@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 
 from rank_processes import process_values  # noqa: E402
 
+pytestmark = pytest.mark.long  # the test command is to stay short
+
 SCRIPT = Path(__file__).with_name("hybrid_ranks.py")
 _spec = importlib.util.spec_from_file_location("hybrid_ranks", SCRIPT)
 assert _spec is not None
