@@ -5,6 +5,7 @@ on demand (`without`)."""
 import contextlib
 import gc
 import os
+import sys
 import threading
 import time
 import weakref
@@ -32,12 +33,11 @@ def start(rank: int, world_size: int, folder: str, backend: str = "dcomm", secon
 def construct(rank: int, world_size: int, folder: str, without: bool) -> Any:
     """1: the constructor of torch's class that takes a store."""
     if without:
-        plain = GroupIdentity.__mro__[1].__init__
 
-        def init(self: Any, number: int, count: int) -> None:
-            plain(self, dist.HashStore(), number, count)
+        def init(self: Any, number: int, count: int, store: Any, timeout: timedelta) -> None:
+            dist.ProcessGroup.__init__(self, store, number, count)
 
-        GroupIdentity.__mro__[1].__init__ = init  # type: ignore[method-assign]
+        GroupIdentity.__init__ = init  # type: ignore[method-assign]
     start(rank, world_size, folder)
     return dist.group.WORLD.size()
 
@@ -45,7 +45,7 @@ def construct(rank: int, world_size: int, folder: str, without: bool) -> Any:
 def names(rank: int, world_size: int, folder: str, without: bool) -> Any:
     """2: the group's name, which functional collectives and DTensor look up."""
     if without:
-        del GroupIdentity.group_name
+        del GroupIdentity.group_name, GroupIdentity.getGroupName
     start(rank, world_size, folder)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
@@ -69,13 +69,11 @@ def gather_out(rank: int, world_size: int, folder: str, without: bool) -> Any:
 def compiled(rank: int, world_size: int, folder: str, without: bool) -> Any:
     """4: Dynamo that traces into the group."""
     if without:
-        for module in (dcomm.torch.process_group,):
-            module.dynamo.skip = lambda *classes: None
-        dist.Backend._plugins.pop("DCOMM", None)
         from torch._C._dynamo import eval_frame as frame
 
         back = frame._FrameExecStrategy(frame._FrameAction.DEFAULT, frame._FrameAction.DEFAULT)
-        for cls in (*dcomm.torch.ProcessGroup.__mro__[:4], dcomm.torch.process_group.GroupCall, GroupWork):
+        own = [cls for cls in dcomm.torch.ProcessGroup.__mro__ if cls.__module__.startswith("dcomm")]
+        for cls in (*own, dcomm.torch.process_group.GroupCall, GroupWork):
             for _, function in dynamo._methods(cls):
                 for code in dynamo._all_code(function.__code__):
                     frame.set_code_exec_strategy(code, back)
@@ -102,7 +100,14 @@ def callbacks(rank: int, world_size: int, folder: str, without: bool) -> Any:
     big = [torch.ones(200_000) for _ in range(3)]
     first = dist.all_reduce(big[0], async_op=True)
     assert first is not None
-    return first.get_future().then(chain).wait()
+    last = first.get_future().then(chain)
+    deadline = time.monotonic() + 10
+    while not last.done():
+        if time.monotonic() > deadline:
+            print("timed out", file=sys.stderr, flush=True)
+            os._exit(3)  # threads that wait for each other would keep the process
+        time.sleep(0.01)
+    return last.wait()
 
 
 def _only_one_thread(self: Any) -> None:

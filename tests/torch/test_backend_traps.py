@@ -45,7 +45,7 @@ def test_with_the_cure(tmp_path: Path, function: str) -> None:
     ("function", "text"),
     [
         ("construct", "alias instance"),
-        ("names", "group_name"),
+        ("names", "name"),
         ("gather_out", "No backend type"),
         ("compiled", "nregistered"),
         ("callbacks", "imed out"),
