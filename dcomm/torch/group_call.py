@@ -26,9 +26,7 @@ _SUM = dist.ReduceOp(dist.ReduceOp.SUM)
 _TORCH_OPS = {"SUM": "sum", "AVG": "avg", "PRODUCT": "prod", "MIN": "min", "MAX": "max"}
 _TORCH_OPS.update({"BAND": "band", "BOR": "bor", "BXOR": "bxor"})
 NAMES = {dist.ReduceOp(getattr(dist.ReduceOp, theirs)): ours for theirs, ours in _TORCH_OPS.items()}
-_CODES = {
-    dist.ReduceOp(getattr(dist.ReduceOp, theirs)): reduce_ops.OP_NAMES[ours] for theirs, ours in _TORCH_OPS.items()
-}
+_CODES = {op: reduce_ops.OP_NAMES[name] for op, name in NAMES.items()}
 SUM_CODE = _CODES[_SUM]
 
 
