@@ -34,6 +34,7 @@ TESTS = {
     "DCOMM_BENCH_CORRUPT": "flips a bit in a result of the benchmark",
     "DCOMM_DIFFERENTIAL_EXAMPLES": "how many random programs are compared",
     "DCOMM_DIFFERENTIAL_SEED": "repeats one of them",
+    "DCOMM_RELIABILITY_JSON": "the file that keeps what the tests of reliability measure",
     "DCOMM_TEST_JITTER": "delays at random, in test builds",
     "DCOMM_TEST_RELEASE": "a file that a waiting test process looks for",
     "DCOMM_TEST_VERSION": "the version that a rank claims to have",
