@@ -9,16 +9,22 @@ array([1., 1., 1., 1.], dtype=float32)
 The PyTorch side (DDP comm hooks) is in :mod:`dcomm.torch`, imported on request.
 """
 
+import os
 import threading
 
-from dcomm import _no_core, errors
+from dcomm import _no_core, call_site, errors
 
 try:
     from dcomm import _core
 except ImportError as error:
     _no_core.explain(error)
 
-_core.initialise(errors._BY_NAME, threading.main_thread().ident)
+_core.initialise(
+    errors._BY_NAME,
+    threading.main_thread().ident,
+    call_site.call_site,
+    os.environ.get("DCOMM_CALL_SITES") == "1",
+)
 
 from dcomm._version import __version__  # noqa: E402  (the core must know its exceptions first)
 from dcomm.bootstrap import init, init_threads  # noqa: E402

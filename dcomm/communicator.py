@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import sys
 import weakref
 from types import TracebackType
 from typing import Any
 
 from dcomm import _core, handles
+from dcomm.call_site import call_site, describe
 from dcomm.collectives import SymmetricCollectives
 from dcomm.point_to_point import PointToPoint
 from dcomm.rooted import RootedCollectives
@@ -35,6 +37,7 @@ class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Window
         self._device = device
         self._local_rank = core.rank if local_rank is None else local_rank
         self._handle = handles.register(self)  # a plain attribute: what Dynamo can read and guard
+        core.set_made_at(call_site())
         _live.add(self)
 
     @property
@@ -85,10 +88,12 @@ class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Window
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; after an exception without waiting for what is queued."""
+        """Close; after an exception without waiting for what is queued, and the peers' errors say which it was."""
         if kind is None:
             self.close()
         else:
+            if error is not None:
+                self._core.leave_note(describe(error))
             self._core.leave()
             self._keeper.abandon()
 
@@ -106,5 +111,9 @@ class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Window
 @atexit.register
 def _leave_all() -> None:
     """Say goodbye before the interpreter goes: no thread of dcomm's outlives it."""
+    error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)  # what ended the program, if anything did
+    note = "" if error is None else describe(error)
     for comm in list(_live):
+        if note:
+            comm._core.leave_note(note)
         comm._core.leave()

@@ -11,6 +11,7 @@ PREFIX = "DCOMM_"
 SETTINGS = {
     "DCOMM_ALGO": "algorithm of all_reduce where the call says 'auto'",
     "DCOMM_ASYNC": "0: the collectives of a torch process group run where they are called",
+    "DCOMM_CALL_SITES": "1: errors of asynchronous operations too say where the program called them",
     "DCOMM_CUDA_CHANNELS": "blocks per rank on a GPU",
     "DCOMM_CUDA_SLOT_BYTES": "bytes of a slot on a GPU",
     "DCOMM_CUDA_WINDOWS": "vmm or ipc: how processes map each other's GPU memory",
@@ -35,6 +36,9 @@ TESTS = {
     "DCOMM_DIFFERENTIAL_EXAMPLES": "how many random programs are compared",
     "DCOMM_DIFFERENTIAL_SEED": "repeats one of them",
     "DCOMM_RELIABILITY_JSON": "the file that keeps what the tests of reliability measure",
+    "DCOMM_SOAK_JSON": "the file that gets the memory and descriptors of a soak over time",
+    "DCOMM_SOAK_SECONDS": "how long the soak lasts",
+    "DCOMM_TEST_FIRST_NUMBER": "numbers of operations and messages begin after it",
     "DCOMM_TEST_JITTER": "delays at random, in test builds",
     "DCOMM_TEST_RELEASE": "a file that a waiting test process looks for",
     "DCOMM_TEST_VERSION": "the version that a rank claims to have",

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 
 class DcommError(RuntimeError):
-    """Base class of all errors between ranks."""
+    """Base class of all errors between ranks. Its text ends with the section of docs/errors.md about its class."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        pointer = f"docs/errors.md#{_documented(type(self)).__name__.lower()}"
+        return text if pointer in text else f"{text} (see {pointer})"
+
+
+def _documented(kind: type[BaseException]) -> type[BaseException]:
+    """The class with a section of its own: `kind`, or the nearest base where it is none of these."""
+    return next(cls for cls in kind.__mro__ if _BY_NAME.get(cls.__name__) is cls)
 
 
 class PeerLostError(DcommError):

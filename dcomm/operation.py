@@ -186,9 +186,13 @@ class Endpoint:
         """How many ranks there are."""
         return self._core.world_size
 
-    def abort(self) -> None:
-        """End every wait on every rank with :class:`AbortedError`; callable from any thread."""
-        self._core.abort()
+    def abort(self, reason: str = "") -> None:
+        """End every wait on every rank with :class:`AbortedError`; callable from any thread.
+
+        Args:
+            reason: What the errors of all ranks say of it; the first 247 bytes are kept.
+        """
+        self._core.abort(reason)
 
     def _run(self, operation: Operation, async_op: bool, timeout: float | timedelta | None, stream: Any = None) -> Any:
         """Run a checked collective; its result, or a :class:`Work`."""

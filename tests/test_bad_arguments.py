@@ -279,7 +279,8 @@ def test_cuda_arrays_where_only_cpu_arrays_are_served(pair: list[Comm]) -> None:
     comm, x = pair[0], FakeCudaTensor()
     with pytest.raises(dcomm.CudaError) as caught:
         comm.register(x)
-    assert str(caught.value) == "got a CUDA array: register serves CPU arrays only so far; move it with .cpu()"
+    text = "got a CUDA array: register serves CPU arrays only so far; move it with .cpu()"
+    assert str(caught.value) == f"{text} (see docs/errors.md#cudaerror)"
     with pytest.raises(ValueError, match="x and out are on different devices: put both on one"):
         comm.all_gather(tensor(4), out=x)
     refused: list[tuple[dict[str, Any], str]] = [

@@ -102,7 +102,8 @@ def test_closed_communicator() -> None:
     for call in calls:
         with pytest.raises(dcomm.AbortedError) as caught:
             call()
-        assert str(caught.value) == "this communicator is closed; make a new one with dcomm.init()"
+        text = "this communicator is closed; make a new one with dcomm.init()"
+        assert str(caught.value) == f"{text} (see docs/errors.md#abortederror)"
 
 
 def test_two_threads_in_one_communicator() -> None:

@@ -3,7 +3,9 @@
 #include <cstring>
 #include <numeric>
 
+#include "comm/call_site.h"
 #include "comm/entry.h"
+#include "comm/failure_text.h"
 #include "comm/fork_guard.h"
 #include "exec/message_bell.h"
 
@@ -33,6 +35,12 @@ Settings agree(Mesh& mesh, const Settings& own) {
   return settings;
 }
 
+std::vector<int> all_ranks(int world_size) {
+  std::vector<int> ranks(static_cast<size_t>(world_size));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
+
 }  // namespace
 
 Communicator::Communicator(int rank, std::shared_ptr<Windows> windows, const Settings& settings)
@@ -44,11 +52,16 @@ Communicator::Communicator(int rank, std::shared_ptr<Windows> windows, const Set
       queue_(
           [this](const Work& work) {
             check_usable();
+            queued_site_ = work.call_site();
             execute(work.call(), work.timeout_ns(), nullptr, true);
+            queued_site_.clear();
           },
           [this] { serve_messages(); }) {
   install_fork_guard();
   fork_generation_ = fork_generation();
+  if (settings_.first_number == 0) return;
+  seq_ = settings_.first_number;
+  context_.start_after(settings_.first_number);
 }
 
 bool Communicator::in_child() const { return fork_generation() != fork_generation_; }
@@ -61,7 +74,7 @@ std::vector<std::shared_ptr<Communicator>> Communicator::of_threads(int world_si
   std::vector<std::shared_ptr<Communicator>> communicators;
   for (int rank = 0; rank < world_size; ++rank) {
     communicators.emplace_back(new Communicator(rank, parts.windows, settings));
-    communicators.back()->join_threads(parts, family, 0);
+    communicators.back()->join_threads(parts, family, 0, all_ranks(world_size));
   }
   return communicators;
 }
@@ -81,9 +94,7 @@ std::shared_ptr<Communicator> Communicator::of_processes(const MeshOptions& opti
   std::shared_ptr<Communicator> self(new Communicator(options.rank, std::move(windows), settings));
   self->force_shm_ = force_shm;
   mesh->barrier();  // everybody has mapped everybody
-  std::vector<int> mesh_ranks(static_cast<size_t>(options.world_size));
-  std::iota(mesh_ranks.begin(), mesh_ranks.end(), 0);
-  self->join_mesh(std::make_shared<SharedMesh>(mesh), 0, std::move(mesh_ranks));
+  self->join_mesh(std::make_shared<SharedMesh>(mesh), 0, all_ranks(options.world_size));
   return self;
 }
 
@@ -102,20 +113,31 @@ void Communicator::join_mesh(std::shared_ptr<SharedMesh> mesh, uint64_t id, std:
     if (cuda_processes_ != nullptr) cuda_processes_->note_exit(peer, how == AbortDetail::kDied);
   };
   const auto on_stop = [this](int peer) {
-    stop_cuda(ErrorCode::kAborted,
-              "rank " + std::to_string(peer) + " aborted the communicator; look at its output, and start a new one");
+    stop_cuda(ErrorCode::kAborted, "rank " + std::to_string(peer) + " aborted the communicator" +
+                                       because(context_, peer) + "; look at its output, and start a new one");
   };
   mesh_->join(id, {mesh_ranks_, on_exit, on_stop});
+  listing_.enter({&context_, mesh_.get(), mesh_ranks_, ""});
 }
 
-void Communicator::join_threads(const ThreadParts& parts, std::shared_ptr<ThreadFamily> family, uint64_t id) {
+void Communicator::join_threads(const ThreadParts& parts, std::shared_ptr<ThreadFamily> family, uint64_t id,
+                                std::vector<int> family_ranks) {
   context_.exits = parts.exits;
   cuda_group_ = parts.cuda_group;
   family_ = std::move(family);
+  mesh_ranks_ = std::move(family_ranks);
   id_ = id;
+  listing_.enter({&context_, family_.get(), mesh_ranks_, ""});
 }
 
-Communicator::~Communicator() { leave(false); }
+Communicator::~Communicator() {
+  leave(false);
+  if (in_child()) {
+    listing_.abandon();
+  } else {
+    listing_.strike();
+  }
+}
 
 CommunicatorStats Communicator::stats() const {
   CommunicatorStats stats{num_operations_.load(std::memory_order_relaxed),
@@ -229,7 +251,7 @@ std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout
   check_usable();
   complete_call(call);
   choose_algo(call);
-  auto work = std::make_shared<Work>(call, timeout_ns);
+  auto work = std::make_shared<Work>(call, timeout_ns, recorded_call_site());
   if (can_announce(call)) {
     announce(call);
     if (all_peers_enter()) {

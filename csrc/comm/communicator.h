@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/listing.h"
 #include "comm/mesh.h"
 #include "comm/point_to_point.h"
 #include "comm/region.h"
@@ -108,8 +109,12 @@ class Communicator {
   /// Throws what the GPU has reported so far; nothing where this communicator is closed.
   void check_cuda_reports();
 
-  /// Ends every wait on every rank with AbortedError; any thread.
-  void abort();
+  /// Ends every wait on every rank with AbortedError, whose text has `reason`; any thread.
+  void abort(const std::string& reason = "");
+  /// What the peers' errors say of this rank when it leaves or aborts from now on: "KeyError: 'x' at train.py:88".
+  void leave_note(const std::string& reason);
+  /// Where the program made this communicator, for texts: "train.py:12".
+  void set_made_at(const std::string& site) { listing_.set_made_at(site); }
   /// Finishes what is queued, says goodbye to the peers, frees the windows. Idempotent.
   void close();
   /// As close(), but aborts what is still queued instead of waiting for it.
@@ -126,7 +131,8 @@ class Communicator {
   class CudaMaking;
   class Splitting;
   void join_mesh(std::shared_ptr<SharedMesh> mesh, uint64_t id, std::vector<int> mesh_ranks);
-  void join_threads(const ThreadParts& parts, std::shared_ptr<ThreadFamily> family, uint64_t id);
+  void join_threads(const ThreadParts& parts, std::shared_ptr<ThreadFamily> family, uint64_t id,
+                    std::vector<int> family_ranks);
 
   bool in_child() const;  // this process was forked from the communicator's
   void check_usable() const;
@@ -169,6 +175,7 @@ class Communicator {
   [[noreturn]] void fail_with(const OpRecord& record, const Failure& failure, const std::string& text);
   void leave(bool finish_queue);
   static void warn_stalled(void* argument, int peer, int64_t waited_ns);
+  void note_call_site(uint64_t seq) const;
   void warn_message_stalled(const Posted& posted, int64_t waited_ns) const;
 
   uint32_t fork_generation_ = 0;
@@ -184,7 +191,8 @@ class Communicator {
   uint64_t num_cuda_makings_ = 0;
   std::shared_ptr<ThreadFamily> family_;  // the same
   std::shared_ptr<SharedMesh> mesh_;      // where they are processes
-  std::vector<int> mesh_ranks_;           // of each rank
+  std::vector<int> mesh_ranks_;           // of each rank; of threads: in the communicator that all come from
+  Listing listing_;                       // what the process's other communicators may say of this one
   std::vector<int> pids_;
   bool force_shm_ = false;
   uint64_t id_ = 0;  // among the communicators of one mesh
@@ -193,9 +201,10 @@ class Communicator {
   RegionTable regions_;
 
   uint64_t seq_ = 0;
-  uint64_t history_ = 0;    // fingerprint of all operations so far
-  OpRecord current_;        // of the operation being run
-  bool announced_ = false;  // current_ is the next operation's, and the peers know
+  uint64_t history_ = 0;     // fingerprint of all operations so far
+  OpRecord current_;         // of the operation being run
+  std::string queued_site_;  // where it was called, if that was recorded; for the progress thread
+  bool announced_ = false;   // current_ is the next operation's, and the peers know
   int64_t patience_ns_ = 0;
   int64_t test_delay_ns_ = 0;
   std::atomic<uint64_t> num_operations_{0};

@@ -1,4 +1,5 @@
 // Communicator: one collective as the thread that runs it goes through it. Floor: comm.
+#include <algorithm>
 #include <chrono>
 #include <sstream>
 #include <thread>
@@ -138,7 +139,12 @@ void Communicator::prepare(HostOp& op, int64_t timeout_ns, InterruptCheck interr
   op.timeout_ns = timeout_ns > 0 ? timeout_ns : settings_.timeout_ns;
   op.warn_ns = settings_.warn_ns;
   op.interrupted = interrupted;
+  op.note_ns = std::min(op.note_ns, op.timeout_ns / 2);
   op.stalled = &Communicator::warn_stalled;
+  op.noted = [](void* argument) {
+    const auto* self = static_cast<const Communicator*>(argument);
+    self->note_call_site(self->current_.seq);
+  };
   op.argument = this;
 }
 

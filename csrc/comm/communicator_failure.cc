@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <string>
 
+#include "comm/call_site.h"
 #include "comm/communicator.h"
 #include "comm/failure_text.h"
 
@@ -32,34 +33,53 @@ void Communicator::fail_with(const OpRecord& record, const Failure& failure, con
   reason.seq = static_cast<uint32_t>(record.seq);
   if (failure.code == ErrorCode::kInterrupted) reason.code = ErrorCode::kPeerLost;  // what the peers lose is us
   broadcast_abort(context_, reason);
+  note_call_site(record.seq);
 
   std::string message = text;
   if (failure.code == ErrorCode::kInterrupted) {
     message = "the communicator was aborted by an interrupt (KeyboardInterrupt) on this rank; start a new one";
     set_broken(ErrorCode::kAborted, message);
   } else {
-    if (message.empty()) message = describe_failure(context_, record, failure, pids_);
+    if (message.empty()) {
+      const bool names_others = failure.code == ErrorCode::kMismatch || failure.code == ErrorCode::kTimeout;
+      if (names_others) await_call_sites(context_);
+      message = describe_failure(context_, record, failure, pids_, listing_);
+    }
     set_broken(failure.code, message);
   }
   stop_cuda(broken_code_, message);
   throw Error(failure.code, message);
 }
 
-void Communicator::warn_stalled(void* argument, int peer, int64_t waited_ns) {
-  const auto* self = static_cast<const Communicator*>(argument);
-  std::fprintf(stderr, "dcomm: rank %d has waited %.0f s in %s for rank %d; positions: %s\n", self->rank(),
-               1e-9 * static_cast<double>(waited_ns), operation_text(self->current_).c_str(), peer,
-               describe_positions(self->context_).c_str());
+/// Lets the peers know where the program called operation `seq`; they hear of the failure first, since this may wait
+/// for the interpreter.
+void Communicator::note_call_site(uint64_t seq) const {
+  if (has_call_site(context_, rank(), seq)) return;
+  const std::string site = call_site();
+  store_call_site(context_, seq, site.empty() ? queued_site_ : site);
 }
 
-void Communicator::abort() {
+void Communicator::warn_stalled(void* argument, int peer, int64_t waited_ns) {
+  const auto* self = static_cast<const Communicator*>(argument);
+  std::fprintf(stderr, "dcomm: rank %d has waited %.0f s in %s for rank %d; positions: %s%s\n", self->rank(),
+               1e-9 * static_cast<double>(waited_ns), operation_text(self->current_).c_str(), peer,
+               describe_positions(self->context_).c_str(), self->listing_.describe_others().c_str());
+}
+
+void Communicator::leave_note(const std::string& reason) {
+  if (!in_child() && !closed()) store_parting_note(context_, reason);
+}
+
+void Communicator::abort(const std::string& why) {
   if (in_child() || closed()) return;
+  if (!why.empty()) store_parting_note(context_, why);
   AbortReason reason;
   reason.code = ErrorCode::kAborted;
   reason.reporter = static_cast<uint16_t>(rank());
   reason.culprit = static_cast<uint16_t>(rank());
   broadcast_abort(context_, reason);
-  const std::string text = "this communicator was aborted on rank " + std::to_string(rank()) + "; start a new one";
+  const std::string text = "this communicator was aborted on rank " + std::to_string(rank()) +
+                           because(context_, rank()) + "; start a new one";
   if (cuda_group_ != nullptr) cuda_group_->stop(text);
   stop_cuda(ErrorCode::kAborted, text);
   if (cuda_processes() != nullptr) mesh_->tell_stop(id_);

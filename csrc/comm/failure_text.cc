@@ -7,6 +7,7 @@
 #include <iomanip>
 #include <sstream>
 
+#include "comm/call_site.h"
 #include "protocol/fingerprint.h"
 
 namespace dcomm {
@@ -45,6 +46,11 @@ uint64_t completed(const HostContext& context, int rank) {
   return std::atomic_ref<uint64_t>(context.control(rank).header.completed).load(std::memory_order_acquire);
 }
 
+std::string called_at(const HostContext& context, int rank, uint64_t seq) {
+  const std::string site = load_call_site(context, rank, seq);
+  return site.empty() ? "" : " at " + site;
+}
+
 std::string rank_text(int rank, const std::vector<int>& pids) {
   std::ostringstream text;
   text << "rank " << rank;
@@ -77,7 +83,8 @@ std::string disagreement(const HostContext& context, const Failure& failure) {
   text << "the ranks disagree about the operation:";
   for (const int rank : {failure.reporter, failure.culprit}) {
     const OpRecord record = record_of(context, rank, seq);
-    text << " rank " << rank << " called " << call_text(record) << " as #" << record.seq << ';';
+    text << " rank " << rank << " called " << call_text(record) << " as #" << record.seq
+         << called_at(context, rank, record.seq) << ';';
   }
   if (same()) text << " an earlier call differed;";
   const OpRecord ours = record_of(context, failure.reporter, seq), theirs = record_of(context, failure.culprit, seq);
@@ -135,6 +142,11 @@ OpRecord load_record(const OpRecord& from) {
 
 std::string operation_text(const OpRecord& record) { return collective_name(record.collective) + number_text(record); }
 
+std::string because(const HostContext& context, int rank) {
+  const std::string note = load_parting_note(context, rank);
+  return note.empty() ? "" : " (" + note + ")";
+}
+
 int rank_behind(const HostContext& context, int suspect) {
   for (int rank = 0; rank < context.world_size; ++rank) {
     if (begun(context, rank) < begun(context, suspect)) suspect = rank;
@@ -147,17 +159,23 @@ std::string describe_positions(const HostContext& context) {
   for (int rank = 0; rank < context.world_size; ++rank) {
     const uint64_t seq = begun(context, rank);
     const AbortDetail exit = context.exits->get(rank);
+    const bool is_in = completed(context, rank) != seq;
     text << (rank == 0 ? "" : ", ") << "rank " << rank << (exit == AbortDetail::kNone ? " " : " (gone) ")
-         << (completed(context, rank) == seq ? "finished #" : "in #") << seq;
+         << (is_in ? "in #" : "finished #") << seq;
+    if (!is_in) continue;
+    const std::string site = called_at(context, rank, seq);
+    if (!site.empty()) text << " called" << site;
   }
   return text.str();
 }
 
 std::string describe_failure(const HostContext& context, const OpRecord& record, const Failure& failure,
-                             const std::vector<int>& pids) {
+                             const std::vector<int>& pids, const Listing& listing) {
   std::ostringstream text;
-  text << call_text(record) << number_text(record) << " on rank " << context.rank << " of " << context.world_size
-       << ": ";
+  text << call_text(record) << number_text(record) << " on rank " << context.rank << " of " << context.world_size;
+  const std::string own_site = called_at(context, context.rank, record.seq);
+  if (!own_site.empty()) text << ", called" << own_site;
+  text << ": ";
   const double seconds = 1e-9 * static_cast<double>(failure.waited_ns);
   const std::string culprit = rank_text(failure.culprit, pids);
   switch (failure.code) {
@@ -165,7 +183,7 @@ std::string describe_failure(const HostContext& context, const OpRecord& record,
       text << culprit;
       switch (failure.detail) {
         case AbortDetail::kLeft:
-          text << " closed its communicator";
+          text << " closed its communicator" << because(context, failure.culprit);
           break;
         case AbortDetail::kInterrupted:
           text << " was interrupted";
@@ -186,7 +204,7 @@ std::string describe_failure(const HostContext& context, const OpRecord& record,
       }
       text << " within " << std::fixed << std::setprecision(1) << seconds << " s";
       if (failure.reporter != context.rank) text << " (reported by rank " << failure.reporter << ')';
-      text << "; positions: " << describe_positions(context)
+      text << "; positions: " << describe_positions(context) << listing.describe_others()
            << "; find out what the rank behind is doing, or pass a longer timeout where it only needs more time";
       break;
     case ErrorCode::kMismatch:
@@ -196,7 +214,7 @@ std::string describe_failure(const HostContext& context, const OpRecord& record,
       text << "interrupted; the communicator is aborted, start a new one";
       break;
     default:
-      text << culprit << " aborted the communicator; start a new one";
+      text << culprit << " aborted the communicator" << because(context, failure.culprit) << "; start a new one";
   }
   return text.str();
 }

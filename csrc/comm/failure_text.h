@@ -3,13 +3,17 @@
 
 #include <string>
 
+#include "comm/listing.h"
 #include "exec/host_exec.h"
 
 namespace dcomm {
 
 /// pid_of: names a peer's process, 0 when the ranks are threads.
 std::string describe_failure(const HostContext& context, const OpRecord& record, const Failure& failure,
-                             const std::vector<int>& pids);
+                             const std::vector<int>& pids, const Listing& listing);
+
+/// What `rank` has said of why it leaves or aborts: " (KeyError: 'x' at train.py:88)"; "" where it has not.
+std::string because(const HostContext& context, int rank);
 
 /// "send(count=10, dtype=float32, dst=1, tag=0)".
 std::string call_text(const OpRecord& record);
@@ -17,7 +21,7 @@ std::string call_text(const OpRecord& record);
 /// "all_reduce #42"; send, recv and split have no number.
 std::string operation_text(const OpRecord& record);
 
-/// "rank 0 at #42, rank 1 at #41 (behind)": every rank's position as its header says.
+/// "rank 0 in #42, called at train.py:88, rank 1 finished #41": every rank's position as its header says.
 std::string describe_positions(const HostContext& context);
 
 /// The rank with the oldest operation; `suspect` where it is not behind any other.

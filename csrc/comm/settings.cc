@@ -68,6 +68,7 @@ Settings Settings::from_environment(int world_size, bool deterministic) {
   settings.exchange_slot_bytes = clamp_slot(side, settings.oversubscribed ? 256 * kKiB : 64 * kKiB);
   settings.side_slot_bytes = clamp_slot(side, 64 * kKiB);
   settings.packet_bytes = kPacketBytes;
+  settings.first_number = static_cast<uint64_t>(read_number("DCOMM_TEST_FIRST_NUMBER", 0, 0, 1e15)) / 8 * 8;
   return settings;
 }
 

@@ -17,6 +17,7 @@ struct Settings {
   uint64_t packet_bytes = 0;
   int64_t timeout_ns = 300'000'000'000;
   int64_t warn_ns = 60'000'000'000;
+  uint64_t first_number = 0;  // DCOMM_TEST_FIRST_NUMBER: numbers of operations and messages begin after it
   int32_t depth = 2;
   AlgoSteps algo_steps;            // what "auto" means
   Algo forced_algo = Algo::kAuto;  // DCOMM_ALGO
@@ -24,7 +25,8 @@ struct Settings {
   bool deterministic = false;      // only algorithms that sum in canonical order
   uint8_t unused[1] = {};
 
-  /// Reads DCOMM_ALGO, DCOMM_WINDOW_BYTES, DCOMM_TIMEOUT_S, DCOMM_WARN_S and the CPU affinity.
+  /// Reads DCOMM_ALGO, DCOMM_WINDOW_BYTES, DCOMM_TIMEOUT_S, DCOMM_WARN_S and the CPU affinity; for tests of long lives
+  /// DCOMM_TEST_FIRST_NUMBER.
   /// Throws kInvalidArgument naming the variable, its value and what is accepted.
   static Settings from_environment(int world_size, bool deterministic);
 

@@ -60,7 +60,7 @@ class Communicator::Splitting {
         plan.id, plan.rank == 0, [&] { return ThreadParts::make(world_size, settings); },
         [&](const ThreadParts& parts, const std::shared_ptr<ThreadFamily>& family) {
           child.reset(new Communicator(plan.rank, parts.windows, settings));
-          child->join_threads(parts, family, plan.id);
+          child->join_threads(parts, family, plan.id, agreement_.mesh_ranks_of(plan.members));
         });
     return child;
   }

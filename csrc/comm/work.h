@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 #include "launch/host_launch.h"
@@ -19,7 +20,8 @@ namespace dcomm {
 
 class Work {
  public:
-  Work(const CollectiveCall& call, int64_t timeout_ns) : call_(call), timeout_ns_(timeout_ns) {}
+  Work(const CollectiveCall& call, int64_t timeout_ns, std::string call_site = "")
+      : call_(call), timeout_ns_(timeout_ns), call_site_(std::move(call_site)) {}
   ~Work() {
     if (event_ >= 0) ::close(event_);
   }
@@ -28,6 +30,8 @@ class Work {
 
   const CollectiveCall& call() const { return call_; }
   int64_t timeout_ns() const { return timeout_ns_; }
+  /// Where the program called it; "": not recorded (comm/call_site.h).
+  const std::string& call_site() const { return call_site_; }
 
   bool done() const {
     std::lock_guard lock(mutex_);
@@ -80,6 +84,7 @@ class Work {
  private:
   const CollectiveCall call_;
   const int64_t timeout_ns_;
+  const std::string call_site_;
   mutable std::mutex mutex_;
   mutable std::condition_variable ended_;
   bool done_ = false;

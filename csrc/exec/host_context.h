@@ -1,6 +1,7 @@
 // A rank's view of its communicator on the host: windows, counters, who has left. Floor: exec.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -52,6 +53,8 @@ class ChannelCounters {
       : world_size_(static_cast<size_t>(world_size)),
         values_(kNumGroupCounters + kNumPeerCounters * static_cast<size_t>(world_size)) {}
 
+  void set_all(uint64_t value) { std::fill(values_.begin(), values_.end(), value); }
+
   uint64_t& at(Counter counter, int peer) {
     const auto number = static_cast<size_t>(counter);
     if (number < kNumGroupCounters) return values_[number];
@@ -97,6 +100,10 @@ struct HostContext {
         counters(static_cast<size_t>(layout_.num_channels), ChannelCounters(layout_.placement.world_size)),
         waited_ns(static_cast<size_t>(layout_.placement.world_size)),
         exits(std::make_shared<PeerExits>(layout_.placement.world_size)) {}
+
+  /// Makes `first` the number of the operation and of the messages before the first ones: a long life's numbers from
+  /// the start. All ranks alike, before anybody begins an operation. A multiple of 8: slots go by such turns.
+  void start_after(uint64_t first);
 
   /// The first of the packets that `from` sends to `window`.
   PacketLine* packets(int window, int channel, int parity, int from) const {

@@ -43,6 +43,21 @@ void wake_sleepers(const HostContext& context, int rank) {
   }
 }
 
+void HostContext::start_after(uint64_t first) {
+  Header& header = control(rank).header;
+  std::atomic_ref<uint64_t>(header.completed).store(first, std::memory_order_release);
+  std::atomic_ref<uint64_t>(header.seq).store(first, std::memory_order_release);
+  for (int channel = 0; channel < layout.num_channels; ++channel) {
+    counters[static_cast<size_t>(channel)].set_all(first);
+    for (const Flow flow : {Flow::kFifo, Flow::kPair, Flow::kMessage}) {  // the slots of all earlier ones are free
+      for (int peer = 0; peer < world_size; ++peer) {
+        std::atomic_ref<uint64_t>(this->flag(rank, channel, credit_flow(flow), peer).value)
+            .store(first, std::memory_order_release);
+      }
+    }
+  }
+}
+
 void begin_operation(const HostContext& context, uint64_t seq, uint64_t hash) {
   Header& header = context.control(context.rank).header;
   // Both release: who sees the new hash sees at least the seq before it (headers_differ).
@@ -192,6 +207,7 @@ bool HostExec::wait_longer(const Awaited& awaited) {
   int64_t next_header_check = kHeaderCheckNs;
   int64_t next_interrupt_check = kInterruptCheckNs;
   bool warned = false;
+  bool noted = false;
   for (;;) {
     const int64_t waited = steady_now_ns() - start;
     if (DCOMM_UNLIKELY(attention.load(std::memory_order_acquire) != 0)) {
@@ -211,6 +227,10 @@ bool HostExec::wait_longer(const Awaited& awaited) {
       next_interrupt_check = waited + kInterruptCheckNs;
       if (op_.interrupted != nullptr && op_.interrupted(op_.argument)) {
         return fail(ErrorCode::kInterrupted, rank(), AbortDetail::kInterrupted, rank(), waited);
+      }
+      if (!noted && waited >= op_.note_ns && op_.noted != nullptr) {
+        noted = true;
+        op_.noted(op_.argument);
       }
       if (!warned && waited >= op_.warn_ns && op_.stalled != nullptr) {
         warned = true;

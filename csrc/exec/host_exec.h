@@ -36,6 +36,8 @@ struct Failure {
 using InterruptCheck = bool (*)(void* argument);
 /// Called once when a wait exceeds `warn_ns`.
 using StallWarning = void (*)(void* argument, int peer, int64_t waited_ns);
+/// Called once when a wait exceeds `note_ns`: so long that peers may ask where this rank is.
+using StallNote = void (*)(void* argument);
 
 /// One collective as one rank runs it; shared by its lanes and channels.
 struct HostOp {
@@ -44,8 +46,10 @@ struct HostOp {
   WaitPolicy policy;
   int64_t timeout_ns = 300'000'000'000;
   int64_t warn_ns = 60'000'000'000;
+  int64_t note_ns = 1'000'000'000;
   InterruptCheck interrupted = nullptr;
   StallWarning stalled = nullptr;
+  StallNote noted = nullptr;
   void* argument = nullptr;
   /// Of two ranks alone: the other one, whose exit ends the operation and whose header says nothing about it. -1: all
   /// ranks take part.

@@ -211,11 +211,20 @@ struct alignas(kFlagBytes) CudaPosition {
 /// Nobody else writes there: in windows of the host a ring has no credits.
 inline constexpr Flow kCudaMessageCounts = Flow::kRingCredit;
 
+/// Words that the window's owner leaves for its peers' texts; comm/window_text.h. Never in the way of an operation.
+template <size_t kNumWords>
+struct alignas(kFlagBytes) WindowText {
+  uint64_t number = 0;  // what the text is about; 0: there is none. Stored (release) after the text
+  uint64_t words[kNumWords] = {};
+};
+
 struct ControlPage {
   Header header;
   alignas(kFlagBytes) OpRecord records[2];  // by parity of seq
   AbortLine abort;
   CudaPosition cuda;
+  WindowText<15> call_site;     // where the program called operation `number`, once that has stalled or failed
+  WindowText<31> parting_note;  // why the owner leaves, or aborts
 };
 static_assert(sizeof(ControlPage) <= kControlBytes);
 

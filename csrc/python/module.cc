@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/call_site.h"
 #include "comm/communicator.h"
 #include "comm/fork_guard.h"
 #include "python/bucket.h"
@@ -39,8 +40,25 @@ PyObject* exception_class(ErrorCode code) {
 /// Only the main thread may run signal handlers.
 unsigned long main_thread_ident = 0;
 
-void initialise(const py::dict& by_name, unsigned long main_thread) {
+/// dcomm.call_site.call_site; lives as long as the module.
+PyObject* call_site_function = nullptr;
+
+/// Called without the GIL, in any thread. A signal handler's exception may be pending: it stays.
+std::string find_call_site() {
+  if (PyGILState_GetThisThreadState() == nullptr) return "";  // not a thread of Python's
+  const py::gil_scoped_acquire acquire;
+  const py::error_scope pending;
+  try {
+    return py::reinterpret_borrow<py::function>(call_site_function)().cast<std::string>();
+  } catch (const py::error_already_set&) {
+    return "";  // a detail of an error's text, and no error of its own
+  }
+}
+
+void initialise(const py::dict& by_name, unsigned long main_thread, const py::function& call_site, bool records_calls) {
   main_thread_ident = main_thread;
+  call_site_function = py::function(call_site).release().ptr();
+  set_call_site_lookup(&find_call_site, records_calls);
   const std::pair<ErrorCode, const char*> names[] = {
       {ErrorCode::kInvalidArgument, "ValueError"},
       {ErrorCode::kPeerLost, "PeerLostError"},
@@ -254,7 +272,9 @@ py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::mo
               const py::dict& wire_codes, const py::dict& kinds, const py::dict& torch_codes) {
              return make_fast_all_reduce(comm, {op_codes, algo_codes, wire_codes, {kinds, torch_codes}});
            })
-      .def("abort", &Communicator::abort)
+      .def("abort", &Communicator::abort, py::arg("reason") = "")
+      .def("leave_note", &Communicator::leave_note)
+      .def("set_made_at", &Communicator::set_made_at)
       .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>())
       .def("leave", &Communicator::leave_now, py::call_guard<py::gil_scoped_release>())
       .def("_inject_delay",
@@ -292,7 +312,8 @@ PYBIND11_MODULE(_core, m) {
       py::set_error(exception_class(error.code()), error.what());
     }
   });
-  m.def("initialise", &initialise, py::arg("exceptions"), py::arg("main_thread"));
+  m.def("initialise", &initialise, py::arg("exceptions"), py::arg("main_thread"), py::arg("call_site"),
+        py::arg("records_calls"));
   m.def("in_forked_child", &in_forked_child);
   bind_bucket(m);
   bind_buffer_view(m);
