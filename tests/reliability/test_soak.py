@@ -1,0 +1,114 @@
+"""A long life: memory, descriptors and threads stay what they are, and numbers pass 2^32 unnoticed.
+
+    DCOMM_SOAK_SECONDS=1200 DCOMM_SOAK_JSON=soak.json pytest -m soak tests/reliability/test_soak.py
+
+Runs two rank processes at low priority that pause most of the time, so it may run beside other work; nothing in it
+depends on speed. The short one is among the tests that always run: it shows no slow leak, but that the programs, the
+numbers at 2^32 and the check are in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from figures import record_figure
+from rank_processes import process_values
+from slopes import Slope, slope
+
+SCRIPT = Path(__file__).with_name("soak_ranks.py")
+FIRST_NUMBER = 2**32 - 40  # every communicator passes 2^32 in its first moments, also the short-lived ones
+MOST_MIB_PER_HOUR = 1.0
+# Below this a fit over minutes sees nothing but the allocator: what 15 minutes at that slope are.
+MOST_MIB = 0.25
+
+
+def run(seconds: float) -> list[dict[str, Any]]:
+    env = {"DCOMM_TEST_FIRST_NUMBER": str(FIRST_NUMBER), "DCOMM_WINDOW_BYTES": "262144"}
+    return process_values(2, SCRIPT, "soak", {"seconds": seconds}, env=env, timeout=3 * seconds + 120)
+
+
+def after_warm_up(samples: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Without the first third, in which caches and arenas fill."""
+    return samples[len(samples) // 3 :]
+
+
+def column(samples: list[dict[str, float]], name: str) -> list[float]:
+    return [one[name] for one in samples]
+
+
+def grows(found: Slope) -> bool:
+    return found.most > max(MOST_MIB_PER_HOUR, MOST_MIB / found.hours)
+
+
+def check(of_ranks: list[dict[str, Any]]) -> list[Slope]:
+    slopes = []
+    for one in of_ranks:
+        samples = after_warm_up(one["samples"])
+        for name in ("descriptors", "threads", "mappings"):
+            values = column(samples, name)
+            assert max(values) - min(values) <= (16 if name == "mappings" else 0), (name, values)
+        found = slope(column(samples, "s"), column(samples, "rss_mib"))
+        assert not grows(found), found
+        slopes.append(found)
+    return slopes
+
+
+def report(of_ranks: list[dict[str, Any]], slopes: list[Slope], key: str) -> None:
+    one = of_ranks[0]
+    worst = max(slopes, key=lambda found: found.most)
+    wall_s = one["samples"][-1]["s"] - one["samples"][0]["s"]
+    record_figure(
+        key,
+        minutes=wall_s / 60,
+        operations=one["operations"],
+        splits=one["splits"],
+        meetings=one["meetings"],
+        rss_mib_per_hour=worst.per_hour,
+        rss_95_half_width=worst.half_width,
+        descriptors=one["samples"][-1]["descriptors"],
+        threads=one["samples"][-1]["threads"],
+        cpu_percent=100 * one["cpu_s"] / wall_s,
+    )
+    target = os.environ.get("DCOMM_SOAK_JSON")
+    if target:
+        text = json.dumps({"ranks": of_ranks, "slopes": [found._asdict() for found in slopes]}, indent=1)
+        Path(target).write_text(text + "\n")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)  # the ranks have a deadline of their own
+def test_soak() -> None:
+    seconds = float(os.environ.get("DCOMM_SOAK_SECONDS", "1200"))
+    of_ranks = run(seconds)
+    slopes = check(of_ranks)
+    assert of_ranks[0]["splits"] >= 100 or seconds < 600
+    report(of_ranks, slopes, "soak")
+
+
+def test_a_short_soak() -> None:
+    of_ranks = run(4)
+    for one in of_ranks:
+        assert FIRST_NUMBER < 2**32 < FIRST_NUMBER + one["operations"]
+        samples = after_warm_up(one["samples"])
+        assert max(column(samples, "descriptors")) == min(column(samples, "descriptors"))
+        assert max(column(samples, "threads")) == min(column(samples, "threads"))
+    print({name: value for name, value in of_ranks[0].items() if name != "samples"})
+
+
+def test_growth_would_be_noticed() -> None:
+    seconds = np.arange(0, 900, 2.0)
+    noise = np.random.default_rng(1).normal(0, 0.05, len(seconds))
+    flat, leak = 50 + noise, 50 + noise + 1.5 * seconds / 3600  # 1.5 MiB an hour: 3 bytes of 4,000 in each second
+    assert not grows(slope(seconds, flat))
+    assert grows(slope(seconds, leak))
+    assert slope(seconds, leak).least > 1
+    with pytest.raises(ValueError, match="got 5 samples: expected at least 12"):
+        slope(seconds[:5], flat[:5])
+    samples = [{"s": s, "rss_mib": 50.0, "descriptors": 9 + s // 300, "threads": 3, "mappings": 90} for s in seconds]
+    with pytest.raises(AssertionError, match="descriptors"):
+        check([{"samples": samples}])
