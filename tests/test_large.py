@@ -12,7 +12,7 @@ from rank_threads import outcomes, run_threads
 
 import dcomm
 
-COUNTS = [2**31 - 1, 2**31, 2**31 + 1, 2**32 + 8]
+COUNTS = [2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1, 2**32, 2**32 + 1]
 STEP = 1 << 20
 
 
@@ -55,6 +55,24 @@ def test_all_reduce(count: int, algo: str) -> None:
         return seconds
 
     print(f"all_reduce {algo} of {count} bytes: {max(run_threads(2, body, timeout=800)):.2f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_five_gib_of_float32() -> None:
+    """Bytes beyond 2^32 where the count is below it."""
+    count = 5 * 2**28
+
+    def body(comm: dcomm.Communicator) -> None:
+        x = np.empty(count, np.float32)
+        x.fill(1.5)
+        at = np.arange(0, count, 99_991)
+        x[at] = at % 1013 + comm.rank
+        comm.all_reduce(x)
+        np.testing.assert_array_equal(x[at], 2 * (at % 1013) + 1)
+        assert x[at[:-1] + 1].min() == x[at[:-1] + 1].max() == 3.0
+
+    run_threads(2, body, timeout=800)
 
 
 @pytest.mark.slow
