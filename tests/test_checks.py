@@ -222,6 +222,7 @@ CHECKS = {
     ],
     "failure_checks": [
         "failure_abort_ends_every_wait",
+        "failure_of_an_earlier_operation_replaces_that_of_a_later_one",
         "failure_of_later_operation_is_not_ours",
         "failure_peer_exit_ends_every_wait",
         "failure_exit_after_broadcast_fails_the_next_only",

@@ -117,7 +117,7 @@ struct HostContext {
 
 /// Tells the peers, in this rank's header, that it enters operation `seq`; before anything else of the operation.
 void begin_operation(const HostContext& context, uint64_t seq, uint64_t hash);
-/// Publishes `reason` to every rank (first one wins) and wakes whoever sleeps.
+/// Publishes `reason` to every rank (the first one of the earliest operation wins) and wakes whoever sleeps.
 void broadcast_abort(const HostContext& context, const AbortReason& reason);
 /// Makes `rank`'s waits look at its abort line and at its PeerExits.
 void raise_attention(const HostContext& context, int rank);

@@ -23,6 +23,11 @@ uint32_t* low_word(uint64_t* value) {
   return reinterpret_cast<uint32_t*>(value);
 }
 
+/// Both are of operations, and the first one's was called before the second one's.
+bool is_earlier(const AbortReason& reason, const AbortReason& other) {
+  return reason.seq != 0 && other.seq != 0 && static_cast<int16_t>(static_cast<uint16_t>(reason.seq - other.seq)) < 0;
+}
+
 }  // namespace
 
 void raise_attention(const HostContext& context, int rank) {
@@ -69,8 +74,13 @@ void begin_operation(const HostContext& context, uint64_t seq, uint64_t hash) {
 void broadcast_abort(const HostContext& context, const AbortReason& reason) {
   for (int rank = 0; rank < context.world_size; ++rank) {
     AbortLine& line = context.control(rank).abort;
-    uint64_t expected = 0;
-    std::atomic_ref<uint64_t>(line.reason).compare_exchange_strong(expected, reason.pack(), std::memory_order_acq_rel);
+    std::atomic_ref<uint64_t> word(line.reason);
+    uint64_t known = 0;
+    // A rank that was ahead may have passed on the reason as one of its own, later operation, which does not stop those
+    // that are still in the earlier one: they would meet a peer that has left, and blame that.
+    while (!word.compare_exchange_weak(known, reason.pack(), std::memory_order_acq_rel) &&
+           (known == 0 || is_earlier(reason, AbortReason::unpack(known)))) {
+    }
     raise_attention(context, rank);
     wake_sleepers(context, rank);
   }

@@ -3,7 +3,7 @@
 // All are plain integers in window memory; host code reaches them through std::atomic_ref, kernels through
 // ld/st.*.sys. Each line has ONE writer (a flag: the sending rank; header and records: the window's owner), so
 // plain release stores suffice: no remote atomics, valid on PCIe, NVLink and shared memory alike. The two
-// exceptions are `sleepers` (host futex) and `abort` (set once, by whoever fails first).
+// exceptions are `sleepers` (host futex) and `abort` (set by whoever fails first).
 // Sequence numbers are 64-bit, start at 1 and are never reset.
 #pragma once
 
@@ -184,7 +184,7 @@ static_assert(sizeof(Header) == kFlagBytes);
 
 /// Why the communicator broke. `attention` is polled by every wait; nonzero means: look closer.
 struct alignas(kFlagBytes) AbortLine {
-  uint64_t reason = 0;     // AbortReason packed, set once by compare-exchange
+  uint64_t reason = 0;     // AbortReason packed; the first one of the earliest operation stays, by compare-exchange
   uint32_t attention = 0;  // reason was set, or a peer's exit was seen
 };
 

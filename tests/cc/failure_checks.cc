@@ -158,6 +158,33 @@ CHECK_CASE(failure_abort_ends_every_wait) {
 }
 
 // A rank may fail in an operation that others reached only after finishing this one: that is not our failure.
+CHECK_CASE(failure_of_an_earlier_operation_replaces_that_of_a_later_one) {
+  ThreadRanks ranks(group(2, PlacementKind::kBounce));
+  const auto broadcast = [&](ErrorCode code, uint32_t seq) {
+    AbortReason reason;
+    reason.code = code;
+    reason.seq = seq;
+    broadcast_abort(ranks.context(0), reason);
+  };
+  const auto expect_reason = [&](ErrorCode code, uint32_t seq) {
+    for (int rank = 0; rank < 2; ++rank) {
+      const uint64_t word =
+          std::atomic_ref<uint64_t>(ranks.context(0).control(rank).abort.reason).load(std::memory_order_acquire);
+      EXPECT(AbortReason::unpack(word).code == code);
+      EXPECT_EQ(AbortReason::unpack(word).seq, seq);
+    }
+  };
+  broadcast(ErrorCode::kTimeout, 0x10001);  // 16 bits are kept: 1, after 0xffff
+  expect_reason(ErrorCode::kTimeout, 1);
+  broadcast(ErrorCode::kPeerLost, 0x10002);
+  expect_reason(ErrorCode::kTimeout, 1);
+  broadcast(ErrorCode::kMismatch, 0xffff);
+  expect_reason(ErrorCode::kMismatch, 0xffff);
+  broadcast(ErrorCode::kPeerLost, 0xffff);  // the first one of an operation stays
+  broadcast(ErrorCode::kAborted, 0);        // and no abort takes its place
+  expect_reason(ErrorCode::kMismatch, 0xffff);
+}
+
 CHECK_CASE(failure_of_later_operation_is_not_ours) {
   Random random(22);
   GroupConfig config = group(3, PlacementKind::kBounce);
