@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ OPS = ("sum", "prod", "min", "max")
 ALGOS = ("auto", "one_shot", "two_shot", "ring", "tree")
 WIRES = ("float16", "bfloat16")
 SPLIT = "argument in a split group"
+SWAPPED = "swapped communicators"
 KINDS = {  # how often of 50
     "argument": 18,
     "order": 6,
@@ -35,7 +36,7 @@ KINDS = {  # how often of 50
     SPLIT: 6,
     "message": 4,
     "message nobody sends": 2,
-    "swapped communicators": 4,
+    SWAPPED: 4,
 }
 
 
@@ -182,15 +183,21 @@ def same_half(odd: int, world_size: int) -> list[int]:
     return [rank for rank in range(world_size) if rank % 2 == odd % 2]
 
 
+Groups = Sequence[dcomm.Communicator]
+
+
 def _run_calls(comm: dcomm.Communicator, calls: Sequence[Call]) -> None:
     for call in calls:
         call.run(comm)
 
 
-def _message(comm: dcomm.Communicator, case: Case) -> None:
+def _program(comm: dcomm.Communicator, case: Case, groups: Groups) -> None:
+    _run_calls(comm, case.odd_calls if comm.rank == case.odd else case.usual)
+
+
+def _message(comm: dcomm.Communicator, case: Case, groups: Groups) -> None:
     """The odd rank sends what its peer does not expect."""
-    rng = np.random.default_rng([case.seed, 89])
-    count = int(rng.integers(1, 40_000))
+    count = 1 + case.seed * 331 % 40_000
     if comm.rank == case.odd:
         comm.send(np.ones(count, np.float32), case.peer, timeout=10)
     elif comm.rank == case.peer:
@@ -199,64 +206,47 @@ def _message(comm: dcomm.Communicator, case: Case) -> None:
     comm.barrier(timeout=10)
 
 
-def _message_nobody_sends(comm: dcomm.Communicator, case: Case) -> None:
+def _message_nobody_sends(comm: dcomm.Communicator, case: Case, groups: Groups) -> None:
     if comm.rank == case.odd:
         comm.recv(np.ones(7), case.peer, tag=3, timeout=STALL_S)
     comm.all_reduce(np.ones(7), timeout=10)
 
 
-def _swapped(comm: dcomm.Communicator, case: Case) -> None:
-    first, second = comm.split(0), comm.split(0)
-    assert first is not None
-    assert second is not None
-    mine = [second, first] if comm.rank == case.odd else [first, second]
+def _swapped(comm: dcomm.Communicator, case: Case, groups: Groups) -> None:
     try:
-        for one in mine:
-            one.all_reduce(np.ones(100), timeout=STALL_S)
-        comm.barrier(timeout=10)
-    except dcomm.DcommError:
+        for group in reversed(groups) if comm.rank == case.odd else groups:
+            group.all_reduce(np.ones(100), timeout=STALL_S)
+    finally:
         time.sleep(0.15)  # what is closed at once is not there for the others' texts
-        raise
-    finally:
-        first.close()
-        second.close()
 
 
-def _in_a_group(comm: dcomm.Communicator, case: Case) -> None:
-    """Two groups; the one of the odd rank disagrees, and the other one does not hear of it."""
-    members = same_half(case.odd, case.world_size)
-    group = comm.split(comm.rank % 2)
-    assert group is not None
-    try:
-        if comm.rank in members:
-            _run_calls(group, case.odd_calls if comm.rank == case.odd else case.usual)
-        else:
-            _run_calls(group, [replace(call, root=0) for call in case.usual])
-    finally:
-        comm.barrier(timeout=10)
-        group.close()
+def _in_a_group(comm: dcomm.Communicator, case: Case, groups: Groups) -> None:
+    """One of two groups disagrees, and the other one does not hear of it."""
+    if comm.rank not in same_half(case.odd, case.world_size):
+        return _run_calls(groups[0], [replace(call, root=0) for call in case.usual])
+    return _program(groups[0], replace(case, odd=same_half(case.odd, case.world_size).index(case.odd)), groups)
 
 
-BODIES: dict[str, Callable[[dcomm.Communicator, Case], None]] = {
-    "message": _message,
-    "message nobody sends": _message_nobody_sends,
-    "swapped communicators": _swapped,
-    SPLIT: _in_a_group,
-}
+BODIES = {"message": _message, "message nobody sends": _message_nobody_sends, SWAPPED: _swapped, SPLIT: _in_a_group}
 
 
 def run_case(comm: dcomm.Communicator, case: Case) -> dict[str, Any]:
     """What `comm`'s rank is told, and after how long."""
+    colors = {SWAPPED: [0, 0], SPLIT: [comm.rank % 2]}.get(case.kind, [])
+    groups = [group for color in colors if (group := comm.split(color)) is not None]
     comm.barrier(timeout=20)
     start = time.monotonic()
+    told: dict[str, Any] = {"error": None, "text": ""}
     try:
-        if case.kind in BODIES:
-            BODIES[case.kind](comm, case)
-        else:
-            _run_calls(comm, case.odd_calls if comm.rank == case.odd else case.usual)
+        BODIES.get(case.kind, _program)(comm, case, groups)
     except dcomm.DcommError as error:
-        return {"error": type(error).__name__, "text": str(error), "seconds": time.monotonic() - start}
-    return {"error": None, "text": "", "seconds": time.monotonic() - start}
+        told = {"error": type(error).__name__, "text": str(error)}
+    told["seconds"] = time.monotonic() - start
+    if case.kind == SPLIT:
+        comm.barrier(timeout=20)  # the communicator that both come from is whole
+    for group in groups:
+        group.close()
+    return told
 
 
 CALLED = re.compile(r"rank (\d+) called (\w+\(.*?\)) as #(\d+)")
@@ -279,7 +269,7 @@ def problems(case: Case, told: Sequence[dict[str, Any]]) -> list[str]:
 
 def _complaint(case: Case, rank: int, one: dict[str, Any], concerned: list[int]) -> str:
     text = one["text"]
-    times_out = case.kind in ("message nobody sends", "swapped communicators")
+    times_out = case.kind in ("message nobody sends", SWAPPED)
     if one["error"] != ("CollectiveTimeoutError" if times_out else "MismatchError"):
         return "silent success" if one["error"] is None else "another error"
     if one["seconds"] > FAILS_WITHIN_S:
@@ -288,7 +278,7 @@ def _complaint(case: Case, rank: int, one: dict[str, Any], concerned: list[int])
         return "" if f"rank {case.odd}" in text and f"rank {case.peer}" in text else "does not name both ranks"
     if case.kind == "message nobody sends":
         return "" if f"no answer from rank {case.peer}" in text else "does not name the rank that is awaited"
-    if case.kind == "swapped communicators":
+    if case.kind == SWAPPED:
         made = text.count(f"communicator of {case.world_size} ranks made at ")
         others = [case.odd] if rank != case.odd else [other for other in concerned if other != case.odd]
         named = all(f"rank {other} is in all_reduce(" in text for other in others)
