@@ -31,19 +31,23 @@ class Tally:
         self.kinds: Counter[str] = Counter()
         self.found: list[str] = []
         self.slowest_s = 0.0
+        self.hangs = 0
 
     def add(self, case: Case, told: list[Any]) -> None:
         self.kinds[case.kind] += 1
-        hung = [one for one in told if not isinstance(one, dict)]
-        self.found += [f"{case}\n  {problem}" for problem in ([repr(hung)] if hung else problems(case, told))]
+        strange = [one for one in told if not isinstance(one, dict)]
+        self.found += [f"{case}\n  {problem}" for problem in ([repr(strange)] if strange else problems(case, told))]
         self.slowest_s = max([self.slowest_s, *(one["seconds"] for one in told if isinstance(one, dict))])
+
+    def add_hang(self, what: str) -> None:
+        self.hangs += 1
+        self.found.append(what)
 
     def check(self, key: str) -> None:
         num_cases = sum(self.kinds.values())
         silent = sum("silent success" in problem for problem in self.found)
-        record_figure(
-            key, mismatches=num_cases, silent=silent, problems=len(self.found), slowest_s=self.slowest_s, hangs=0
-        )
+        figures = {"mismatches": num_cases, "silent": silent, "hangs": self.hangs, "problems": len(self.found)}
+        record_figure(key, **figures, slowest_s=self.slowest_s)
         print(dict(self.kinds))
         assert not self.found, "\n".join(self.found)
 
@@ -52,7 +56,10 @@ def of_threads(seeds: Iterable[int]) -> Tally:
     tally = Tally()
     for seed in seeds:
         case = make_case(seed)
-        tally.add(case, thread_outcomes(case.world_size, lambda comm, case=case: run_case(comm, case), timeout=20))
+        try:
+            tally.add(case, thread_outcomes(case.world_size, lambda comm, case=case: run_case(comm, case), timeout=20))
+        except AssertionError as error:
+            tally.add_hang(f"{case}: {error}")
     return tally
 
 
@@ -61,7 +68,11 @@ def of_processes(seeds_of: dict[int, range]) -> Tally:
     for world_size, seeds in seeds_of.items():
         args = {"seeds": list(seeds)}
         env = {"DCOMM_WINDOW_BYTES": "65536"}  # made fast
-        told = process_values(world_size, SCRIPT, "many_cases", args, env=env, timeout=100)
+        try:
+            told = process_values(world_size, SCRIPT, "many_cases", args, env=env, timeout=100)
+        except AssertionError as error:
+            tally.add_hang(f"{world_size} ranks: {error}")
+            continue
         for index, seed in enumerate(seeds):
             tally.add(make_case(seed, world_size), [of_rank[index] for of_rank in told])
     return tally

@@ -9,6 +9,7 @@ numbers at 2^32 and the check are in order.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 from pathlib import Path
@@ -83,6 +84,7 @@ def report(of_ranks: list[dict[str, Any]], slopes: list[Slope], key: str) -> Non
 @pytest.mark.soak
 @pytest.mark.timeout(0)  # the ranks have a deadline of their own
 def test_soak() -> None:
+    faulthandler.cancel_dump_traceback_later()  # pytest's own limit, which no marker lifts
     seconds = float(os.environ.get("DCOMM_SOAK_SECONDS", "1200"))
     of_ranks = run(seconds)
     slopes = check(of_ranks)
