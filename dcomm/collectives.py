@@ -196,6 +196,7 @@ class SymmetricCollectives(Endpoint):
         op: Any = "sum",
         *,
         out: Any = None,
+        algo: str = "auto",
         async_op: bool = False,
         timeout: float | timedelta | None = None,
         stream: Any = None,
@@ -207,6 +208,10 @@ class SymmetricCollectives(Endpoint):
             op: As for :meth:`all_reduce`.
             out: (n, ...), or (...) where n is 1; may be this rank's own block of `x`. None: a new array of `x`'s
                 library.
+            algo: "flat": through slots. "direct": every rank reads the others' `x` where it lies, for which all must
+                pass parts, not necessarily the same ones, of one array of :meth:`empty`; without premul_sum. "auto":
+                the ranks find out, from 32 KiB on, whether all of them have done so. The bits are the same. CUDA
+                arrays: "auto".
             async_op: Return a :class:`Work` at once.
             timeout: As for :meth:`all_reduce`.
             stream: CUDA arrays only, as for :meth:`all_reduce`.
@@ -215,8 +220,9 @@ class SymmetricCollectives(Endpoint):
             `out`, or the new array; a :class:`Work` with `async_op`.
 
         Raises:
-            ValueError: Bad op or timeout, the first dimension does not divide, `out` has another shape or dtype, is
-                read-only or overlaps `x`.
+            ValueError: Bad op, algo or timeout, the first dimension does not divide, `out` has another shape or dtype,
+                is read-only or overlaps `x`; with "direct", memory that the other ranks do not reach.
+            MismatchError: Also where "direct" gets parts of different arrays; on every rank.
             TypeError, DcommError: As for :meth:`all_reduce`.
         """
         op_code, factor = reduce_ops.op_code(op)
@@ -233,6 +239,7 @@ class SymmetricCollectives(Endpoint):
                 target,
                 target.array,
                 op=op_code,
+                algo=reduce_ops.algo_code(algo, reduce_ops.BLOCK_ALGO_CODES),
                 factor=factor,
             ),
             async_op,
@@ -245,6 +252,7 @@ class SymmetricCollectives(Endpoint):
         x: Any,
         *,
         out: Any = None,
+        algo: str = "auto",
         async_op: bool = False,
         timeout: float | timedelta | None = None,
         stream: Any = None,
@@ -256,6 +264,7 @@ class SymmetricCollectives(Endpoint):
                 it is.
             out: (world_size * n, ...), or (world_size, n, ...), which is the same memory; `x` may be its block of this
                 rank. None: a new array of the former shape and `x`'s library.
+            algo: As for :meth:`reduce_scatter`. `x` may also be this rank's block of an `out` that lies there.
             async_op: Return a :class:`Work` at once.
             timeout: As for :meth:`all_reduce`.
             stream: CUDA arrays only, as for :meth:`all_reduce`.
@@ -264,13 +273,16 @@ class SymmetricCollectives(Endpoint):
             `out`, or the new array; a :class:`Work` with `async_op`.
 
         Raises:
-            ValueError: Bad timeout; `out` has another shape or dtype, is read-only or overlaps `x`.
+            ValueError: Bad algo or timeout; `out` has another shape or dtype, is read-only or overlaps `x`; with
+                "direct", memory that the other ranks do not reach.
             TypeError, DcommError: As for :meth:`all_reduce`.
         """
         source = operand(x, stream)
         shapes = [arrays.blocks_shape(source.view.shape, self.world_size), (self.world_size, *source.view.shape)]
         target = self._take_out(source, out, stream, shapes, f"x of each of {self.world_size} ranks", "out")
-        operation = Operation(ALL_GATHER, source.view.count, source.view.dtype, source, target, target.array)
+        code = reduce_ops.algo_code(algo, reduce_ops.BLOCK_ALGO_CODES)
+        count, dtype = source.view.count, source.view.dtype
+        operation = Operation(ALL_GATHER, count, dtype, source, target, target.array, algo=code)
         return self._run(operation, async_op, timeout, stream)
 
     def all_to_all(

@@ -64,10 +64,11 @@ class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Window
         """What this rank has done since the communicator was made.
 
         Returns:
-            ``{"num_operations": ..., "num_bytes": ..., "num_sent_bytes": ..., "wait_us": {peer: ...}}``: bytes of the
-            arrays (the larger one where input and output differ), bytes that this rank put on the wire, and
-            microseconds spent waiting for each peer, counted in waits longer than about 1 us. An operation that is
-            still running counts in part.
+            ``{"num_operations": ..., "num_bytes": ..., "num_sent_bytes": ..., "num_direct": ..., "wait_us": {peer:
+            ...}}``: bytes of the arrays (the larger one where input and output differ), bytes that this rank put on
+            the wire (into slots or a peer's array; reading a peer's array puts none there), operations that were done
+            where the arrays lie, and microseconds spent waiting for each peer, counted in waits longer than about
+            1 us. An operation that is still running counts in part.
         """
         return self._core.stats()
 

@@ -18,7 +18,7 @@ INTEGERS = ("int8", "uint8", "int32", "int64", "bool")  # "avg" is refused by th
 ALGOS = ("auto", "two_shot", "one_shot", "direct", "ring", "tree")
 INTEGER_ALGOS = ("auto", "two_shot", "ring")
 
-_ALL_REDUCE, _BROADCAST, _REDUCE_SCATTER, _REDUCE = 1, 2, 4, 6  # csrc/protocol/control.h
+_ALL_REDUCE, _BROADCAST, _REDUCE_SCATTER, _ALL_GATHER, _REDUCE = 1, 2, 4, 5, 6  # csrc/protocol/control.h
 _TO_CPU = "for the others use a CPU array (.cpu())"
 
 
@@ -81,6 +81,9 @@ def _check_bounds(operation: Operation) -> None:
             "send_counts and recv_counts are for CPU arrays: on CUDA all_to_all has blocks of one length; pad x, or "
             "use a CPU array (.cpu())"
         )
+    if operation.kind in (_REDUCE_SCATTER, _ALL_GATHER) and operation.algo != reduce_ops.ALGO_CODES["auto"]:
+        name = _name_of(reduce_ops.BLOCK_ALGO_CODES, operation.algo)
+        raise ValueError(f"algo={name!r} with a CUDA array: on CUDA there is 'auto'; {_TO_CPU}")
     if operation.kind not in (_ALL_REDUCE, _REDUCE_SCATTER, _REDUCE):
         return
     if operation.op == reduce_ops.PREMUL_SUM_CODE:

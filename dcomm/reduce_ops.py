@@ -10,7 +10,8 @@ from typing import Any
 # Codes of csrc/base/dtype.h and csrc/protocol/control.h.
 OP_NAMES = {"sum": 0, "avg": 1, "prod": 2, "min": 3, "max": 4, "band": 5, "bor": 6, "bxor": 7}
 PREMUL_SUM_CODE = 8
-ALGO_CODES = {"auto": 0, "ring": 1, "two_shot": 2, "one_shot": 4, "tree": 5, "direct": 6}
+ALGO_CODES = {"auto": 0, "ring": 1, "two_shot": 2, "one_shot": 4, "tree": 5, "direct": 6}  # of all_reduce
+BLOCK_ALGO_CODES = {"auto": 0, "flat": 3, "direct": 6}  # of reduce_scatter and all_gather
 
 _TORCH_NAMES = {"PRODUCT": "prod"}
 OP_CODES: dict[Any, int] = dict(OP_NAMES)  # `op` arguments seen so far; csrc/python/fast_call.cc reads it
@@ -71,13 +72,13 @@ def op_code(op: Any) -> tuple[int, float]:
     )
 
 
-def algo_code(algo: Any) -> int:
-    """The code of an `algo` argument.
+def algo_code(algo: Any, codes: dict[str, int] = ALGO_CODES) -> int:
+    """The code of an `algo` argument, of those in `codes`.
 
     Raises:
         ValueError: No algorithm of this name.
     """
-    code = ALGO_CODES.get(algo) if isinstance(algo, str) else None
+    code = codes.get(algo) if isinstance(algo, str) else None
     if code is None:
-        raise ValueError(f"algo={algo!r}: expected one of {', '.join(map(repr, ALGO_CODES))}")
+        raise ValueError(f"algo={algo!r}: expected one of {', '.join(map(repr, codes))}")
     return code

@@ -1,4 +1,4 @@
-"""Arrays that live in memory which all ranks of a communicator reach: an all-reduce takes no staging copy."""
+"""Arrays that live in memory which all ranks of a communicator reach: collectives take no staging copy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class WindowArrays:
         Every rank gets an array of its own. :meth:`all_reduce` of such arrays, or of contiguous parts of them, reduces
         them where they lie: nothing is copied to or from slots, and the bits are those of "two_shot". For that every
         rank must pass the same part of the same array (and of the same `out`); where one passes another part or other
-        memory, all raise MismatchError. Everything else takes them as any other array.
+        memory, all raise MismatchError. :meth:`reduce_scatter` and :meth:`all_gather` read the others' `x` where it
+        lies, if that is part of such an array, the same one on all ranks; the parts need not be the same. Everything
+        else takes them as any other array.
 
         On a GPU the same holds: "direct" reads the peers' arrays and writes their results in place, between processes
         over memory that each has mapped. Where ranks are threads `out` may then be any array; between processes it may

@@ -79,7 +79,11 @@ def test_columns_and_last_lines_are_those_of_nccl_tests() -> None:
     "arguments",
     [(name, "-n", "3", "-b", "600", "-e", "600", "-N", "1") for name in COLLECTIVES]
     + [("all_reduce", *SMALL, "--threads", "--level", "c,python"), ("reduce", *SMALL, "-r", "all", "-o", "all")]
-    + [("all_reduce", "-e", "64", "-f", "8", "-N", "1", "-d", "all", "--algo", "all")],
+    + [("all_reduce", "-e", "64", "-f", "8", "-N", "1", "-d", "all", "--algo", "all")]
+    + [
+        (name, "-n", "3", "-b", "60K", "-e", "60K", "-N", "1", "--algo", "all")
+        for name in ("reduce_scatter", "all_gather")
+    ],
 )
 def test_right_results_of_everything(arguments: tuple[str, ...]) -> None:
     done = run_bench(*arguments)
@@ -187,7 +191,10 @@ def test_gloo_stands_beside_it() -> None:
         (("broadcast", "-r", "x"), "-r x: expected ranks by commas, or all"),
         (("all_reduce", "-a", "median"), "-a median: expected one of rank0, avg, min, max"),
         (("all_reduce", "--algo", "best"), "--algo best: expected one of auto, "),
-        (("broadcast", "--algo", "ring"), "--algo: expected COLLECTIVE all_reduce, got broadcast"),
+        (
+            ("broadcast", "--algo", "ring"),
+            "--algo: expected COLLECTIVE all_reduce, reduce_scatter, all_gather, got broadcast",
+        ),
         (("all_reduce", "--wire", "int8"), "--wire int8: expected none, float16 or bfloat16"),
         (("all_reduce", "--wire", "float16", "-d", "int32"), "--wire float16: expected -d float32, got int32"),
         (("broadcast", "--level", "c"), "--level c: expected COLLECTIVE all_reduce, got broadcast"),

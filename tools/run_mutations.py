@@ -37,6 +37,7 @@ class Expectation:
 # Jitter lets ranks run ahead of each other: a wait that is too short shows only when it would have been a wait.
 JITTER = {"DCOMM_TEST_JITTER": "1"}
 CREDIT_CHECKS = ("protocol_push_credits", "protocol_fifo_credits", "protocol_pair_credits")
+DIRECT_CHECKS = ("protocol_direct_loans", "protocol_lent_inputs")
 # The executor of GPU blocks, on host threads: what these rules protect there.
 DIRECT_CUDA_CHECKS = ("cuda_protocol_direct", "cuda_protocol_pulled")
 CUDA_CHECKS = ("cuda_protocol_ring", "cuda_protocol_two_shot", "cuda_protocol_tree")
@@ -60,9 +61,10 @@ MUTATIONS = {
     "wrong_tail_op": Expectation(("protocol_tails",)),
     "single_packet_buffer": Expectation(("protocol_packets", "cuda_protocol_packets"), JITTER),
     "stale_packet_tag": Expectation(("protocol_packets", "cuda_protocol_packets"), JITTER),
-    "direct_no_ready_wait": Expectation(("protocol_direct_loans", "protocol_schedules", *DIRECT_CUDA_CHECKS)),
-    "direct_no_done_wait": Expectation(("protocol_direct_loans", "protocol_schedules", *DIRECT_CUDA_CHECKS)),
+    "direct_no_ready_wait": Expectation((*DIRECT_CHECKS, "protocol_schedules", *DIRECT_CUDA_CHECKS)),
+    "direct_no_done_wait": Expectation((*DIRECT_CHECKS, "protocol_schedules", *DIRECT_CUDA_CHECKS)),
     "direct_no_lane_sync": Expectation(("protocol_direct_loans",)),
+    "direct_own_record_only": Expectation(("protocol_lent_by_some",)),
     "run_from_start": Expectation(("protocol_many_arrays",)),
     "block_no_publish_sync": Expectation(("cuda_protocol_ring", "cuda_protocol_tree")),
     "block_no_release_sync": Expectation(("cuda_protocol_broadcast",)),

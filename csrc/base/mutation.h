@@ -30,6 +30,7 @@ enum class Mutation : int {
   kDirectNoReadyWait,     // a rank uses its peers' arrays before they have said that they are ready
   kDirectNoDoneWait,      // ... returns before they have said that they are done with its own
   kDirectNoLaneSync,      // ... says that it is done before all its lanes are
+  kDirectOwnRecordOnly,   // ... takes its own array's being in reach for all ranks'
   kRunFromStart,          // a tile that begins inside one of many arrays takes it from its start
   kBlockNoPublishSync,    // a block of a GPU publishes before all its threads have written
   kBlockNoReleaseSync,    // ... gives a slot back before all have read it
@@ -90,6 +91,8 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "direct_no_done_wait";
     case Mutation::kDirectNoLaneSync:
       return "direct_no_lane_sync";
+    case Mutation::kDirectOwnRecordOnly:
+      return "direct_own_record_only";
     case Mutation::kRunFromStart:
       return "run_from_start";
     case Mutation::kBlockNoPublishSync:

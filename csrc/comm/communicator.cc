@@ -143,6 +143,7 @@ CommunicatorStats Communicator::stats() const {
   CommunicatorStats stats{num_operations_.load(std::memory_order_relaxed),
                           num_bytes_.load(std::memory_order_relaxed),
                           num_sent_bytes_.load(std::memory_order_relaxed),
+                          num_direct_.load(std::memory_order_relaxed),
                           {}};
   for (const auto& waited : context_.waited_ns) stats.waited_ns.push_back(waited.load(std::memory_order_relaxed));
   return stats;
@@ -197,11 +198,31 @@ void Communicator::check_direct(const CollectiveCall& call, bool is_shared) cons
 
 /// Of arrays of the host.
 void Communicator::choose_algo(CollectiveCall& call) {
+  if (lends_input_only(call.collective)) return choose_lending(call);
   if (call.collective != Collective::kAllReduce) return;
   if (DCOMM_UNLIKELY(!regions_.empty())) regions_.look_up(call);
   const bool is_shared = can_go_direct(call);
   check_direct(call, is_shared);
   call.algo = select_algo(settings_, call.algo, call.count * dtype_bytes(call.wire), is_shared);
+}
+
+/// "auto" on a communicator that has made regions, which all ranks know alike: they find out in the operation whether
+/// all have their input in one. It costs two signals, so for small messages nobody asks.
+void Communicator::choose_lending(CollectiveCall& call) {
+  constexpr uint64_t kMinAskBytes = 32 << 10;
+  DCOMM_CHECK(call.algo == Algo::kAuto || call.algo == Algo::kDirect || call.algo == Algo::kFlat,
+              ErrorCode::kInvalidArgument, "algo='", algo_name(call.algo),
+              "' is an all_reduce's: ", collective_name(call.collective), " has 'auto', 'direct' and 'flat'");
+  const bool has_regions = num_regions_ > 0;
+  if (DCOMM_UNLIKELY(has_regions && call.algo != Algo::kFlat)) regions_.look_up_input(call, rank(), world_size());
+  check_direct(call, call.shared_in.windows != nullptr);
+  if (call.algo != Algo::kAuto) return;
+  const uint64_t nbytes = call.count * static_cast<uint64_t>(world_size()) * dtype_bytes(call.dtype);
+  const Algo forced = settings_.forced_algo;
+  const bool asks = has_regions && (forced == Algo::kDirect || (forced == Algo::kAuto && nbytes > kMinAskBytes));
+  if (asks) return;
+  call.algo = Algo::kFlat;
+  call.shared_in = {};
 }
 
 int Communicator::run(CollectiveCall call, int64_t timeout_ns, InterruptCheck interrupted) {

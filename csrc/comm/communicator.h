@@ -33,6 +33,7 @@ struct CommunicatorStats {
   uint64_t num_operations = 0;
   uint64_t num_bytes = 0;          // of the arrays, not of the wire
   uint64_t num_sent_bytes = 0;     // into slots and packets: on the wire
+  uint64_t num_direct = 0;         // operations that were done where the arrays lie
   std::vector<int64_t> waited_ns;  // by peer: in waits longer than about 1 us
 };
 
@@ -81,6 +82,10 @@ class Communicator {
   /// The same in the memory of GPU `device`. Ranks that are threads: one GPU for all. kCuda, on all ranks, where one
   /// has none or no memory left; kInvalidArgument where the ranks have met on another GPU.
   std::shared_ptr<Region> allocate_on_gpu(int device, size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
+
+  /// Collective: sets addresses for `nbytes` bytes aside on every rank, mapped by all of them. Memory comes to a part
+  /// of them by region->reserved->commit(), on one rank alone. Ranks are processes. Throws as allocate().
+  std::shared_ptr<Region> reserve(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted);
 
   /// Collective: makes the whole pages of `array`, which must live until release(), such memory too, in place. Nothing
   /// else may use the array meanwhile. Throws as allocate(); kInvalidArgument where it is not plain memory of this
@@ -138,6 +143,7 @@ class Communicator {
   void check_usable() const;
   void complete_call(CollectiveCall& call) const;
   void choose_algo(CollectiveCall& call);
+  void choose_lending(CollectiveCall& call);
   void choose_cuda_algo(CollectiveCall& call);
   void check_direct(const CollectiveCall& call, bool is_shared) const;
   void check_cuda_device(int device) const;
@@ -210,6 +216,7 @@ class Communicator {
   std::atomic<uint64_t> num_operations_{0};
   std::atomic<uint64_t> num_bytes_{0};
   std::atomic<uint64_t> num_sent_bytes_{0};
+  std::atomic<uint64_t> num_direct_{0};
 
   std::atomic<bool> entered_{false};  // a thread is inside run() or enqueue()
   std::atomic<bool> closed_{false};

@@ -67,7 +67,7 @@ void Communicator::execute(const CollectiveCall& call, int64_t timeout_ns, Inter
     return run_alone(in_components(call), *kernel_table_);
   }
   if (call.lengths != nullptr) check_lengths(call, timeout_ns, interrupted, background);
-  if (call.algo == Algo::kDirect) {
+  if (call.algo == Algo::kDirect && call.collective == Collective::kAllReduce) {
     const Range reach = reach_of(call);
     if (reach.count != call.count) return execute_in_parts(call, reach, timeout_ns, interrupted, background);
   }
@@ -95,7 +95,7 @@ void Communicator::announce(const CollectiveCall& call) {
   current_.wire = call.wire;
   current_.op = call.op;
   current_.root = has_root(call.collective) ? call.root : -1;
-  if (call.algo == Algo::kDirect) {
+  if (call.algo == Algo::kDirect || call.shared_in.windows != nullptr) {
     current_.in_region = call.shared_in.region;
     current_.in_offset = call.shared_in.offset;
     current_.out_region = call.shared_out.region;
@@ -130,6 +130,9 @@ void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, I
     }
   }
   count_sent(sent_bytes);
+  if (op.all_lent || (call.algo == Algo::kDirect && call.collective == Collective::kAllReduce)) {
+    num_direct_.store(num_direct_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
   if (DCOMM_UNLIKELY(!finished)) break_down(current_, op.failure);
   std::atomic_ref<uint64_t>(context_.control(rank()).header.completed).store(op.seq, std::memory_order_release);
 }

@@ -1,9 +1,7 @@
 #include "comm/failure_text.h"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
-#include <bit>
 #include <iomanip>
 #include <sstream>
 
@@ -14,9 +12,7 @@ namespace dcomm {
 
 namespace {
 
-using RecordWords = std::array<uint64_t, sizeof(OpRecord) / sizeof(uint64_t)>;
-
-/// Where the arrays of a direct all-reduce lie.
+/// Where the arrays of a direct operation lie.
 std::string memory_text(const OpRecord& record) {
   std::ostringstream text;
   const auto place = [&](const char* name, uint32_t region, uint64_t offset) {
@@ -27,6 +23,10 @@ std::string memory_text(const OpRecord& record) {
     text << ", " << name << "=shared array " << region;
     if (offset != 0) text << " from byte " << offset << " on";
   };
+  if (lends_input_only(record.collective)) {  // anywhere in the region
+    place("x", record.in_region, 0);
+    return text.str();
+  }
   place("x", record.in_region, record.in_offset);
   if (record.out_region != record.in_region || record.out_offset != record.in_offset) {
     place("out", record.out_region, record.out_offset);
@@ -89,9 +89,12 @@ std::string disagreement(const HostContext& context, const Failure& failure) {
   if (same()) text << " an earlier call differed;";
   const OpRecord ours = record_of(context, failure.reporter, seq), theirs = record_of(context, failure.culprit, seq);
   if (ours.collective == theirs.collective && (ours.algo == Algo::kDirect || theirs.algo == Algo::kDirect)) {
-    text << " an array of comm.empty or comm.register is reduced where it lies, so every rank must pass the same part "
-            "of the same "
-            "one (or none of them such an array);";
+    text
+        << (lends_input_only(ours.collective)
+                ? " with algo='direct' every rank reads the others' x where it lies, so all must pass that algo, and "
+                  "parts of the same array of comm.empty;"
+                : " an array of comm.empty or comm.register is reduced where it lies, so every rank must pass the same "
+                  "part of the same one (or none of them such an array);");
   }
   text << " make every rank issue the same collectives in the same order, with equal arguments";
   return text.str();
@@ -115,29 +118,16 @@ std::string call_text(const OpRecord& record) {
     text << ", wire_dtype=" << dtype_name(record.wire) << ", algo=" << algo_name(record.algo);
     if (record.algo == Algo::kDirect) text << memory_text(record);
   }
+  if (lends_input_only(record.collective) && record.algo != Algo::kFlat) {
+    text << ", algo=" << algo_name(record.algo);
+    if (record.algo == Algo::kDirect) text << memory_text(record);
+  }
   if (has_root(record.collective)) {
     const bool sends = record.collective == Collective::kBroadcast || record.collective == Collective::kScatter;
     text << (sends ? ", src=" : ", dst=") << record.root;
   }
   text << ')';
   return text.str();
-}
-
-void store_record(OpRecord& to, const OpRecord& record) {
-  const auto words = std::bit_cast<RecordWords>(record);
-  auto* target = reinterpret_cast<uint64_t*>(&to);
-  for (size_t i = 0; i < words.size(); ++i) {
-    std::atomic_ref<uint64_t>(target[i]).store(words[i], std::memory_order_relaxed);
-  }
-}
-
-OpRecord load_record(const OpRecord& from) {
-  RecordWords words{};
-  auto* source = reinterpret_cast<uint64_t*>(const_cast<OpRecord*>(&from));
-  for (size_t i = 0; i < words.size(); ++i) {
-    words[i] = std::atomic_ref<uint64_t>(source[i]).load(std::memory_order_relaxed);
-  }
-  return std::bit_cast<OpRecord>(words);
 }
 
 std::string operation_text(const OpRecord& record) { return collective_name(record.collective) + number_text(record); }

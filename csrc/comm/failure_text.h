@@ -27,8 +27,4 @@ std::string describe_positions(const HostContext& context);
 /// The rank with the oldest operation; `suspect` where it is not behind any other.
 int rank_behind(const HostContext& context, int suspect);
 
-/// Reads and writes the records that lie in the windows, word by word (peers may look at any time).
-void store_record(OpRecord& to, const OpRecord& record);
-OpRecord load_record(const OpRecord& from);
-
 }  // namespace dcomm

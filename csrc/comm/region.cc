@@ -22,7 +22,7 @@ void RegionTable::remove(const Region& region) {
   std::erase_if(regions_, [&](const auto& entry) { return entry.second.region.lock().get() == &region; });
 }
 
-SharedArray RegionTable::find(const void* address, size_t nbytes) {
+SharedArray RegionTable::find(const void* address, size_t nbytes, bool anywhere) {
   const auto begin = reinterpret_cast<uintptr_t>(address);
   auto found = regions_.upper_bound(begin);
   if (found == regions_.begin()) return {};
@@ -34,6 +34,7 @@ SharedArray RegionTable::find(const void* address, size_t nbytes) {
     regions_.erase(found);
     return {};
   }
+  if (region->reserved != nullptr && !anywhere) return {};
   const size_t offset = begin - found->first;
   const auto from_here = [&](size_t place) { return std::clamp(place, offset, offset + nbytes) - offset; };
   return {region->windows, region->number, offset, {from_here(region->reach.begin), from_here(region->reach.end)}};
@@ -46,6 +47,23 @@ void RegionTable::look_up(CollectiveCall& call) {
   call.shared_in = find(call.in, nbytes);
   if (call.shared_in.windows == nullptr) return;
   call.shared_out = call.out == call.in ? call.shared_in : find(call.out, nbytes);
+}
+
+void RegionTable::look_up_input(CollectiveCall& call, int rank, int world_size) {
+  if (call.wire != call.dtype || (reduces(call.collective) && call.op == ReduceOp::kPremulSum)) return;
+  const size_t block = call.count * dtype_bytes(call.dtype);
+  const size_t blocks = block * static_cast<size_t>(world_size);
+  const bool has_blocks_in = call.collective == Collective::kReduceScatter;
+  const auto* const in = static_cast<const std::byte*>(call.in);
+  const auto* const out = static_cast<const std::byte*>(call.out);
+  // What this rank writes, others must not be about to read: its own block is what no other touches.
+  const std::byte* const whole = has_blocks_in ? in : out;
+  const std::byte* const part = has_blocks_in ? out : in;
+  const bool is_apart = part + block <= whole || whole + blocks <= part;
+  if (!is_apart && part != whole + static_cast<size_t>(rank) * block) return;
+  const size_t nbytes = has_blocks_in ? blocks : block;
+  const SharedArray found = find(in, nbytes, true);
+  if (found.windows != nullptr && found.reach.begin == 0 && found.reach.end == nbytes) call.shared_in = found;
 }
 
 Range reach_of(const CollectiveCall& call) {

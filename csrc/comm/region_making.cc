@@ -1,5 +1,5 @@
-// Communicator::allocate, allocate_on_gpu and adopt: how the ranks of a communicator make a region together. Floor:
-// comm.
+// Communicator::allocate, allocate_on_gpu, reserve and adopt: how the ranks of a communicator make a region together.
+// Floor: comm.
 #include <algorithm>
 #include <numeric>
 #include <optional>
@@ -18,6 +18,7 @@ namespace {
 
 constexpr uint64_t kRegionSalt = 0x726567696f6eull;  // the id of a split's child ends in another word
 constexpr WindowPurpose kArrays{"array of comm.empty", "make smaller arrays, or drop some", true};
+constexpr WindowPurpose kReserved{"memory for a group's tensors", "lower DCOMM_TENSOR_BYTES", true};
 
 }  // namespace
 
@@ -53,6 +54,17 @@ class Communicator::RegionMaking {
           [&](const ThreadParts& parts, const auto&) { windows = parts.windows; });
     }
     return finish(windows->at(parent_.rank()), nbytes, {0, nbytes}, windows);
+  }
+
+  std::shared_ptr<Region> reserve(size_t nbytes) {
+    gather({nbytes});
+    DCOMM_CHECK(is_among_processes(), ErrorCode::kInvalidArgument,
+                "reserve: expected ranks that are processes, more than one; threads have comm.empty");
+    agreement_.exchange_windows(id_, all_, [&](const DescriptorExchange& exchange) {
+      region_->reserved =
+          make_reserved_windows(parent_.rank(), parent_.world_size(), nbytes, exchange, parent_.force_shm_, kReserved);
+    });
+    return finish(region_->reserved->at(parent_.rank()), nbytes, {0, nbytes}, region_->reserved);
   }
 
   /// Between processes the kind of windows is that of the communicator's own, which are made first if need be.
@@ -183,6 +195,12 @@ std::shared_ptr<Region> Communicator::allocate(size_t nbytes, int64_t timeout_ns
   const Entry entry(entered_);
   check_usable();
   return RegionMaking(*this, Collective::kEmpty, timeout_ns, interrupted).allocate(nbytes);
+}
+
+std::shared_ptr<Region> Communicator::reserve(size_t nbytes, int64_t timeout_ns, InterruptCheck interrupted) {
+  const Entry entry(entered_);
+  check_usable();
+  return RegionMaking(*this, Collective::kEmpty, timeout_ns, interrupted).reserve(nbytes);
 }
 
 std::shared_ptr<Region> Communicator::allocate_on_gpu(int device, size_t nbytes, int64_t timeout_ns,

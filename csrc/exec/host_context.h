@@ -115,6 +115,9 @@ struct HostContext {
   }
 };
 
+/// Reads and writes the records that lie in the windows, word by word (peers may look at any time).
+void store_record(OpRecord& to, const OpRecord& record);
+OpRecord load_record(const OpRecord& from);
 /// Tells the peers, in this rank's header, that it enters operation `seq`; before anything else of the operation.
 void begin_operation(const HostContext& context, uint64_t seq, uint64_t hash);
 /// Publishes `reason` to every rank (the first one of the earliest operation wins) and wakes whoever sleeps.

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
@@ -15,6 +17,8 @@
 namespace dcomm {
 
 namespace {
+
+using RecordWords = std::array<uint64_t, sizeof(OpRecord) / sizeof(uint64_t)>;
 
 constexpr int64_t kHeaderCheckNs = 50'000;  // a matching peer answers within this, or is busy elsewhere
 
@@ -29,6 +33,23 @@ bool is_earlier(const AbortReason& reason, const AbortReason& other) {
 }
 
 }  // namespace
+
+void store_record(OpRecord& to, const OpRecord& record) {
+  const auto words = std::bit_cast<RecordWords>(record);
+  auto* target = reinterpret_cast<uint64_t*>(&to);
+  for (size_t i = 0; i < words.size(); ++i) {
+    std::atomic_ref<uint64_t>(target[i]).store(words[i], std::memory_order_relaxed);
+  }
+}
+
+OpRecord load_record(const OpRecord& from) {
+  RecordWords words{};
+  auto* source = reinterpret_cast<uint64_t*>(const_cast<OpRecord*>(&from));
+  for (size_t i = 0; i < words.size(); ++i) {
+    words[i] = std::atomic_ref<uint64_t>(source[i]).load(std::memory_order_relaxed);
+  }
+  return std::bit_cast<OpRecord>(words);
+}
 
 void raise_attention(const HostContext& context, int rank) {
   AbortLine& line = context.control(rank).abort;

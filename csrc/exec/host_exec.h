@@ -54,6 +54,8 @@ struct HostOp {
   /// Of two ranks alone: the other one, whose exit ends the operation and whose header says nothing about it. -1: all
   /// ranks take part.
   int only_peer = -1;
+  /// The ranks found that they reach each other's inputs, and read them there.
+  bool all_lent = false;
 
   std::atomic<int> failing{0};  // the first lane to set it writes `failure`
   std::atomic<bool> failed{false};
@@ -176,6 +178,19 @@ class HostExec {
       if (peer != rank()) failed = !wait_flag(flow, seq, peer);
     }
     return !any(failed);
+  }
+
+  /// What `rank` says about its arrays in this operation; once its "ready" has come.
+  OpRecord lent(int rank) const { return load_record(context_.control(rank).records[op_.seq % 2]); }
+  /// All ranks look at the same records, so that they agree.
+  bool all_lent() {
+    const uint32_t region = lent(rank()).in_region;
+    bool all = region != 0;
+    for (int peer = 0; peer < world_size() && all && !mutated(Mutation::kDirectOwnRecordOnly); ++peer) {
+      all = lent(peer).in_region == region;
+    }
+    if (all && channel_ == 0 && lane_ == 0) op_.all_lent = true;
+    return all;
   }
 
   uint64_t load_counter(Counter counter, int peer = 0) {

@@ -114,6 +114,21 @@ struct HostKernels {
   }
 
   template <class Exec>
+  void reduce_here(Exec& exec, Range range) const {
+    if (range.count == 0) return;
+    reduce_canonical(exec, range, [&](int peer) { return lent_source(exec, peer, range.offset); }, NoOutputs{});
+  }
+
+  template <class Exec>
+  void fetch(Exec& exec, size_t to_offset, int peer, Range range) const {
+    if (range.count == 0) return;
+    const std::byte* const from = lent_source(exec, peer, range.offset);
+    exec.for_each_pack(range.count, [&](size_t first, size_t n) {
+      std::memcpy(target(to_offset + first), from + first * user_bytes, n * user_bytes);
+    });
+  }
+
+  template <class Exec>
   void copy(Exec& exec, std::byte* to, const std::byte* from, Range range) const {
     note_sent(range.count);
     exec.for_each_pack(range.count, [&](size_t first, size_t n) {
@@ -221,6 +236,12 @@ struct HostKernels {
   }
 
  private:
+  /// Of a peer's input, which may lie elsewhere in the region than this rank's.
+  template <class Exec>
+  const std::byte* lent_source(const Exec& exec, int peer, size_t element) const {
+    return in_windows->at(peer) + exec.lent(peer).in_offset + element * user_bytes;
+  }
+
   void note_sent(size_t count) const {
     if (sent_bytes != nullptr) *sent_bytes += count * wire_bytes;
   }

@@ -32,6 +32,8 @@ enum class EventKind : uint8_t {
   kCopy,              // to <- from
   kKeep,              // out <- in[range]
   kReduceEverywhere,  // out[range] of every rank <- canonical sum of every rank's in[range]
+  kReduceHere,        // out[range] <- canonical sum of every rank's in[range]
+  kFetch,             // out <- the peer's in[range]
   kCombine,           // every `to`[, out] <- (in[range] + first `from`) + second `from`; see operands
   kPutEnvelope,       // to <- a message's envelope
   kGetEnvelope,       // envelope <- from
@@ -65,6 +67,10 @@ constexpr const char* event_name(EventKind kind) {
       return "keep";
     case EventKind::kReduceEverywhere:
       return "reduce_everywhere";
+    case EventKind::kReduceHere:
+      return "reduce_here";
+    case EventKind::kFetch:
+      return "fetch";
     case EventKind::kCombine:
       return "combine";
     case EventKind::kPutEnvelope:
@@ -75,7 +81,7 @@ constexpr const char* event_name(EventKind kind) {
   return "unknown";
 }
 
-/// One step. Which fields mean something depends on the kind: flow, peer and seq for the first four.
+/// One step. Which fields mean something depends on the kind: flow, peer and seq for the first four, peer for kFetch.
 struct Event {
   EventKind kind = EventKind::kAcquire;
   Flow flow = Flow::kScatter;
@@ -173,6 +179,9 @@ class RecordExec {
   uint64_t load_counter(Counter counter, int peer = 0) const { return counters_[counter_index(counter, peer)]; }
   void store_counter(Counter counter, uint64_t value, int peer = 0) { counters_[counter_index(counter, peer)] = value; }
   size_t packet_capacity() const { return 192; }
+  /// What the operations from here on find out about the ranks' arrays.
+  void set_all_lent(bool all_lent) { all_lent_ = all_lent; }
+  bool all_lent() const { return all_lent_; }
 
   /// For RecordKernels. Null where a kernel has no such slot.
   Event& note_data(EventKind kind, Range range, RecordedSlot* to, const RecordedSlot* from) {
@@ -236,6 +245,7 @@ class RecordExec {
 
   const Placement placement_;
   std::vector<uint64_t> counters_;
+  bool all_lent_ = true;
   std::unordered_map<uintptr_t, Range> filled_;  // what this rank wrote last, by slot
   Program program_;
 };
@@ -281,6 +291,14 @@ struct RecordKernels {
   }
   void reduce_everywhere(RecordExec& exec, Range range) const {
     store(exec.note_data(EventKind::kReduceEverywhere, range, nullptr, nullptr));
+  }
+  void reduce_here(RecordExec& exec, Range range) const {
+    store(exec.note_data(EventKind::kReduceHere, range, nullptr, nullptr));
+  }
+  void fetch(RecordExec& exec, size_t to_offset, int peer, Range range) const {
+    Event& event = exec.note_data(EventKind::kFetch, range, nullptr, nullptr);
+    event.out_offset = to_offset - out_shift;
+    event.peer = peer;
   }
   template <class From, class To>
   void combine(RecordExec& exec, Range range, From&& from, int num_from, To&& to, int num_to, bool is_final) const {

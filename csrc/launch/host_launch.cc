@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "algo/all_gather.h"
+#include "algo/all_gather_direct.h"
 #include "algo/all_reduce_direct.h"
 #include "algo/all_reduce_one_shot.h"
 #include "algo/all_reduce_ring.h"
@@ -14,6 +15,7 @@
 #include "algo/gather.h"
 #include "algo/reduce.h"
 #include "algo/reduce_scatter.h"
+#include "algo/reduce_scatter_direct.h"
 #include "algo/scatter.h"
 #include "protocol/averaging.h"
 
@@ -83,6 +85,23 @@ struct Blocks {
   }
 };
 
+ChunkPlan slot_plan(const CollectiveCall& call, const WindowLayout& layout) {
+  return ChunkPlan::make(call.count, num_chunks_of(call, layout.placement.world_size), slot_count(call, layout),
+                         layout.num_channels);
+}
+
+bool run_reduce_scatter(HostExec& exec, const CollectiveCall& call, const HostKernels& kernels, const ChunkPlan& plan) {
+  if (call.algo == Algo::kFlat) return reduce_scatter(exec, kernels, plan);
+  return reduce_scatter_direct(exec, kernels, plan,
+                               [&] { return reduce_scatter(exec, kernels, slot_plan(call, exec.layout())); });
+}
+
+bool run_all_gather(HostExec& exec, const CollectiveCall& call, const HostKernels& kernels, const ChunkPlan& plan) {
+  if (call.algo == Algo::kFlat) return all_gather(exec, kernels, plan);
+  return all_gather_direct(exec, kernels, plan,
+                           [&] { return all_gather(exec, kernels, slot_plan(call, exec.layout())); });
+}
+
 bool run_all_reduce(HostExec& exec, const CollectiveCall& call, const HostKernels& kernels, const ChunkPlan& plan) {
   switch (call.algo) {
     case Algo::kRing:
@@ -147,7 +166,8 @@ HostKernels bind_kernels(const CollectiveCall& call, int world_size, const Kerne
 ChunkPlan plan_call(const CollectiveCall& call, const WindowLayout& layout) {
   if (call.collective == Collective::kBarrier) return ChunkPlan::make(0, 1, kChunkAlign, layout.num_channels);
   size_t segment = slot_count(call, layout);
-  if (call.algo == Algo::kDirect) segment = layout.direct_bytes / dtype_bytes(call.dtype);
+  const bool asks = lends_input_only(call.collective) && call.algo == Algo::kAuto;
+  if (call.algo == Algo::kDirect || asks) segment = layout.direct_bytes / dtype_bytes(call.dtype);
   if (call.algo == Algo::kOneShot && fits_packets(call, layout)) {
     segment = layout.packet_bytes / kLineBytes * kPacketPayloadBytes / dtype_bytes(call.wire);
   }
@@ -163,9 +183,9 @@ bool run_lane(HostExec& exec, const CollectiveCall& call, const HostKernels& ker
     case Collective::kAllReduce:
       return run_all_reduce(exec, call, kernels, plan);
     case Collective::kReduceScatter:
-      return reduce_scatter(exec, kernels, plan);
+      return run_reduce_scatter(exec, call, kernels, plan);
     case Collective::kAllGather:
-      return all_gather(exec, kernels, plan);
+      return run_all_gather(exec, call, kernels, plan);
     case Collective::kReduce:
       return reduce(exec, kernels, plan, call.root);
     case Collective::kGather:

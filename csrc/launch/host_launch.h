@@ -27,7 +27,8 @@ struct SharedArray {
   Span reach;                              // of the array: what every rank has mapped, in bytes
 };
 
-/// One collective, checked and complete: `algo` is not kAuto.
+/// One collective, checked and complete: `algo` is not kAuto. But where peers read each other's inputs alone
+/// (lends_input_only) kAuto means that the ranks find out in the operation whether all of them can.
 struct CollectiveCall {
   Collective collective = Collective::kBarrier;
   Algo algo = Algo::kFlat;
@@ -43,7 +44,7 @@ struct CollectiveCall {
   size_t count = 0;
   double factor = 1.0;                          // premul_sum: what this rank's elements are multiplied by
   std::shared_ptr<const BlockLengths> lengths;  // all_to_all with blocks of different lengths
-  SharedArray shared_in;                        // kDirect: of in
+  SharedArray shared_in;                        // kDirect: of in; kAuto: the same, where it is so on this rank
   SharedArray shared_out;                       // kDirect: of out
   /// all_reduce: both or none, instead of in and out; the same one: in place. Borrowed, as arrays are.
   const ChunkTable* in_table = nullptr;

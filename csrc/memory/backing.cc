@@ -62,6 +62,12 @@ void allocate_pages(int descriptor, size_t bytes, bool in_dev_shm, const WindowP
   }
 }
 
+void set_length(int descriptor, size_t bytes, bool, const WindowPurpose& purpose) {
+  if (::ftruncate(descriptor, static_cast<off_t>(bytes)) == 0) return;
+  throw_errno(ErrorCode::kSharedMemory,
+              "reserving " + std::to_string(bytes) + " bytes as " + purpose.noun + "; " + purpose.remedy, errno);
+}
+
 int try_memfd() {
   // MFD_NOEXEC_SEAL is asked for by hardened kernels (vm.memfd_noexec) and unknown before Linux 6.3.
   const int descriptor = ::memfd_create("dcomm", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
@@ -102,15 +108,13 @@ UniqueFd open_unlinked_shm() {
   throw_error(ErrorCode::kSharedMemory, "no free name found in /dev/shm after 8 random ones");
 }
 
-}  // namespace
+using Sizing = void (*)(int descriptor, size_t bytes, bool in_dev_shm, const WindowPurpose& purpose);
 
-size_t round_to_pages(size_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
-
-Backing create_backing(size_t bytes, bool force_shm, const WindowPurpose& purpose) {
+Backing create(size_t bytes, bool force_shm, const WindowPurpose& purpose, Sizing set_size) {
   if (!force_shm) {
     UniqueFd memfd(try_memfd());
     if (memfd.get() >= 0) {
-      allocate_pages(memfd.get(), bytes, false, purpose);
+      set_size(memfd.get(), bytes, false, purpose);
       if (::fcntl(memfd.get(), F_ADD_SEALS, kWindowSeals) != 0) {
         throw_errno(ErrorCode::kSharedMemory, "sealing a window", errno);
       }
@@ -125,8 +129,34 @@ Backing create_backing(size_t bytes, bool force_shm, const WindowPurpose& purpos
     }
   }
   UniqueFd file = open_unlinked_shm();
-  allocate_pages(file.get(), bytes, true, purpose);
+  set_size(file.get(), bytes, true, purpose);
   return {std::move(file), false};
+}
+
+std::byte* map_shared(int rank, int descriptor, size_t bytes, int flags, bool stays_in_children) {
+  void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | flags, descriptor, 0);
+  if (base == MAP_FAILED) {
+    throw_errno(ErrorCode::kSharedMemory,
+                "mapping " + std::to_string(bytes) + " bytes of the window of rank " + std::to_string(rank), errno);
+  }
+  if (!stays_in_children && ::madvise(base, bytes, MADV_DONTFORK) != 0) {
+    const int error = errno;
+    ::munmap(base, bytes);
+    throw_errno(ErrorCode::kSharedMemory, "madvise(MADV_DONTFORK)", error);
+  }
+  return static_cast<std::byte*>(base);
+}
+
+}  // namespace
+
+size_t round_to_pages(size_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
+
+Backing create_backing(size_t bytes, bool force_shm, const WindowPurpose& purpose) {
+  return create(bytes, force_shm, purpose, &allocate_pages);
+}
+
+Backing create_reserved_backing(size_t bytes, bool force_shm, const WindowPurpose& purpose) {
+  return create(bytes, force_shm, purpose, &set_length);
 }
 
 void check_backing(int rank, int descriptor, size_t bytes, bool must_be_sealed) {
@@ -144,17 +174,11 @@ void check_backing(int rank, int descriptor, size_t bytes, bool must_be_sealed) 
 }
 
 std::byte* map_window(int rank, int descriptor, size_t bytes, bool stays_in_children) {
-  void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, descriptor, 0);
-  if (base == MAP_FAILED) {
-    throw_errno(ErrorCode::kSharedMemory,
-                "mapping " + std::to_string(bytes) + " bytes of the window of rank " + std::to_string(rank), errno);
-  }
-  if (!stays_in_children && ::madvise(base, bytes, MADV_DONTFORK) != 0) {
-    const int error = errno;
-    ::munmap(base, bytes);
-    throw_errno(ErrorCode::kSharedMemory, "madvise(MADV_DONTFORK)", error);
-  }
-  return static_cast<std::byte*>(base);
+  return map_shared(rank, descriptor, bytes, MAP_POPULATE, stays_in_children);
+}
+
+std::byte* map_reserved(int rank, int descriptor, size_t bytes, bool stays_in_children) {
+  return map_shared(rank, descriptor, bytes, MAP_NORESERVE, stays_in_children);
 }
 
 std::vector<UniqueFd> take_ownership(const std::vector<int>& descriptors, int own_rank, int world_size) {

@@ -37,11 +37,17 @@ size_t round_to_pages(size_t bytes);
 /// Zeroed memory of `bytes` bytes, a multiple of the page. Throws kSharedMemory.
 Backing create_backing(size_t bytes, bool force_shm, const WindowPurpose& purpose);
 
+/// The same length without memory: its pages come when they are touched first.
+Backing create_reserved_backing(size_t bytes, bool force_shm, const WindowPurpose& purpose);
+
 /// A peer's window must be as long as expected and unable to shrink, else reading it could raise SIGBUS.
 void check_backing(int rank, int descriptor, size_t bytes, bool must_be_sealed);
 
 /// Pre-faulted. Throws kSharedMemory naming `rank`, whose window it is.
 std::byte* map_window(int rank, int descriptor, size_t bytes, bool stays_in_children);
+
+/// The same of create_reserved_backing's: nothing is touched.
+std::byte* map_reserved(int rank, int descriptor, size_t bytes, bool stays_in_children);
 
 /// What an exchange returned; one for each of world_size ranks, the own entry empty.
 std::vector<UniqueFd> take_ownership(const std::vector<int>& descriptors, int own_rank, int world_size);

@@ -109,6 +109,12 @@ constexpr bool reduces(Collective collective) {
          collective == Collective::kReduce;
 }
 
+/// Where the arrays lie in memory that all ranks reach, peers read this rank's input and nothing else of it: so each
+/// rank may have it anywhere in that memory, and its result in memory of its own.
+constexpr bool lends_input_only(Collective collective) {
+  return collective == Collective::kReduceScatter || collective == Collective::kAllGather;
+}
+
 /// Runs on an executor and has a number; the others are made of several that do.
 constexpr bool is_executed(Collective collective) { return collective < Collective::kSplit; }
 
@@ -163,7 +169,8 @@ struct OpRecord {
   uint8_t unused[3] = {};
   int32_t root = -1;  // send and recv: the other rank, or kAnySource
   int32_t tag = 0;    // send and recv
-  // algo kDirect: the regions (comm/region.h) in which the arrays lie, and where, in bytes.
+  // The regions (comm/region.h) in which the arrays lie, and where, in bytes; 0: in none. algo kDirect; of a collective
+  // that lends_input_only also kAuto, where the peers find out here which way to go.
   uint32_t in_region = 0;
   uint32_t out_region = 0;
   uint64_t in_offset = 0;

@@ -21,6 +21,8 @@
 //                                            captured CUDA graph can be replayed; never reset
 //   packet_capacity()                        elements' bytes that a sender's packets of one message can carry
 //   put_packets, take_packets                data that carries its flag (one_shot); see the executor's own comment
+//   all_lent() -> bool                       between "ready" and "done" (algo/borrow.h): every rank's input lies in one
+//                                            region that all ranks reach; the same on all ranks
 //
 // A wait ends by arrival, by deadline or by abort; then it returns nullptr / false, uniformly over the lanes,
 // and the algorithm returns false at once. Counters are not stored on failure: the communicator is broken.
@@ -40,6 +42,8 @@
 //   in[range])) combine(exec, range, froms, n, tos, m, is_final)  to(0..m-1)[, out[range]] <- wire((in[range] +
 //   from(0)) + from(1)):
 //                                             own value first, n and m from 0 to 2; final: out too, and averaged
+//   reduce_here(exec, range)                  out[range] <- final(canonical sum of all ranks' in[range], where they
+//   lie) fetch(exec, to_offset, peer, range)       out[to_offset, + range.count) <- peer's in[range], where it lies
 //   put_packets(exec, seq, range)             in[range] to every peer, as packets
 //   reduce_packets(exec, seq, range) -> bool  out[range] <- wire(final(sum in canonical order of all ranks' packets))
 //   put_envelope, get_envelope                a slot with a message's envelope instead of elements (send, recv)

@@ -25,7 +25,8 @@ constexpr uint64_t fingerprint(const OpRecord& record) {
   hash = hash_mix(hash, static_cast<uint64_t>(static_cast<uint32_t>(record.root)));
   if (record.algo == Algo::kDirect) {
     hash = hash_mix(hash, static_cast<uint64_t>(record.in_region) << 32 | record.out_region);
-    hash = hash_mix(hash_mix(hash, record.in_offset), record.out_offset);
+    // A lent input may lie elsewhere in the region on every rank.
+    if (!lends_input_only(record.collective)) hash = hash_mix(hash_mix(hash, record.in_offset), record.out_offset);
   }
   return hash == 0 ? 1 : hash;
 }

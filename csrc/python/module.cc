@@ -109,7 +109,7 @@ CollectiveCall collective_call(int kind, uintptr_t in, uintptr_t out, size_t cou
                                const py::object& recv_lengths) {
   CollectiveCall call = all_reduce_call(in, out, count, dtype, wire < 0 ? dtype : wire, op, algo);
   call.collective = static_cast<Collective>(kind);
-  if (call.collective != Collective::kAllReduce) call.algo = Algo::kFlat;
+  if (call.collective != Collective::kAllReduce && !lends_input_only(call.collective)) call.algo = Algo::kFlat;
   call.root = root;
   call.factor = factor;
   call.lengths = block_lengths(send_lengths, recv_lengths);
@@ -172,6 +172,13 @@ std::shared_ptr<Region> allocate(Communicator& comm, size_t nbytes, int64_t time
   return region;
 }
 
+std::shared_ptr<Region> reserve(Communicator& comm, size_t nbytes, int64_t timeout_ns) {
+  std::shared_ptr<Region> region;
+  const InterruptCheck check = signal_check();
+  translate_released([&] { region = comm.reserve(nbytes, timeout_ns, check); });
+  return region;
+}
+
 std::shared_ptr<Region> adopt(Communicator& comm, uintptr_t address, size_t nbytes, int64_t timeout_ns) {
   std::shared_ptr<Region> region;
   const InterruptCheck check = signal_check();
@@ -182,6 +189,12 @@ std::shared_ptr<Region> adopt(Communicator& comm, uintptr_t address, size_t nbyt
 void bind_region(py::module_& m) {
   py::class_<Region, std::shared_ptr<Region>>(m, "Region", py::buffer_protocol())
       .def_property_readonly("reach_bytes", [](const Region& region) { return region.reach.end - region.reach.begin; })
+      .def("commit",
+           [](Region& region, size_t begin, size_t end) {
+             DCOMM_CHECK(region.reserved != nullptr, ErrorCode::kInvalidArgument,
+                         "commit: this region was not reserved, it has its memory");
+             translate_released([&] { region.reserved->commit({begin, end}); });
+           })
       .def_buffer([](const Region& region) {
         return py::buffer_info(reinterpret_cast<uint8_t*>(region.data), static_cast<py::ssize_t>(region.nbytes));
       });
@@ -229,6 +242,7 @@ py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::mo
              result["num_operations"] = stats.num_operations;
              result["num_bytes"] = stats.num_bytes;
              result["num_sent_bytes"] = stats.num_sent_bytes;
+             result["num_direct"] = stats.num_direct;
              result["wait_us"] = wait_us;
              return result;
            })
@@ -265,6 +279,7 @@ py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::mo
            })
       .def("split", &split)
       .def("allocate", &allocate)
+      .def("reserve", &reserve)
       .def("adopt", &adopt)
       .def("release", [](Communicator& comm, Region& region) { translate_released([&] { comm.release(region); }); })
       .def("fast_all_reduce",

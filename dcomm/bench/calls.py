@@ -30,7 +30,7 @@ def dcomm_call(comm: Any, case: Case, x: Any, out: Any) -> Callable[[], Any]:
     calls: dict[str, Callable[[], Callable[[], Any]]] = {
         "all_reduce": lambda: partial(comm.all_reduce, x, case.redop, **into, **options),
         "reduce_scatter": lambda: partial(comm.reduce_scatter, x, case.redop, **into, **options),
-        "all_gather": lambda: partial(comm.all_gather, x, **into),
+        "all_gather": lambda: partial(comm.all_gather, x, **into, **options),
         "broadcast": lambda: partial(comm.broadcast, x, case.root),
         "reduce": lambda: partial(comm.reduce, x, case.redop, dst=case.root, **(into if mine else {})),
         "gather": lambda: partial(comm.gather, x, dst=case.root, **(into if mine else {})),

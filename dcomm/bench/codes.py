@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dcomm.reduce_ops import ALGO_CODES
+from dcomm.reduce_ops import ALGO_CODES, BLOCK_ALGO_CODES
 from dcomm.reduce_ops import OP_NAMES as OP_CODES
 
-__all__ = ["ALGO_CODES", "OP_CODES"]
+__all__ = ["ALGO_CODES", "BLOCK_ALGO_CODES", "OP_CODES"]

@@ -7,11 +7,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from dcomm.bench import gloo, mpi
-from dcomm.bench.codes import ALGO_CODES, OP_CODES
+from dcomm.bench.codes import ALGO_CODES, BLOCK_ALGO_CODES, OP_CODES
 from dcomm.bench.collectives import COLLECTIVES
 from dcomm.bench.dtypes import ALIASES, COMPLEX_PARTS, FLOATS, HALVES, NAMES
 
-ALGOS = tuple(ALGO_CODES)
+ALGOS = {  # by collective; the others have no choice
+    "all_reduce": tuple(ALGO_CODES),
+    "reduce_scatter": tuple(BLOCK_ALGO_CODES),
+    "all_gather": tuple(BLOCK_ALGO_CODES),
+}
 OPS = tuple(op for op in OP_CODES if op != "premul_sum")  # that one has a factor
 LEVELS = ("python", "c")
 PEERS = ("gloo", "mpi")
@@ -75,13 +79,14 @@ class Options:
             if not 0 <= root < self.ranks:
                 raise OptionError(f"-r {root}: expected a rank from 0 to {self.ranks - 1}")
         _one_of("-a", self.average, AVERAGES)
+        if self.algos != ("auto",) and what not in ALGOS:
+            raise OptionError(f"--algo: expected COLLECTIVE {', '.join(ALGOS)}, got {what}")
         for name in self.algos:
-            _one_of("--algo", name, ALGOS)
+            _one_of("--algo", name, algos_of(what))
         for name in self.levels:
             _one_of("--level", name, LEVELS)
         if what != "all_reduce":
             for flag, other in (
-                ("--algo", self.algos != ("auto",)),
                 ("--wire", self.wires != (None,)),
                 ("--level c", self.levels != ("python",)),
             ):
@@ -130,6 +135,11 @@ class Options:
                 for name in given:
                     if name not in known:
                         raise OptionError(f"--compare mpi: expected {flag} {', '.join(known)}, got {name}")
+
+
+def algos_of(collective: str) -> tuple[str, ...]:
+    """What ``--algo all`` means."""
+    return ALGOS.get(collective, ("auto",))
 
 
 def defined(op: str, dtype: str) -> bool:

@@ -137,7 +137,7 @@ def _options(given: dict[str, Any]) -> parse.Options:
         ops=parse.parse_ops(given["op"], dtypes),
         dtypes=dtypes,
         roots=parse.parse_roots(given["root"], given["ranks"]),
-        algos=parse.parse_names(given["algo"], parse.ALGOS),
+        algos=parse.parse_names(given["algo"], parse.algos_of(given["collective"])),
         wires=parse.parse_wires(given["wire"], dtypes[0]),
         levels=parse.parse_names(given["level"], parse.LEVELS),
         compare=() if on_gpu or given["compare"] == "none" else parse.parse_names(given["compare"], parse.PEERS),

@@ -29,7 +29,9 @@ constexpr Way kWays[] = {
     {Collective::kAllReduce, Algo::kOneShot}, {Collective::kAllReduce, Algo::kTree},
     {Collective::kAllReduce, Algo::kTwoShot}, {Collective::kAllReduce, Algo::kRing},
     {Collective::kAllReduce, Algo::kDirect},  {Collective::kReduceScatter, Algo::kFlat},
-    {Collective::kAllGather, Algo::kFlat},    {Collective::kReduce, Algo::kFlat},
+    {Collective::kAllGather, Algo::kFlat},    {Collective::kReduceScatter, Algo::kDirect},
+    {Collective::kAllGather, Algo::kDirect},  {Collective::kReduceScatter, Algo::kAuto},
+    {Collective::kAllGather, Algo::kAuto},    {Collective::kReduce, Algo::kFlat},
     {Collective::kGather, Algo::kFlat},       {Collective::kScatter, Algo::kFlat},
     {Collective::kAllToAll, Algo::kFlat},     {Collective::kBroadcast, Algo::kFlat},
     {Collective::kBarrier, Algo::kFlat},
@@ -40,7 +42,7 @@ CollectiveCase case_of(Random& random, const Way& way, size_t type, size_t count
   what.collective = way.collective;
   what.what = kTypes[type % kNumTypes];
   what.what.algo = way.algo;
-  if (way.algo == Algo::kDirect) what.what.wire = what.what.dtype;
+  if (way.algo == Algo::kDirect || way.algo == Algo::kAuto) what.what.wire = what.what.dtype;
   what.count = count;
   what.root = static_cast<int>(random.below(static_cast<uint64_t>(world_size)));
   what.in_place = random.coin();

@@ -136,7 +136,6 @@ inline void add_collective(Workload& workload, Random& random, const CollectiveC
       return workload.add_broadcast(random, what.what.dtype, what.count, what.root);
     case Collective::kReduceScatter:
     case Collective::kReduce:
-      reduce.algo = Algo::kFlat;
       parts = detail::reduction_parts(random, what, world_size);
       break;
     case Collective::kAllGather:
@@ -152,7 +151,8 @@ inline void add_collective(Workload& workload, Random& random, const CollectiveC
     default:
       return workload.add_barrier();
   }
-  if (!reduces(what.collective)) reduce = {reduce.dtype, reduce.dtype, ReduceOp::kSum, Algo::kFlat};
+  if (!lends_input_only(what.collective)) reduce.algo = Algo::kFlat;
+  if (!reduces(what.collective)) reduce = {reduce.dtype, reduce.dtype, ReduceOp::kSum, reduce.algo};
   workload.add_parts(random, what.collective, reduce, what.count, what.root, parts, what.misaligned);
 }
 

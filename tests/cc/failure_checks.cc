@@ -25,6 +25,8 @@ enum class Kind {
   kPackets,
   kTree,
   kDirect,
+  kReduceScatterDirect,
+  kAllGatherDirect,
   kReduceScatter,
   kAllGather,
   kAllToAll,
@@ -36,13 +38,35 @@ enum class Kind {
   kGatherToFirst,
 };
 // In these everyone hears from everyone, at least by way of others.
-constexpr Kind kMutualKinds[] = {Kind::kRing,     Kind::kTwoShot, Kind::kOneShot,       Kind::kPackets,
-                                 Kind::kTree,     Kind::kDirect,  Kind::kReduceScatter, Kind::kAllGather,
-                                 Kind::kAllToAll, Kind::kBarrier};
-constexpr Kind kKinds[] = {Kind::kRing,     Kind::kTwoShot,       Kind::kOneShot,       Kind::kPackets,
-                           Kind::kTree,     Kind::kDirect,        Kind::kReduceScatter, Kind::kAllGather,
-                           Kind::kAllToAll, Kind::kBarrier,       Kind::kBroadcast,     Kind::kScatter,
-                           Kind::kReduce,   Kind::kReduceToFirst, Kind::kGatherToFirst};
+constexpr Kind kMutualKinds[] = {Kind::kRing,
+                                 Kind::kTwoShot,
+                                 Kind::kOneShot,
+                                 Kind::kPackets,
+                                 Kind::kTree,
+                                 Kind::kDirect,
+                                 Kind::kReduceScatterDirect,
+                                 Kind::kAllGatherDirect,
+                                 Kind::kReduceScatter,
+                                 Kind::kAllGather,
+                                 Kind::kAllToAll,
+                                 Kind::kBarrier};
+constexpr Kind kKinds[] = {Kind::kRing,
+                           Kind::kTwoShot,
+                           Kind::kOneShot,
+                           Kind::kPackets,
+                           Kind::kTree,
+                           Kind::kDirect,
+                           Kind::kReduceScatterDirect,
+                           Kind::kAllGatherDirect,
+                           Kind::kReduceScatter,
+                           Kind::kAllGather,
+                           Kind::kAllToAll,
+                           Kind::kBarrier,
+                           Kind::kBroadcast,
+                           Kind::kScatter,
+                           Kind::kReduce,
+                           Kind::kReduceToFirst,
+                           Kind::kGatherToFirst};
 
 CollectiveCase case_of(Kind kind, int world_size, size_t count) {
   struct Way {
@@ -56,6 +80,8 @@ CollectiveCase case_of(Kind kind, int world_size, size_t count) {
       {Collective::kAllReduce, Algo::kOneShot},
       {Collective::kAllReduce, Algo::kTree},
       {Collective::kAllReduce, Algo::kDirect},
+      {Collective::kReduceScatter, Algo::kDirect},
+      {Collective::kAllGather, Algo::kDirect},
       {Collective::kReduceScatter},
       {Collective::kAllGather},
       {Collective::kAllToAll},

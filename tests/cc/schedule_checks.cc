@@ -39,7 +39,9 @@ std::vector<Operation> all_operations(int world_size, size_t count) {
       {Collective::kAllReduce, Algo::kDirect, count},  {Collective::kAllGather, Algo::kFlat, count},
       {Collective::kReduce, Algo::kFlat, count},       {Collective::kGather, Algo::kFlat, count},
       {Collective::kScatter, Algo::kFlat, count},      {Collective::kAllToAll, Algo::kFlat, count},
-      {Collective::kBarrier, Algo::kFlat, 0},
+      {Collective::kBarrier, Algo::kFlat, 0},          {Collective::kReduceScatter, Algo::kDirect, count},
+      {Collective::kAllGather, Algo::kDirect, count},  {Collective::kReduceScatter, Algo::kAuto, count},
+      {Collective::kAllGather, Algo::kAuto, count},
   };
   if (world_size == 1) return operations;
   operations.push_back({Collective::kAllReduce, Algo::kRing, count});
@@ -70,7 +72,10 @@ Operation random_operation(Random& random, const Scenario& scenario, size_t main
   const std::vector<size_t> counts = counts_for(n);
   for (;;) {
     operation.count = random.coin() ? main_count : counts[random.below(counts.size())];
-    if (scenario.plan(operation).num_tiles() <= kMaxTiles) return operation;
+    Operation staged = operation;
+    if (staged.algo == Algo::kAuto) staged.algo = Algo::kFlat;
+    if (std::max(scenario.plan(operation).num_tiles(), scenario.plan(staged).num_tiles()) <= kMaxTiles)
+      return operation;
   }
 }
 
@@ -294,6 +299,12 @@ CHECK_CASE(schedule_costs_match_design) {
       expect_cost(cost(Collective::kAllReduce, Algo::kDirect), 2, shares / 2, shares / 2);  // and reads as many
       expect_cost(cost(Collective::kReduceScatter, Algo::kFlat), 1, all, all);              // blocks of `count`
       expect_cost(cost(Collective::kAllGather, Algo::kFlat), 1, all, all);
+      for (const Collective collective : {Collective::kReduceScatter, Collective::kAllGather}) {
+        const OperationTrace direct = cost(collective, Algo::kDirect);
+        expect_cost(direct, 2, 0, 0);
+        EXPECT(direct.elements_fetched == std::vector<size_t>(num_ranks, all));
+        expect_cost(cost(collective, Algo::kAuto), 3, all, all);  // asks first
+      }
       expect_cost(cost(Collective::kAllToAll, Algo::kFlat), 1, all, all);
       expect_cost(cost(Collective::kBroadcast, Algo::kFlat), 1, all, 0);
       expect_cost(cost(Collective::kScatter, Algo::kFlat), 1, all, 0);

@@ -74,6 +74,7 @@ inline std::string verify(const Scenario& scenario, const Record& programs, cons
   for (OperationTrace& trace : traces) {
     trace.outputs.resize(n);
     trace.elements_sent.resize(n);
+    trace.elements_fetched.resize(n);
   }
   for (const auto& channel : programs) {
     Replay replay(scenario.placement, scenario.slot_counts, expressions, channel, traces);

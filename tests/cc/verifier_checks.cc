@@ -218,6 +218,28 @@ CHECK_CASE(verifier_reports_arrays_not_lent) {
   }
 }
 
+// The same where each rank reads the others' inputs, and where it would store over them.
+CHECK_CASE(verifier_reports_inputs_not_lent) {
+  Scenario scenario;
+  scenario.placement = {PlacementKind::kBounce, 3, 2};
+  for (const Collective collective : {Collective::kReduceScatter, Collective::kAllGather}) {
+    scenario.operations = {{collective, Algo::kDirect, 40}};
+    const std::vector<std::pair<uint64_t, const char*>> reports{{0, "which it has not lent"}, {1, "ends an operation"}};
+    for (const auto& [parity, report] : reports) {
+      expect_report(scenario, report, [parity = parity](Program& program) {
+        erase_events(program, [parity](const Event& event) {
+          return event.kind == EventKind::kArrive && event.seq % 2 == parity;
+        });
+      });
+    }
+  }
+  scenario.operations = {{Collective::kReduceScatter, Algo::kDirect, 40}};
+  Record programs = record(scenario);
+  EXPECT_EQ(detail::check_aliases(scenario.operations[0], programs, 0), std::string());
+  for (Event& event : programs[0][0][0].events) event.range.offset += 40;  // of rank 1's block, which that stores over
+  EXPECT(detail::check_aliases(scenario.operations[0], programs, 0).find("stores over what rank") != std::string::npos);
+}
+
 CHECK_CASE(verifier_reports_single_slot) {
   for (const auto kind : {PlacementKind::kBounce, PlacementKind::kPush}) {
     const Scenario scenario = scenario_of(Algo::kTwoShot, kind, 3, 2);

@@ -115,12 +115,15 @@ struct Alias {
 inline std::vector<Alias> aliases_of(const Operation& operation, int rank) {
   const auto block = [&](int index) { return static_cast<size_t>(index) * operation.count; };
   if (!operation.lengths.empty()) return {};
+  const bool is_lent = operation.algo == Algo::kDirect;  // then others read this rank's input meanwhile
   switch (operation.collective) {
     case Collective::kReduceScatter:
+      if (is_lent) return {{block(rank), 0}};
       return {{}, {block(rank), 0}};  // the result over this rank's own block
     case Collective::kScatter:
       return {{}, {block(operation.root), 0}};
     case Collective::kAllGather:
+      if (is_lent) return {{0, block(rank)}};
       return {{}, {0, block(rank)}};  // the block at its place in the result
     case Collective::kGather:
       return {{}, {0, block(operation.root)}};
@@ -160,14 +163,15 @@ inline std::string check_outputs(const Expressions& pool, const Expected& expect
 
 inline bool reads_input(EventKind kind) {
   return kind == EventKind::kEncode || kind == EventKind::kAccumulate || kind == EventKind::kFinish ||
-         kind == EventKind::kReduceCanonical || kind == EventKind::kReduceEverywhere || kind == EventKind::kKeep ||
-         kind == EventKind::kCombine;
+         kind == EventKind::kReduceCanonical || kind == EventKind::kReduceEverywhere ||
+         kind == EventKind::kReduceHere || kind == EventKind::kKeep || kind == EventKind::kCombine;
 }
 
 inline bool stores_result(const Event& event) {
   return event.kind == EventKind::kDecode || event.kind == EventKind::kFinish || event.kind == EventKind::kForward ||
          event.kind == EventKind::kReduceCanonical || event.kind == EventKind::kReduceEverywhere ||
-         event.kind == EventKind::kKeep || (event.kind == EventKind::kCombine && event.is_stored);
+         event.kind == EventKind::kReduceHere || event.kind == EventKind::kFetch || event.kind == EventKind::kKeep ||
+         (event.kind == EventKind::kCombine && event.is_stored);
 }
 
 using Spans = std::map<size_t, size_t>;  // offset -> end
@@ -211,6 +215,25 @@ inline std::string check_channels(const std::vector<const Program*>& channels, A
   return "";
 }
 
+/// Nothing orders the ranks while they read each other's inputs: none stores over what another one fetches of its own.
+inline std::string check_owners(const Record& programs, size_t index, size_t owner, Alias alias,
+                                const std::vector<Spans>& stored) {
+  for (const auto& channel : programs) {
+    for (const Program& reader : channel[index]) {
+      if (reader.rank == static_cast<int>(owner)) continue;
+      for (const Event& event : reader.events) {
+        const bool fetches = event.kind == EventKind::kFetch && event.peer == static_cast<int>(owner);
+        if (!fetches && event.kind != EventKind::kReduceHere) continue;
+        for (const Spans& spans : stored) {
+          if (!overlaps(spans, event.range.offset + alias.out_base, event.range.count)) continue;
+          return "rank " + std::to_string(owner) + " stores over what rank " + std::to_string(reader.rank) + " fetches";
+        }
+      }
+    }
+  }
+  return "";
+}
+
 /// In place, in every way that the collective allows.
 inline std::string check_aliases(const Operation& operation, const Record& programs, size_t index) {
   for (size_t rank = 0; rank < programs[0][index].size(); ++rank) {
@@ -222,7 +245,8 @@ inline std::string check_aliases(const Operation& operation, const Record& progr
         const std::string problem = check_in_place(*channels.back(), alias, &stored[channel]);
         if (!problem.empty()) return problem;
       }
-      const std::string problem = check_channels(channels, alias, stored);
+      std::string problem = check_channels(channels, alias, stored);
+      if (problem.empty()) problem = check_owners(programs, index, rank, alias, stored);
       if (!problem.empty()) return problem;
     }
   }

@@ -69,6 +69,7 @@ using SlotCounts = std::array<size_t, kNumSlotPools>;
 struct OperationTrace {
   std::vector<std::vector<Output>> outputs;  // by rank
   std::vector<size_t> elements_sent;         // by rank
+  std::vector<size_t> elements_fetched;      // by rank: of others' arrays, where these lie
   int steps = 0;                             // messages in the longest chain, credits not counted
 };
 
@@ -387,6 +388,21 @@ class Replay {
     traces_[operation].elements_sent[static_cast<size_t>(rank)] += event.range.count * static_cast<size_t>(n_ - 1);
   }
 
+  /// This rank's result, from every rank's input.
+  void reduce_here(int rank, const Event& event) {
+    std::vector<int> terms;
+    for (int peer = 0; peer < n_; ++peer) {
+      terms.push_back(expressions_.input(peer));
+      if (peer != rank) note_fetched(rank, peer, event.range.count);
+    }
+    store(rank, event, {expressions_.tree(terms, 0, terms.size()), event.range.offset});
+  }
+
+  void note_fetched(int rank, int peer, size_t count) {
+    use_arrays_of(peer, rank);
+    traces_[ranks_[static_cast<size_t>(rank)].operation].elements_fetched[static_cast<size_t>(rank)] += count;
+  }
+
   // ---- Events ----
 
   bool execute(int rank, const Event& event) {
@@ -442,6 +458,11 @@ class Replay {
         return reduce_canonical(rank, event);
       case EventKind::kReduceEverywhere:
         return reduce_everywhere(rank, event);
+      case EventKind::kReduceHere:
+        return reduce_here(rank, event);
+      case EventKind::kFetch:
+        note_fetched(rank, event.peer, range.count);
+        return store(rank, event, {expressions_.input(event.peer), range.offset});
       case EventKind::kCombine:
         return combine(rank, event);
       default:

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "algo/all_gather.h"
+#include "algo/all_gather_direct.h"
 #include "algo/all_reduce_direct.h"
 #include "algo/all_reduce_one_shot.h"
 #include "algo/all_reduce_ring.h"
@@ -20,6 +21,7 @@
 #include "algo/gather.h"
 #include "algo/reduce.h"
 #include "algo/reduce_scatter.h"
+#include "algo/reduce_scatter_direct.h"
 #include "algo/scatter.h"
 #include "launch/host_launch.h"
 #include "verifier_replay.h"
@@ -28,8 +30,8 @@ namespace dcomm::checks {
 
 struct Operation {
   Collective collective = Collective::kBarrier;
-  Algo algo = Algo::kFlat;
-  size_t count = 0;  // of a block, where there are blocks
+  Algo algo = Algo::kFlat;  // kAuto: the ranks ask each other, and one has its array elsewhere
+  size_t count = 0;         // of a block, where there are blocks
   int root = 0;
   /// All-to-all: the length of the block that goes from a to b stands at a * world_size + b; empty: `count` each.
   std::vector<size_t> lengths{};
@@ -107,8 +109,25 @@ inline bool record_all_reduce(RecordExec& exec, const Scenario& scenario, const 
   }
 }
 
+inline bool record_reduce_scatter(RecordExec& exec, const Scenario& scenario, const Operation& operation) {
+  const auto staged = [&] {
+    return reduce_scatter(exec, RecordKernels{}, scenario.plan({operation.collective, Algo::kFlat, operation.count}));
+  };
+  if (operation.algo == Algo::kFlat) return staged();
+  return reduce_scatter_direct(exec, RecordKernels{}, scenario.plan(operation), staged);
+}
+
+inline bool record_all_gather(RecordExec& exec, const Scenario& scenario, const Operation& operation) {
+  const auto staged = [&] {
+    return all_gather(exec, RecordKernels{}, scenario.plan({operation.collective, Algo::kFlat, operation.count}));
+  };
+  if (operation.algo == Algo::kFlat) return staged();
+  return all_gather_direct(exec, RecordKernels{}, scenario.plan(operation), staged);
+}
+
 inline bool record_operation(RecordExec& exec, const Scenario& scenario, const Operation& operation) {
   const ChunkPlan plan = scenario.plan(operation);
+  exec.set_all_lent(operation.algo != Algo::kAuto);
   switch (operation.collective) {
     case Collective::kBarrier:
       return barrier(exec);
@@ -117,9 +136,9 @@ inline bool record_operation(RecordExec& exec, const Scenario& scenario, const O
     case Collective::kAllReduce:
       return record_all_reduce(exec, scenario, operation);
     case Collective::kReduceScatter:
-      return reduce_scatter(exec, RecordKernels{}, plan);
+      return record_reduce_scatter(exec, scenario, operation);
     case Collective::kAllGather:
-      return all_gather(exec, RecordKernels{}, plan);
+      return record_all_gather(exec, scenario, operation);
     case Collective::kReduce:
       return reduce(exec, RecordKernels{}, plan, operation.root);
     case Collective::kGather:

@@ -188,7 +188,11 @@ class Workload {
         calls[rank].out = job.out[rank]->data() + job.parts[rank].out_begin;
         calls[rank].lengths = job.parts[rank].lengths;
       }
-      if (job.call.algo == Algo::kDirect) share_arrays(calls);
+      if (lends_input_only(job.call.collective) && job.call.algo != Algo::kFlat) {
+        lend_inputs(calls, result.size());
+      } else if (job.call.algo == Algo::kDirect) {
+        share_arrays(calls);
+      }
       result.push_back(std::move(calls));
     }
     return result;

@@ -316,3 +316,75 @@ def drop_while_running(rank: int, world_size: int) -> dict[str, Any]:
         while usage()[1] != before and time.monotonic() < deadline:
             time.sleep(0.01)
         return {"kept": kept, "left": usage()[1] - before}
+
+
+def direct_blocks(rank: int, world_size: int) -> str:
+    """Each result is that of the slots; arrays lie elsewhere on every rank, and one is dropped before the others'."""
+    with dcomm.init(rank=rank, world_size=world_size) as comm:
+        memory = comm.empty(2_000_000, np.uint8)
+        random = np.random.default_rng(rank)
+        for dtype in ("float32", "float16", "float64", "int32"):
+            for count in (1, 1000, 20_001):
+                given = random.integers(0, 50, world_size * count).astype(dtype)
+                x = memory[16 * rank :][: given.nbytes].view(dtype)
+                x[:] = given
+                expected = comm.reduce_scatter(given, algo="flat")
+                assert comm.reduce_scatter(x, algo="direct").tobytes() == expected.tobytes(), (dtype, count)
+                expected = comm.all_gather(given, algo="flat")
+                assert comm.all_gather(x, algo="direct").tobytes() == expected.tobytes(), (dtype, count)
+        if rank == 0:
+            del memory, x
+            gc.collect()
+        given = np.full(50_000, rank, np.float32)
+        assert comm.all_gather(given)[-1] == world_size - 1
+        comm.barrier()
+    return "same"
+
+
+def die_in_direct_blocks(rank: int, world_size: int) -> dict[str, Any]:
+    comm = dcomm.init(rank=rank, world_size=world_size)
+    x = comm.empty(300_000)
+
+    def run() -> None:
+        for step in range(100_000):
+            comm.all_gather(x, algo="direct", timeout=20)
+            comm.reduce_scatter(x, timeout=20)
+            if step == 10:
+                mark("running")
+
+    return error_of(run)
+
+
+def shared_kb() -> int:
+    """Of this process, touched."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssShmem"))
+
+
+def reserve_and_commit(rank: int, world_size: int) -> dict[str, Any]:
+    """Gigabytes of addresses, of which some get memory, on either rank at another time."""
+    with dcomm.init(rank=rank, world_size=world_size) as comm:
+        mappings = usage()[1]
+        before = shared_kb()
+        region = comm._core.reserve(4 << 30, 0)
+        bytes_of = np.frombuffer(memoryview(region), np.uint8)
+        value: dict[str, Any] = {"before_kb": shared_kb() - before}
+        place = (rank + 1) << 25
+        region.commit(place, place + (64 << 20))
+        value["after_kb"] = shared_kb() - before
+        x = bytes_of[place + 8192 :][: 4 * 100_000].view(np.float32)
+        x[:] = rank + 1
+        assert comm.all_gather(x)[-1] == world_size
+        assert comm.reduce_scatter(x)[-1] == sum(range(1, world_size + 1))
+        comm.all_reduce(x)  # elsewhere on every rank: through the slots
+        assert x[-1] == sum(range(1, world_size + 1))
+        value["direct"] = comm.stats()["num_direct"]
+        try:
+            region.commit(0, (4 << 30) + 4096)
+        except ValueError as error:
+            value["beyond"] = str(error)
+        comm.barrier()
+        del region, bytes_of, x
+        gc.collect()
+        value["left"] = extra_mappings(mappings)
+    return value
