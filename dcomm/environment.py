@@ -21,6 +21,7 @@ SETTINGS = {
     "DCOMM_JOB_ID": "tells jobs of one user apart that would meet at one point",
     "DCOMM_MAX_CTAS": "the most blocks per rank on a GPU that dcomm chooses by itself",
     "DCOMM_MIN_BW": "GB/s that dcomm bench must reach on average",
+    "DCOMM_TENSOR_BYTES": "the most memory of a rank's tensors that a torch process group allocates; 0: none",
     "DCOMM_TIMEOUT_S": "seconds after which a wait for another rank raises",
     "DCOMM_WARN_S": "seconds after which a wait for another rank warns",
     "DCOMM_WINDOW_BYTES": "bytes of a rank's main slots",

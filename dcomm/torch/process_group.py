@@ -10,11 +10,13 @@ torch. One group serves CPU and CUDA tensors. Source of the interface: PyTorch, 
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import weakref
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 import dcomm
@@ -28,6 +30,8 @@ from dcomm.torch.group_messages import GroupMessages
 from dcomm.torch.group_monitored import GroupMonitored
 from dcomm.torch.group_overloads import GroupOverloads
 from dcomm.torch.group_work import GroupWork, ReceiveWork
+from dcomm.torch.spans import Spans
+from dcomm.torch.window_memory import WindowMemory
 
 # A wake-up of the progress thread costs about as much.
 _PATIENCE_NS = 20_000
@@ -56,6 +60,7 @@ class ProcessGroup(GroupOverloads, GroupMessages, GroupMonitored):
         messages = self._comm.split(0)
         assert messages is not None
         self._messages = messages
+        self._tensors = WindowMemory(self._comm)
         self._comm._core.set_patience(_PATIENCE_NS)
         self.set_timeout(timeout)
         _live.add(self)
@@ -64,6 +69,32 @@ class ProcessGroup(GroupOverloads, GroupMessages, GroupMonitored):
     def communicator(self) -> dcomm.Communicator:
         """The communicator of the group's collectives."""
         return self._comm
+
+    def supports_tensor_alloc(self, device: Any) -> bool:
+        """Whether :meth:`allocate_tensor` has more to give than ordinary memory."""
+        return torch.device(device).type == "cpu" and self._tensors.is_on
+
+    def allocate_tensor(self, size: Any, *, dtype: torch.dtype, device: Any) -> torch.Tensor:
+        """An uninitialised tensor from which the other ranks' collectives can read where it lies.
+
+        What FSDP2 calls after ``set_allocate_memory_from_process_group_for_comm(True)``. An all-gather or a
+        reduce-scatter whose inputs are such tensors on all ranks, or parts of them, copies nothing through slots. The
+        group's first call is collective. Freed as every tensor.
+
+        Args:
+            size: Elements, or a shape.
+            dtype: Any dtype of torch.
+            device: "cpu".
+
+        Raises:
+            ValueError: Another device.
+            MismatchError: The ranks have different DCOMM_TENSOR_BYTES; on all of them.
+        """
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"allocate_tensor(device={device}): expected 'cpu'; ask supports_tensor_alloc(device)")
+        if isinstance(size, int):
+            return self._tensors.tensor(size, dtype)
+        return self._tensors.tensor(math.prod(size), dtype).view(tuple(size))
 
     def set_timeout(self, timeout: timedelta) -> None:
         """The limit of each wait of later operations that name none."""
@@ -75,6 +106,7 @@ class ProcessGroup(GroupOverloads, GroupMessages, GroupMonitored):
 
     def shutdown(self) -> None:
         """Finish what is queued, and free the communicators."""
+        self._tensors.close()
         self._comm.close()
         self._messages.close()
         self._completer.close()
@@ -117,6 +149,8 @@ def register() -> None:
             GroupCall,
             GroupWork,
             ReceiveWork,
+            WindowMemory,
+            Spans,
         )
 
 
