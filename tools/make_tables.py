@@ -5,7 +5,7 @@ benchmarks/all_reduce.py or `dcomm bench all_reduce --json` wrote (its times by 
 (called from C, beside each MPI), STEM.rounds (the states of the cores) or STEM.figures (what was promised and what was
 reached); STEM.steps is of benchmarks/ddp_step.py, STEM.fused of benchmarks/bucket.py,
 STEM.direct of benchmarks/direct.py, STEM.volumes of benchmarks/communication_volume.py, STEM.backend of
-benchmarks/torch_backend.py.
+benchmarks/torch_backend.py, STEM.fsdp of benchmarks/fsdp_step.py.
 
     python tools/make_tables.py            # rewrite the tables
     python tools/make_tables.py --check    # change nothing; exit 1 if a table is not what the measurements say
@@ -231,6 +231,19 @@ def backend_table(report: dict[str, Any]) -> Iterator[str]:
     yield f"{report['ranks']} ranks; {origin(report)}"
 
 
+def fsdp_table(report: dict[str, Any]) -> Iterator[str]:
+    """Medians of benchmarks/fsdp_step.py, in milliseconds, and how much less time the direct way takes."""
+    ways = ("direct", "staged", "gloo")
+    lines = [
+        [row["what"], *(f"{row[way]:.2f}" for way in ways), *(ratio_text(row[way] / row["direct"]) for way in ways[1:])]
+        for row in report["rows"]
+    ]
+    heads = ["", *(f"{way}, ms" for way in ways), *(f"{way} / direct" for way in ways[1:])]
+    yield from markdown(heads, lines)
+    yield ""
+    yield f"{report['ranks']} ranks; {origin(report)}"
+
+
 KINDS = {
     "": sizes_table,
     "mpi": mpi_table,
@@ -241,6 +254,7 @@ KINDS = {
     "direct": direct_table,
     "volumes": volumes_table,
     "backend": backend_table,
+    "fsdp": fsdp_table,
 }
 
 

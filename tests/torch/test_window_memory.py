@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +90,25 @@ def test_spans_never_overlap_and_become_one_again() -> None:
     for begin in list(taken):
         spans.give_back(begin)
     assert spans.take(10_000) == 0
+
+
+@pytest.mark.long
+def test_the_benchmark_and_its_table(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    path = tmp_path / "fsdp_step.json"
+    tiny = ["--rounds", "1", "--calls", "1", "--steps", "1", "--layers", "1", "--mib", "0.25", "--json", str(path)]
+    command = [sys.executable, str(root / "benchmarks" / "fsdp_step.py"), *tiny]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["what"] for row in rows] == ["all_gather of 0.25 MiB", "reduce_scatter of 0.25 MiB", "step of 1 layers"]
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    path.rename(tmp_path / "benchmarks" / "results" / path.name)
+    page = tmp_path / "docs" / "page.md"
+    page.write_text("<!-- table:fsdp_step.fsdp -->\n<!-- /table -->\n")
+    (tmp_path / "README.md").write_text("")
+    make_tables = [sys.executable, str(root / "tools" / "make_tables.py"), "--root", str(tmp_path)]
+    done = subprocess.run(make_tables, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "|  | direct, ms | staged, ms | gloo, ms | staged / direct | gloo / direct |" in page.read_text()
