@@ -53,9 +53,9 @@ class SymmetricCollectives(Endpoint):
 
     def __init__(self, core: _core.Communicator) -> None:
         super().__init__(core)
-        self._fast = core.fast_all_reduce(
-            reduce_ops.OP_CODES, reduce_ops.ALGO_CODES, arrays.WIRE_CODES, arrays.KINDS, arrays.TORCH_CODES
-        )
+        tables = (reduce_ops.OP_CODES, reduce_ops.ALGO_CODES, arrays.WIRE_CODES, arrays.KINDS, arrays.TORCH_CODES)
+        self._fast = core.fast_all_reduce(*tables)
+        self._fast_async = core.fast_all_reduce_async(*tables)
 
     def all_reduce(
         self,
@@ -133,6 +133,11 @@ class SymmetricCollectives(Endpoint):
             factor=factor,
         )
         return self._run(operation, async_op, timeout, stream)
+
+    def _start_plain(self, x: Any, op: str) -> Work | bool:
+        """Begin an all-reduce of `x` in place; True: it is done already, False: not begun, `x` needs the long way."""
+        started = self._fast_async(x, None, op, "auto", None)
+        return started if isinstance(started, bool) else self._track(Work(started, x, (x,), self.abort))
 
     def all_reduce_coalesced(
         self,

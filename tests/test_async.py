@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import threading
 import time
 import weakref
@@ -357,39 +356,3 @@ def test_a_cancelled_await_leaves_the_operation_running() -> None:
 
     asyncio.run(main())
     assert (x == 2).all()
-
-
-def test_patience_ends_before_a_late_rank_comes() -> None:
-    returned = threading.Event()
-
-    def body(comm: dcomm.Communicator) -> tuple[bool, float]:
-        comm._core.set_patience(5_000_000)  # nanoseconds
-        x = np.full(4, comm.rank + 1.0, np.float32)
-        if comm.rank == 1:
-            assert returned.wait(10)
-        work = comm.all_reduce(x, async_op=True)
-        was_done = work.done()
-        returned.set()
-        work.wait()
-        comm.all_reduce(x)  # in order behind it
-        return was_done, float(x[0])
-
-    (was_done, first), (_, second) = run_threads(2, body)
-    assert not was_done
-    assert first == second == 6.0  # 1 + 2, then 3 + 3
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="ranks that share a CPU do not wait")
-def test_with_patience_the_caller_runs_what_all_have_entered() -> None:
-    def body(comm: dcomm.Communicator) -> list[bool]:
-        comm._core.set_patience(10_000_000_000)
-        done = []
-        for number in range(5):
-            x = np.full(4, number + comm.rank, np.float32)
-            work = comm.all_reduce(x, async_op=True)
-            done.append(work.done())
-            assert work.wait() is x
-            assert x[0] == 2 * number + 1
-        return done
-
-    assert run_threads(2, body) == [[True] * 5] * 2

@@ -274,7 +274,7 @@ std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout
   choose_algo(call);
   auto work = std::make_shared<Work>(call, timeout_ns, recorded_call_site());
   if (can_announce(call)) {
-    announce(call);
+    if (world_size() > 1) announce(call);
     if (all_peers_enter()) {
       try {
         execute(call, timeout_ns, interrupted, false);

@@ -30,12 +30,11 @@ uint64_t array_bytes(const CollectiveCall& call, int world_size) {
 
 /// Whether the next operation is this one alone, and small.
 bool Communicator::can_announce(const CollectiveCall& call) const {
-  return patience_ns_ > 0 && world_size() > 1 && test_delay_ns_ == 0 && !is_message(call.collective) &&
-         call.lengths == nullptr && call.algo != Algo::kDirect && array_bytes(call, world_size()) <= kMaxPatientBytes &&
-         queue_.is_empty();
+  return patience_ns_ > 0 && test_delay_ns_ == 0 && !is_message(call.collective) && call.lengths == nullptr &&
+         call.algo != Algo::kDirect && array_bytes(call, world_size()) <= kMaxPatientBytes && queue_.is_empty();
 }
 
-/// Whether the peers are seen to enter the announced operation before the patience is over.
+/// Whether the peers are seen to enter the announced operation before the patience is over; alone there are none.
 bool Communicator::all_peers_enter() const {
   const auto end = std::chrono::steady_clock::now() + std::chrono::nanoseconds(patience_ns_);
   for (int peer = 0; peer < world_size(); ++peer) {

@@ -7,6 +7,8 @@
 #include <exception>
 #include <string>
 
+#include "comm/short_slice.h"
+
 namespace dcomm {
 
 void WorkQueue::push(const std::shared_ptr<Work>& work) {
@@ -60,6 +62,7 @@ void WorkQueue::progress_loop() {
   sigfillset(&all);
   pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals belong to the threads of the program
   pthread_setname_np(pthread_self(), "dcomm-progress");
+  ask_for_short_slices();
   for (;;) {
     std::shared_ptr<Work> work;
     {

@@ -64,7 +64,9 @@ bool read_call(const FastTables& tables, PyObject* const* args, CollectiveCall& 
   return true;
 }
 
-PyObject* fast_all_reduce(PyObject* self, PyObject* const* args, Py_ssize_t num_args) {
+/// Reads the arguments of `method` and hands the call to `start`, which gives the result.
+template <class F>
+PyObject* with_call(PyObject* self, PyObject* const* args, Py_ssize_t num_args, F&& start) {
   auto* state = static_cast<FastState*>(PyCapsule_GetPointer(self, kCapsuleName));
   if (state == nullptr) return nullptr;
   if (num_args != 5) {
@@ -75,27 +77,44 @@ PyObject* fast_all_reduce(PyObject* self, PyObject* const* args, Py_ssize_t num_
   call.collective = Collective::kAllReduce;
   if (!read_call(state->tables, args, call)) Py_RETURN_FALSE;
   try {
-    run_released(*state->comm, call, 0);
+    return start(*state->comm, call);
   } catch (py::error_already_set& error) {
     error.restore();
     return nullptr;
   }
-  Py_RETURN_TRUE;
 }
 
-PyMethodDef fast_method = {"fast_all_reduce",
-                           reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fast_all_reduce)), METH_FASTCALL,
-                           "All-reduce: (array, out or None, op, algo, wire_dtype)."};
+PyObject* fast_all_reduce(PyObject* self, PyObject* const* args, Py_ssize_t num_args) {
+  return with_call(self, args, num_args, [](Communicator& comm, const CollectiveCall& call) {
+    run_released(comm, call, 0);
+    return Py_NewRef(Py_True);
+  });
+}
+
+PyObject* fast_all_reduce_async(PyObject* self, PyObject* const* args, Py_ssize_t num_args) {
+  return with_call(self, args, num_args, [](Communicator& comm, const CollectiveCall& call) {
+    const std::shared_ptr<Work> work = enqueue_released(comm, call, 0);
+    if (work->done() && work->error_code() == ErrorCode::kOk) return Py_NewRef(Py_True);
+    return py::cast(work).release().ptr();
+  });
+}
+
+PyMethodDef methods[] = {
+    {"fast_all_reduce", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fast_all_reduce)), METH_FASTCALL,
+     "All-reduce: (array, out or None, op, algo, wire_dtype)."},
+    {"fast_all_reduce_async", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fast_all_reduce_async)),
+     METH_FASTCALL, "All-reduce, without waiting for it: (array, out or None, op, algo, wire_dtype)."},
+};
 
 }  // namespace
 
-py::object make_fast_all_reduce(std::shared_ptr<Communicator> comm, const FastTables& tables) {
+py::object make_fast_all_reduce(std::shared_ptr<Communicator> comm, const FastTables& tables, bool is_async) {
   auto state = std::make_unique<FastState>(FastState{std::move(comm), tables});
   py::capsule self(state.get(), kCapsuleName, [](PyObject* capsule) {
     delete static_cast<FastState*>(PyCapsule_GetPointer(capsule, kCapsuleName));
   });
   state.release();
-  return py::reinterpret_steal<py::object>(PyCFunction_New(&fast_method, self.ptr()));
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&methods[is_async ? 1 : 0], self.ptr()));
 }
 
 }  // namespace dcomm

@@ -21,10 +21,11 @@ struct FastTables {
   ArrayTypes types;
 };
 
-/// A callable for synchronous all-reduces with the communicator's timeout: call(array, out or None, op, algo,
-/// wire_dtype). Returns True when done, False when the arguments need the long way, which also explains what is wrong
-/// with them. Throws as Communicator::run.
-pybind11::object make_fast_all_reduce(std::shared_ptr<Communicator> comm, const FastTables& tables);
+/// A callable for all-reduces with the communicator's timeout: call(array, out or None, op, algo, wire_dtype). Returns
+/// True when done, False when the arguments need the long way, which also explains what is wrong with them; with
+/// is_async a Work where it is not done yet or has failed, and the arrays must live until it is over. Throws as
+/// Communicator::run, or enqueue.
+pybind11::object make_fast_all_reduce(std::shared_ptr<Communicator> comm, const FastTables& tables, bool is_async);
 
 /// Raises the Python exception for `code` (defined in module.cc, which knows the classes).
 [[noreturn]] void raise_python(ErrorCode code, const std::string& message);
@@ -52,5 +53,7 @@ InterruptCheck signal_check();
 
 /// Runs `call` with the GIL released; throws py::error_already_set on failure.
 int run_released(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns);
+/// The same for Communicator::enqueue; the handle is for Python.
+std::shared_ptr<Work> enqueue_released(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns);
 
 }  // namespace dcomm

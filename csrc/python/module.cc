@@ -84,6 +84,13 @@ bool signals_raised(void*) {
   return PyErr_CheckSignals() != 0;
 }
 
+template <bool is_async>
+py::object fast_all_reduce(const std::shared_ptr<Communicator>& comm, const py::dict& op_codes,
+                           const py::dict& algo_codes, const py::dict& wire_codes, const py::dict& kinds,
+                           const py::dict& torch_codes) {
+  return make_fast_all_reduce(comm, {op_codes, algo_codes, wire_codes, {kinds, torch_codes}}, is_async);
+}
+
 CollectiveCall all_reduce_call(uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op, int algo) {
   CollectiveCall call;
   call.collective = Collective::kAllReduce;
@@ -123,13 +130,6 @@ CollectiveCall message_call(int kind, uintptr_t address, size_t count, int dtype
   call.root = peer;
   call.tag = tag;
   return call;
-}
-
-std::shared_ptr<Work> enqueue(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns) {
-  std::shared_ptr<Work> work;
-  const InterruptCheck check = signal_check();
-  translate_released([&] { work = comm.enqueue(call, timeout_ns, check); });
-  return releasing(std::move(work));
 }
 
 std::shared_ptr<Communicator> connect(int rank, int world_size, const std::string& meeting_key, bool exact,
@@ -259,7 +259,7 @@ py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::mo
            [](Communicator& comm, int kind, uintptr_t in, uintptr_t out, size_t count, int dtype, int wire, int op,
               int algo, int root, double factor, const py::object& send_lengths, const py::object& recv_lengths,
               int64_t timeout_ns) {
-             return enqueue(
+             return enqueue_released(
                  comm,
                  collective_call(kind, in, out, count, dtype, wire, op, algo, root, factor, send_lengths, recv_lengths),
                  timeout_ns);
@@ -282,11 +282,8 @@ py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::mo
       .def("reserve", &reserve)
       .def("adopt", &adopt)
       .def("release", [](Communicator& comm, Region& region) { translate_released([&] { comm.release(region); }); })
-      .def("fast_all_reduce",
-           [](const std::shared_ptr<Communicator>& comm, const py::dict& op_codes, const py::dict& algo_codes,
-              const py::dict& wire_codes, const py::dict& kinds, const py::dict& torch_codes) {
-             return make_fast_all_reduce(comm, {op_codes, algo_codes, wire_codes, {kinds, torch_codes}});
-           })
+      .def("fast_all_reduce", &fast_all_reduce<false>)
+      .def("fast_all_reduce_async", &fast_all_reduce<true>)
       .def("abort", &Communicator::abort, py::arg("reason") = "")
       .def("leave_note", &Communicator::leave_note)
       .def("set_made_at", &Communicator::set_made_at)
@@ -312,6 +309,13 @@ int run_released(Communicator& comm, const CollectiveCall& call, int64_t timeout
   int source = -1;
   translate_released([&] { source = comm.run(call, timeout_ns, check); });
   return source;
+}
+
+std::shared_ptr<Work> enqueue_released(Communicator& comm, const CollectiveCall& call, int64_t timeout_ns) {
+  std::shared_ptr<Work> work;
+  const InterruptCheck check = signal_check();
+  translate_released([&] { work = comm.enqueue(call, timeout_ns, check); });
+  return releasing(std::move(work));
 }
 
 }  // namespace dcomm

@@ -44,12 +44,20 @@ class GroupCollectives(GroupIdentity):
     def _call(self, opts: Any) -> GroupCall:
         raise NotImplementedError
 
+    def _start(self, tensors: Tensors, op: str) -> GroupWork | None:
+        """The short way of an asynchronous all-reduce of one tensor; None: take the long one."""
+        raise NotImplementedError
+
     def allreduce(self, tensors: Tensors, opts: Any = None) -> GroupWork | None:
         """Reduce each tensor in place."""
         opts = opts or dist.AllreduceOptions()
-        if not opts.asyncOp and opts.timeout < _ZERO and len(tensors) == 1:
-            name = NAMES.get(opts.reduceOp)
-            if name is not None and self._fast(tensors[0], None, name, "auto", None):
+        name = NAMES.get(opts.reduceOp)
+        if name is not None and len(tensors) == 1 and opts.timeout < _ZERO:
+            if opts.asyncOp:
+                started = self._start(tensors, name)
+                if started is not None:
+                    return started
+            elif self._fast(tensors[0], None, name, "auto", None):
                 return None
         call = self._call(opts)
         code, factor, scale = reduction(opts.reduceOp)

@@ -129,6 +129,22 @@ class GroupWork(dist.Work):
                     self._finish = None
 
 
+class DoneWork(GroupWork):
+    """The handle of a call that was done when it returned; torch's C++ wants one even then, and soon."""
+
+    _works = ()
+    _finish = None
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        """See :class:`GroupWork`."""
+        dist.Work.__init__(self)
+        self._tensors = tensors
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        """Return at once."""
+        return True
+
+
 class ReceiveWork(GroupWork):
     """The handle of a receive from any source."""
 

@@ -29,7 +29,7 @@ from dcomm.torch.group_identity import BACKEND_NAME, GroupIdentity
 from dcomm.torch.group_messages import GroupMessages
 from dcomm.torch.group_monitored import GroupMonitored
 from dcomm.torch.group_overloads import GroupOverloads
-from dcomm.torch.group_work import GroupWork, ReceiveWork
+from dcomm.torch.group_work import DoneWork, GroupWork, ReceiveWork
 from dcomm.torch.spans import Spans
 from dcomm.torch.window_memory import WindowMemory
 
@@ -56,7 +56,7 @@ class ProcessGroup(GroupOverloads, GroupMessages, GroupMonitored):
         self._comm = dcomm.init(
             rank=rank, world_size=world_size, store=store, group_name=f"group/{group_id}", timeout=timeout
         )
-        self._fast = self._comm._fast
+        self._fast, self._start_plain = self._comm._fast, self._comm._start_plain
         messages = self._comm.split(0)
         assert messages is not None
         self._messages = messages
@@ -125,6 +125,13 @@ class ProcessGroup(GroupOverloads, GroupMessages, GroupMonitored):
             self._comm, opts.asyncOp, None if timeout <= _UNSET else timeout, self._overlap, self._completer
         )
 
+    def _start(self, tensors: list[torch.Tensor], op: str) -> GroupWork | None:
+        x = tensors[0]
+        started = self._start_plain(x, op) if self._overlap else self._fast(x, None, op, "auto", None)
+        if started is True:
+            return DoneWork(tensors)
+        return GroupWork((started,), tensors, self._completer) if started else None
+
     def _message_call(self) -> GroupCall:
         return GroupCall(self._messages, True, None, True, self._completer)
 
@@ -148,6 +155,7 @@ def register() -> None:
             GroupIdentity,
             GroupCall,
             GroupWork,
+            DoneWork,
             ReceiveWork,
             WindowMemory,
             Spans,
