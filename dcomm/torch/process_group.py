@@ -24,12 +24,11 @@ from dcomm.operation import timeout_to_ns
 from dcomm.torch import dynamo, functional_ops
 from dcomm.torch.completer import Completer
 from dcomm.torch.group_call import GroupCall
-from dcomm.torch.group_collectives import GroupCollectives
-from dcomm.torch.group_identity import BACKEND_NAME, GroupIdentity
+from dcomm.torch.group_identity import BACKEND_NAME
 from dcomm.torch.group_messages import GroupMessages
 from dcomm.torch.group_monitored import GroupMonitored
 from dcomm.torch.group_overloads import GroupOverloads
-from dcomm.torch.group_work import DoneWork, GroupWork, ReceiveWork
+from dcomm.torch.group_work import DoneWork, GroupWork
 from dcomm.torch.spans import Spans
 from dcomm.torch.window_memory import WindowMemory
 
@@ -147,19 +146,7 @@ def register() -> None:
     """Make ``"dcomm"`` known to torch.distributed, once."""
     if BACKEND_NAME.upper() not in dist.Backend._plugins:
         dist.Backend.register_backend(BACKEND_NAME, create, extended_api=True, devices=["cpu", "cuda"])
-        dynamo.skip(
-            ProcessGroup,
-            GroupOverloads,
-            GroupCollectives,
-            GroupMessages,
-            GroupIdentity,
-            GroupCall,
-            GroupWork,
-            DoneWork,
-            ReceiveWork,
-            WindowMemory,
-            Spans,
-        )
+        dynamo.skip(*dynamo.parts_of(__name__))
 
 
 @atexit.register
