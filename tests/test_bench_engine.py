@@ -24,7 +24,7 @@ from dcomm.bench.collectives import COLLECTIVES, bus_factor, input_count, pieces
 from dcomm.bench.figures import check_figures
 from dcomm.bench.options import Options
 from dcomm.bench.plan import counts, mpi_cases, nbytes_of, plan, sizes
-from dcomm.bench.ranks import Ranks
+from dcomm.bench.ranks import RankError, Ranks
 from dcomm.bench.rounds import Plan, chosen_rounds
 from dcomm.bench.summary import summarise
 
@@ -125,6 +125,21 @@ def test_a_sequence_repeats_its_period_and_sees_every_wrong_bit() -> None:
     assert sequence.num_wrong(target, 6) > count // 2
 
 
+def uneven_result(ins: list[Array], rank: int) -> Array:
+    """Every rank deals out its input: nothing for itself, two blocks for the next rank, one for each of the others."""
+    n = len(ins)
+    found = []
+    for source, x in enumerate(ins):
+        blocks = list(np.split(x, n))
+        for peer in range(n):
+            num_blocks = 0 if peer == source else 2 if peer == (source + 1) % n else 1
+            dealt = [blocks.pop(0) for _ in range(num_blocks)]
+            if peer == rank:
+                found += dealt
+        assert not blocks
+    return np.concatenate(found)
+
+
 def model(name: str, ins: list[Array], root: int) -> list[Array]:
     """Every collective's result on every rank, written down in NumPy."""
     n, nothing = len(ins), np.zeros(0, np.int64)
@@ -139,7 +154,9 @@ def model(name: str, ins: list[Array], root: int) -> list[Array]:
         "gather": lambda: [np.concatenate(ins) if own else nothing for own in mine],
         "scatter": lambda: list(np.split(ins[root], n)),
         "all_to_all": lambda: [np.concatenate([np.split(x, n)[rank] for x in ins]) for rank in range(n)],
+        "all_to_all_uneven": lambda: [uneven_result(ins, rank) for rank in range(n)],
         "sendrecv": lambda: [ins[rank - 1] for rank in range(n)],
+        "sendrecv_any": lambda: [ins[rank - 1] for rank in range(n)],
         "barrier": lambda: [nothing] * n,
     }[name]()
 
@@ -162,7 +179,7 @@ def test_the_pieces_of_a_result_are_those_of_the_collective(name: str, world_siz
 def test_bus_bandwidth_factors_are_those_of_nccl_tests() -> None:
     found = {name: bus_factor(name, 4) for name in COLLECTIVES}
     quarter = dict.fromkeys(("reduce_scatter", "all_gather", "gather", "scatter", "all_to_all"), 0.75)
-    ones = dict.fromkeys(("broadcast", "reduce", "sendrecv"), 1.0)
+    ones = dict.fromkeys(("broadcast", "reduce", "all_to_all_uneven", "sendrecv", "sendrecv_any"), 1.0)
     assert found == {**quarter, **ones, "all_reduce": 1.5, "barrier": 0.0}
 
 
@@ -217,14 +234,18 @@ class Recorder:
     def scatter(self, x: Any, *, src: int = 0, out: Any = None) -> None:
         self.called.append(("scatter", x, src, out))
 
-    def all_to_all(self, x: Any, *, out: Any = None) -> None:
-        self.called.append(("all_to_all", x, out))
+    def all_to_all(self, x: Any, *, out: Any = None, **counts: list[int]) -> None:
+        self.called.append(("all_to_all", x, out, *counts.values()))
 
     def send(self, x: Any, dst: int, *, tag: int = 0) -> None:
         self.called.append(("send", x, dst))
 
     def recv(self, x: Any, src: int, *, tag: int = 0) -> None:
         self.called.append(("recv", x, src))
+
+    def recv_any(self, x: Any, *, tag: int = 0) -> int:
+        self.called.append(("recv_any", x))
+        return 0
 
     def barrier(self) -> None:
         self.called.append(("barrier",))
@@ -247,6 +268,12 @@ class Recorder:
         (Case(1, 1, 1, "all_to_all", in_place=False), 0, [("all_to_all", "x", "out")]),
         (Case(1, 1, 1, "sendrecv", in_place=False), 0, [("send", "x", 1), ("recv", "out", 2)]),
         (Case(1, 1, 1, "sendrecv", in_place=False), 1, [("recv", "out", 0), ("send", "x", 2)]),
+        (Case(1, 1, 1, "sendrecv_any", in_place=False), 1, [("recv_any", "out"), ("send", "x", 2)]),
+        (
+            Case(5, 1, 1, "all_to_all_uneven", in_place=False),
+            1,
+            [("all_to_all", "x", "out", [5, 0, 10], [10, 0, 5])],
+        ),
         (Case(0, 1, 1, "barrier"), 0, [("barrier",)]),
     ],
 )
@@ -254,6 +281,12 @@ def test_calls_are_those_of_the_communicator(case: Case, rank: int, right: list[
     comm = Recorder(rank, 3)
     dcomm_call(comm, case, "x", "out")()
     assert comm.called == right
+
+
+def test_the_rank_that_recv_any_names_is_checked() -> None:
+    case = Case(1, 1, 1, "sendrecv_any", in_place=False)
+    with pytest.raises(RankError, match="rank 0 has sent: expected 2"):
+        dcomm_call(Recorder(0, 3), case, "x", "out")()
 
 
 def test_the_time_of_a_batch_is_averaged_as_asked() -> None:

@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any
 
 from dcomm.bench.case import Case
+from dcomm.bench.collectives import uneven_counts
+from dcomm.bench.ranks import RankError
 
 
 def as_caller_holds(buffer: Any, case: Case) -> Any:
@@ -36,16 +38,33 @@ def dcomm_call(comm: Any, case: Case, x: Any, out: Any) -> Callable[[], Any]:
         "gather": lambda: partial(comm.gather, x, dst=case.root, **(into if mine else {})),
         "scatter": lambda: partial(comm.scatter, x if mine else None, src=case.root, out=out),
         "all_to_all": lambda: partial(comm.all_to_all, x, **into),
-        "sendrecv": lambda: _exchange(comm, x, out),
+        "all_to_all_uneven": lambda: _uneven_exchange(comm, case, x, out),
+        "sendrecv": lambda: _exchange(comm, x, partial(comm.recv, out, _neighbours(comm)[0])),
+        "sendrecv_any": lambda: _exchange(comm, x, partial(_receive_any, comm, out)),
         "barrier": lambda: comm.barrier,
     }
     return calls[case.collective]()
 
 
-def _exchange(comm: Any, x: Any, out: Any) -> Callable[[], Any]:
+def _uneven_exchange(comm: Any, case: Case, x: Any, out: Any) -> Callable[[], Any]:
+    sends, receives = uneven_counts(case.count, comm.rank, comm.world_size)
+    return partial(comm.all_to_all, x, out=out, send_counts=sends, recv_counts=receives)
+
+
+def _neighbours(comm: Any) -> tuple[int, int]:
+    """The rank before this one and the one after it."""
+    return (comm.rank - 1) % comm.world_size, (comm.rank + 1) % comm.world_size
+
+
+def _receive_any(comm: Any, out: Any) -> None:
+    source = comm.recv_any(out)
+    if source != _neighbours(comm)[0]:
+        raise RankError(f"recv_any says that rank {source} has sent: expected {_neighbours(comm)[0]}")
+
+
+def _exchange(comm: Any, x: Any, receive: Callable[[], Any]) -> Callable[[], Any]:
     """To the next rank, from the one before; odd ranks receive first, so that no ring of senders waits."""
-    following, previous = (comm.rank + 1) % comm.world_size, (comm.rank - 1) % comm.world_size
-    send, receive = partial(comm.send, x, following), partial(comm.recv, out, previous)
+    send = partial(comm.send, x, _neighbours(comm)[1])
     first, second = (receive, send) if comm.rank % 2 else (send, receive)
 
     def exchange() -> None:

@@ -42,7 +42,9 @@ COLLECTIVES = {
         Collective("gather", rooted=True, divided=True, busbw="(n-1)/n"),
         Collective("scatter", rooted=True, divided=True, busbw="(n-1)/n"),
         Collective("all_to_all", divided=True, busbw="(n-1)/n"),
+        Collective("all_to_all_uneven", divided=True),
         Collective("sendrecv"),
+        Collective("sendrecv_any"),
         Collective("barrier", busbw="0"),
     )
 }
@@ -60,11 +62,23 @@ def bandwidths(nbytes: int, us: float, world_size: int, name: str = "all_reduce"
     return algbw, algbw * bus_factor(name, world_size)
 
 
+def uneven_counts(count: int, rank: int, world_size: int) -> tuple[list[int], list[int]]:
+    """Elements that `rank` sends to each rank in all_to_all_uneven, and those that it receives from each.
+
+    Nothing to itself, two messages to the next rank, one to each of the others: as many in all as in all_to_all.
+    """
+    steps = [(peer - rank) % world_size for peer in range(world_size)]
+    sends = [count * {0: 0, 1: 2}.get(step, 1) for step in steps]
+    receives = [count * {0: 0, world_size - 1: 2}.get(step, 1) for step in steps]
+    return sends, receives
+
+
 def input_count(name: str, count: int, rank: int, root: int, world_size: int) -> int:
     """Elements that a rank passes in."""
     if name == "barrier" or (name == "scatter" and rank != root):
         return 0
-    return count * world_size if name in ("reduce_scatter", "scatter", "all_to_all") else count
+    whole = ("reduce_scatter", "scatter", "all_to_all", "all_to_all_uneven")
+    return count * world_size if name in whole else count
 
 
 def output_count(name: str, count: int, rank: int, root: int, world_size: int) -> int:
@@ -85,7 +99,10 @@ def pieces(name: str, count: int, rank: int, root: int, world_size: int) -> list
         return [Piece(root, 0, count)]
     if name == "scatter":
         return [Piece(root, rank * count, count)]
-    if name == "sendrecv":
+    if name in ("sendrecv", "sendrecv_any"):
         return [Piece((rank - 1) % world_size, 0, count)]
+    if name == "all_to_all_uneven":
+        sends = [uneven_counts(count, source, world_size)[0] for source in everyone]
+        return [Piece(source, sum(row[:rank]), row[rank]) for source, row in enumerate(sends)]
     start = rank * count if name == "all_to_all" else 0
     return [Piece(source, start, count) for source in everyone]

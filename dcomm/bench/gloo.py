@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from dcomm.bench.case import Case
+from dcomm.bench.collectives import uneven_counts
 
 THREADS = (1, 2)
 # What ProcessGroupGloo serves and is compared with.
@@ -18,7 +20,9 @@ COLLECTIVES = (
     "gather",
     "scatter",
     "all_to_all",
+    "all_to_all_uneven",
     "sendrecv",
+    "sendrecv_any",
     "barrier",
 )
 OPS = {"sum": "SUM", "prod": "PRODUCT", "min": "MIN", "max": "MAX", "band": "BAND", "bor": "BOR", "bxor": "BXOR"}
@@ -80,11 +84,17 @@ def gloo_call(group: Any, case: Case, x: Any, out: Any) -> Callable[[], Any]:
         return lambda: group.scatter(outs, parts, options).wait()
     if case.collective == "all_to_all":
         return lambda: group.alltoall_base(out, x, [], []).wait()
-    if case.collective == "sendrecv":
+    if case.collective == "all_to_all_uneven":
+        sends, receives = uneven_counts(case.count, rank, world_size)
+        return lambda: group.alltoall_base(out, x, receives, sends).wait()
+    if case.collective in ("sendrecv", "sendrecv_any"):
+        receive = partial(group.recv_anysource, outs, 0)
+        if case.collective == "sendrecv":
+            receive = partial(group.recv, outs, (rank - 1) % world_size, 0)
 
         def exchange() -> None:
             sending = group.send(ins, (rank + 1) % world_size, 0)
-            group.recv(outs, (rank - 1) % world_size, 0).wait()
+            receive().wait()
             sending.wait()
 
         return exchange
