@@ -223,10 +223,11 @@ def volumes_table(report: dict[str, Any]) -> Iterator[str]:
 
 def backend_table(report: dict[str, Any]) -> Iterator[str]:
     """Medians of benchmarks/torch_backend.py: a line per call and per step."""
-    ours, theirs = report["latency_us"]["dcomm"], report["latency_us"]["gloo"]
-    lines = [[f"8 B, {call}", time_text(us), time_text(theirs[call])] for call, us in ours.items()]
-    lines += [[f"step, {name}", f"{ms:.1f} ms", ""] for name, ms in report["step_ms"].items()]
-    yield from markdown(["", "dcomm", "gloo"], lines)
+    groups = report["latency_us"]
+    lines = [[f"8 B, {call}", *(time_text(each[call]) for each in groups.values())] for call in groups["dcomm"]]
+    blank = [""] * (len(groups) - 1)
+    lines += [[f"step, {name}", f"{ms:.1f} ms", *blank] for name, ms in report["step_ms"].items()]
+    yield from markdown(["", *groups], lines)
     yield ""
     yield f"{report['ranks']} ranks; {origin(report)}"
 
@@ -242,6 +243,21 @@ def fsdp_table(report: dict[str, Any]) -> Iterator[str]:
     yield from markdown(heads, lines)
     yield ""
     yield f"{report['ranks']} ranks; {origin(report)}"
+
+
+def examples_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per training of benchmarks/examples.py: what it came to on gloo and on dcomm."""
+    lines = []
+    for one in report["examples"]:
+        theirs, ours = one["values"].values()
+        limit = f"at least {one['least']:.4f}" if one["least"] is not None else f"at most {one['most']:.4f}"
+        difference = f"{one['largest_loss_difference']:.1g}"
+        cells = [f"`{one['command'].partition('examples/')[2]}`", str(one["ranks"]), one["measure"], f"{theirs:.4f}"]
+        lines.append([*cells, f"{ours:.4f}", limit, difference])
+    heads = ["example", "ranks", "measure", "gloo", "dcomm", "must be", "largest difference of a step's loss"]
+    yield from markdown(heads, lines)
+    yield ""
+    yield origin(report)
 
 
 KINDS = {
