@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +14,13 @@ import torch.distributed as dist
 
 import dcomm.torch
 
+sys.path.append(str(Path(__file__).parent))
+import backend_rare
+
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int8, torch.uint8, torch.int32, torch.int64)
 COMPLEX = (torch.complex64, torch.complex128)
+LOGICAL = (torch.bool,)
 OTHERS = (torch.int16, torch.float8_e4m3fn)  # only moved
 SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (3, 5), (40_000,))
 
@@ -78,15 +84,20 @@ def finish(work: Any) -> None:
 
 
 OPS = {
-    "SUM": (lambda xs: torch.stack(xs).sum(0, dtype=xs[0].dtype), (*FLOATS, *INTEGERS, *COMPLEX)),
-    "AVG": (lambda xs: (torch.stack(xs).sum(0, dtype=xs[0].dtype).double() / len(xs)).to(xs[0].dtype), FLOATS),
-    "PRODUCT": (lambda xs: torch.stack(xs).prod(0, dtype=xs[0].dtype), (*FLOATS, *INTEGERS)),
-    "MIN": (lambda xs: torch.stack(xs).amin(0), (*FLOATS, *INTEGERS)),
-    "MAX": (lambda xs: torch.stack(xs).amax(0), (*FLOATS, *INTEGERS)),
-    "BAND": (lambda xs: itertools.accumulate(xs, torch.bitwise_and), INTEGERS),
-    "BOR": (lambda xs: itertools.accumulate(xs, torch.bitwise_or), INTEGERS),
-    "BXOR": (lambda xs: itertools.accumulate(xs, torch.bitwise_xor), INTEGERS),
+    "SUM": (lambda xs: torch.stack(xs).sum(0, dtype=xs[0].dtype), (*FLOATS, *INTEGERS, *COMPLEX, *LOGICAL)),
+    "AVG": (lambda xs: average(torch.stack(xs).sum(0, dtype=xs[0].dtype), len(xs)), (*FLOATS, *COMPLEX)),
+    "PRODUCT": (lambda xs: torch.stack(xs).prod(0, dtype=xs[0].dtype), (*FLOATS, *INTEGERS, *LOGICAL)),
+    "MIN": (lambda xs: torch.stack(xs).amin(0), (*FLOATS, *INTEGERS, *LOGICAL)),
+    "MAX": (lambda xs: torch.stack(xs).amax(0), (*FLOATS, *INTEGERS, *LOGICAL)),
+    "BAND": (lambda xs: itertools.accumulate(xs, torch.bitwise_and), (*INTEGERS, *LOGICAL)),
+    "BOR": (lambda xs: itertools.accumulate(xs, torch.bitwise_or), (*INTEGERS, *LOGICAL)),
+    "BXOR": (lambda xs: itertools.accumulate(xs, torch.bitwise_xor), (*INTEGERS, *LOGICAL)),
 }
+
+
+def average(total: torch.Tensor, count: int) -> torch.Tensor:
+    wide = total.to(torch.complex128) if total.is_complex() else total.double()
+    return (wide / count).to(total.dtype)
 
 
 def expected_of(op: str, xs: list[torch.Tensor]) -> torch.Tensor:
@@ -238,6 +249,7 @@ def groups(rank: int, world_size: int, folder: str) -> Any:
             dist.get_backend(),
             len(dcomm.torch.process_group._live),
         )
+        found[f"turn {turn}, rarer calls"] = backend_rare.run(rank, world_size)
         dist.destroy_process_group()
     return found
 
