@@ -27,6 +27,12 @@ class GradientBucket:
     label: str
     buffer: torch.Tensor  # (count,)
     indices: list[int]  # of its parameters, in launch order
+    start: int  # bytes from the beginning of the memory
+
+    def part_of(self, numbers: torch.Tensor) -> torch.Tensor:
+        """(count,): its part of a tensor that has a float32 number for every 4 bytes of the memory."""
+        assert self.buffer.dtype is torch.float32
+        return numbers[self.start // 4 : self.start // 4 + self.buffer.numel()]
 
 
 def dtype_code(name: str, dtype: torch.dtype) -> int:
@@ -50,25 +56,66 @@ def make_plan(
 
 
 class GradientBuckets:
-    """The memory of all gradients of a model: one array that all ranks reach, cut into buckets. Collective to make."""
+    """The memory of all gradients of a model: one array that all ranks reach, cut into buckets. Collective to make.
+
+    The plan's buckets are the smallest there are; :meth:`cut` lets neighbours travel together, without moving anything.
+    """
 
     def __init__(
         self, comm: Communicator, parameters: Sequence[torch.Tensor], plan: Plan, device: torch.device
     ) -> None:
         self.plan = plan
+        self._parameters = parameters
+        lengths = [count * arrays.DTYPE_BYTES[code] for code, count, _ in plan]  # whole cache lines
+        self._starts = [sum(lengths[:number]) for number in range(len(plan))]
+        self.nbytes = sum(lengths)  # padding included
+        self._memory = comm.empty(self.nbytes, torch.uint8, device=device)
+        self.device = self._memory.device
+        self._places: dict[int, int] = {}  # by parameter: bytes from the beginning
+        for start, (code, _, places) in zip(self._starts, plan, strict=True):
+            for index, offset in places:
+                self._places[index] = start + offset * arrays.DTYPE_BYTES[code]
         self.buckets: list[GradientBucket] = []
         self.bucket_of = [0] * len(parameters)
-        lengths = [count * arrays.DTYPE_BYTES[code] for code, count, _ in plan]  # whole cache lines
-        self.nbytes = sum(lengths)  # padding included
-        memory = comm.empty(self.nbytes, torch.uint8, device=device)
+        self.cut(0)
         views: dict[int, torch.Tensor] = {}
-        for number, ((code, _, places), part) in enumerate(zip(plan, memory.split(lengths), strict=True)):
-            buffer = part.view(getattr(torch, arrays.DTYPE_NAMES[code]))
-            self.buckets.append(GradientBucket(str(number), buffer, [index for index, _ in places]))
-            for index, offset in places:
-                self.bucket_of[index] = number
-                views[index] = _view_like(buffer, offset, parameters[index])
+        for bucket in self.buckets:
+            for index in bucket.indices:
+                offset = (self._places[index] - bucket.start) // bucket.buffer.element_size()
+                views[index] = _view_like(bucket.buffer, offset, parameters[index])
         self.views = [views[index] for index in range(len(parameters))]
+
+    def groups(self, bucket_bytes: int) -> list[list[int]]:
+        """Which of the plan's buckets travel together in messages of at most `bucket_bytes`, if they alone are no more.
+
+        Neighbours of one dtype. Equal plans give equal groups.
+        """
+        found: list[list[int]] = []
+        for number, (code, count, _) in enumerate(self.plan):
+            end = self._starts[number] + count * arrays.DTYPE_BYTES[code]
+            fits = found and self.plan[found[-1][0]][0] == code and end - self._starts[found[-1][0]] <= bucket_bytes
+            if fits:
+                found[-1].append(number)
+            else:
+                found.append([number])
+        return found
+
+    def cut(self, bucket_bytes: int) -> None:
+        """Make the buckets those of :meth:`groups`; gradients and their views stay where they are."""
+        self.buckets = []
+        for number, group in enumerate(self.groups(bucket_bytes)):
+            code = self.plan[group[0]][0]
+            start = self._starts[group[0]]
+            nbytes = sum(self.plan[part][1] for part in group) * arrays.DTYPE_BYTES[code]
+            buffer = self._memory[start : start + nbytes].view(getattr(torch, arrays.DTYPE_NAMES[code]))
+            indices = [index for part in group for index, _ in self.plan[part][2]]
+            self.buckets.append(GradientBucket(str(number), buffer, indices, start))
+            for index in indices:
+                self.bucket_of[index] = number
+
+    def view_in(self, numbers: torch.Tensor, index: int) -> torch.Tensor:
+        """Parameter `index`'s part, in its shape, of a tensor that has a float32 number for every 4 bytes of memory."""
+        return _view_like(numbers, self._places[index] // 4, self._parameters[index])
 
 
 def _view_like(buffer: torch.Tensor, offset: int, parameter: torch.Tensor) -> torch.Tensor:

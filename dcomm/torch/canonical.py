@@ -52,6 +52,10 @@ class CanonicalReducer:
         self._peak_bytes = 0
         self.accumulation_bytes = 0  # the largest number of bytes held in partial sums in the last step
 
+    def use(self, buckets: GradientBuckets) -> None:
+        """Reduce these from the next step on: the same memory, cut in another way."""
+        self._buckets = buckets
+
     def begin_pass(self) -> None:
         """A microbatch has produced its first gradient."""
         if self._in_pass:

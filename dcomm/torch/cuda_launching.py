@@ -41,19 +41,27 @@ class CudaLauncher:
         stream = torch.cuda.current_stream(self._device)
         self._writers[stream.cuda_stream] = stream
 
-    def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None) -> Pending:
-        """On the side stream, after what the writers were given so far."""
-        for stream in self._writers.values():
-            self._side.wait_stream(stream)
-        self._writers.clear()  # what comes later on the side stream comes after them, too
-        self._comm.all_reduce(buffer, op, wire_dtype=wire_dtype, stream=self._side)
-        return _Event(self._side)
-
-    def run(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> None:
-        """On the current stream, after what the other writers were given."""
+    def join(self) -> None:
+        """The current stream waits for the other writers."""
         current = torch.cuda.current_stream(self._device)
         for stream in self._writers.values():
             if stream != current:
                 current.wait_stream(stream)
         self._writers.clear()
+
+    def drain(self) -> None:
+        """The host waits for the current stream."""
+        torch.cuda.current_stream(self._device).synchronize()
+
+    def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> Pending:
+        """On the side stream, after what the writers were given so far."""
+        for stream in self._writers.values():
+            self._side.wait_stream(stream)
+        self._writers.clear()  # what comes later on the side stream comes after them, too
+        self._comm.all_reduce(buffer, op, wire_dtype=wire_dtype, algo=algo, stream=self._side)
+        return _Event(self._side)
+
+    def run(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> None:
+        """On the current stream, after what the other writers were given."""
+        self.join()
         self._comm.all_reduce(buffer, op, wire_dtype=wire_dtype, algo=algo)

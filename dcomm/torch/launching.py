@@ -26,7 +26,13 @@ class Launcher(Protocol):
     def note(self) -> None:
         """A gradient is in its bucket, as far as the caller's stream goes."""
 
-    def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None) -> Pending:
+    def join(self) -> None:
+        """What the caller does next sees all gradients that were noted."""
+
+    def drain(self) -> None:
+        """Return when all of it has happened: for clocks."""
+
+    def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> Pending:
         """Reduce `buffer` in place beside what the caller does next."""
 
     def run(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> None:
@@ -43,9 +49,15 @@ class HostLauncher:
     def note(self) -> None:
         """Nothing: it is there."""
 
-    def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None) -> Pending:
+    def join(self) -> None:
+        """Nothing: they are there."""
+
+    def drain(self) -> None:
+        """Nothing: it has."""
+
+    def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> Pending:
         """On the progress thread."""
-        work: Pending = self._comm.all_reduce(buffer, op, wire_dtype=wire_dtype, async_op=True)
+        work: Pending = self._comm.all_reduce(buffer, op, wire_dtype=wire_dtype, algo=algo, async_op=True)
         return work
 
     def run(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> None:

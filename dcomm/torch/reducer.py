@@ -20,6 +20,7 @@ import torch
 
 from dcomm.communicator import Communicator
 from dcomm.torch.buckets import GradientBuckets
+from dcomm.torch.error_feedback import ErrorFeedback
 from dcomm.torch.launching import Launcher, Pending
 from dcomm.torch.timeline import Timeline
 
@@ -50,6 +51,7 @@ class Reducer:
         *,
         average: bool,
         wire_dtype: str | None,
+        feedback: ErrorFeedback | None,
         overlap: bool,
         timeline: Timeline | None,
     ) -> None:
@@ -59,6 +61,8 @@ class Reducer:
         self._parameters = parameters
         self._op = "avg" if average else "sum"
         self._wire_dtype = wire_dtype
+        self._feedback = feedback
+        self._algo = "auto" if feedback is None else launcher.canonical_algo  # no partial sums on the wire
         self._overlap = overlap
         self._timeline = timeline
         self.order_seen: list[int] = []  # parameters in the order of their first gradients
@@ -132,6 +136,10 @@ class Reducer:
         for index in numpy.flatnonzero(anyone[len(self._changed) :]).tolist():
             if self._parameters[index].grad is None:
                 self._parameters[index].grad = self._views[index]
+        if self._feedback is not None:
+            for index in numpy.flatnonzero(anyone[len(self._changed) :] == 0).tolist():
+                self._feedback.take_back(index)
+            self._feedback.end_step()
         self._num_complete = self._num_launched = 0
         self._num_missing = list(self._num_missing_at_start)
         self._changed = [False] * len(self._changed)
@@ -147,6 +155,8 @@ class Reducer:
         """A gradient of a bucket that was complete in this step: right only where averages may be averaged again."""
         if any(number == running for running, _ in self._works):
             raise RuntimeError(_LATE.format(name=self._names[index]))
+        if is_fresh and self._feedback is not None:  # the sum that it was part of is gone
+            self._feedback.take_back(index)
         if is_fresh and not self._has_warned:  # zero_grad() came between
             self._has_warned = True
             warnings.warn(_FORGOTTEN, RuntimeWarning, stacklevel=2)
@@ -167,11 +177,15 @@ class Reducer:
     def _launch(self, number: int) -> None:
         buffer = self._buckets.buckets[number].buffer
         wire_dtype = self._wire_dtype if buffer.dtype is torch.float32 else None
+        if self._feedback is not None and wire_dtype is not None:
+            self._launcher.join()
+            self._feedback.encode(self._buckets.buckets[number])
+            self._launcher.note()
         self._mark("launched", number)
         if self._overlap:
-            self._works.append((number, self._launcher.start(buffer, self._op, wire_dtype)))
+            self._works.append((number, self._launcher.start(buffer, self._op, wire_dtype, self._algo)))
         else:
-            self._launcher.run(buffer, self._op, wire_dtype)
+            self._launcher.run(buffer, self._op, wire_dtype, self._algo)
             self._mark("reduced", number)
 
     def _mark(self, kind: str, number: int) -> None:

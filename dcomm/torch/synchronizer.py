@@ -10,6 +10,7 @@ same bits on any number of ranks).
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,15 +25,15 @@ from dcomm import arrays
 from dcomm.communicator import Communicator
 from dcomm.errors import DcommError
 from dcomm.torch import agreement
+from dcomm.torch.bucket_trial import CANDIDATES, BucketTrial
 from dcomm.torch.buckets import GradientBuckets, Plan, dtype_code, make_plan
 from dcomm.torch.canonical import CanonicalReducer
+from dcomm.torch.error_feedback import ErrorFeedback
 from dcomm.torch.launching import HostLauncher, Launcher
 from dcomm.torch.reducer import Reducer
 from dcomm.torch.timeline import Event, Timeline
 
-# Without staging an operation costs microseconds: of 1 and 25 MiB neither is clearly faster in finish(), and beside
-# backward small buckets start early.
-AUTO_BUCKET_BYTES = 1 << 20
+logger = logging.getLogger("dcomm")
 
 _ONE_THREAD = (
     "overlap=True with a model on a GPU and ranks that are threads: one thread of torch's runs backward of all of "
@@ -68,11 +69,13 @@ class GradientSynchronizer:
         comm: Communicator,
         *,
         wire_dtype: Any = None,
+        error_feedback: bool = False,
         bucket_bytes: int | str = "auto",
         average: bool | str = True,
         deterministic: bool = False,
         broadcast: bool = True,
         overlap: bool | None = None,
+        grad_scaler: Any = None,
         record_events: bool = False,
     ) -> None:
         """Compare the models, give every rank rank 0's parameters and buffers, and watch the gradients. Collective.
@@ -82,7 +85,12 @@ class GradientSynchronizer:
                 bfloat16, float64 or complex parameters, mixed as you like; on a GPU the first three.
             comm: Ranks are processes or threads. It stays yours: close it after the synchronizer.
             wire_dtype: "float16" / "bfloat16": float32 gradients travel in that type and are summed in float32.
-            bucket_bytes: Gradients are collected up to so many bytes before they travel.
+            error_feedback: True, with a `wire_dtype`: what the wire rounds away of this rank's gradients is kept and
+                added to the next step's. Takes 8 bytes for each parameter, and four more passes over the gradients. A
+                step whose averaged gradients hold inf or NaN, on any rank, leaves what is kept as it was.
+            bucket_bytes: Gradients are collected up to so many bytes before they travel. "auto": of 1, 4, 8, 25 and
+                64 MiB what is fastest for this model on this machine, found out in the steps 2 to 26, which differ in
+                nothing but time; rank 0's logger "dcomm" says what and why. :meth:`state_dict` remembers it.
             average: True: mean over ranks. False: sum. "microbatches" (deterministic only): sum over all backward
                 passes of all ranks, divided once by their number.
             deterministic: True: the gradients' bits depend on the global batch alone, not on the number of ranks,
@@ -94,11 +102,13 @@ class GradientSynchronizer:
                 beside backward. None: True where there are two CPUs for each rank. Local: ranks may differ.
                 On a GPU buckets are reduced on a stream of their own, and finish() lets the current stream wait for
                 it; None: True where ranks are processes, the only ones for which it can be.
+            grad_scaler: With `error_feedback`: the torch.amp.GradScaler by which losses are scaled. What is kept is
+                kept in unscaled units, since the scale changes between steps.
             record_events: Keep a :meth:`timeline`.
 
         Raises:
             ValueError: A bad setting, no parameter to train, a lazy parameter or one on the meta device.
-            TypeError: Not a model or communicator, or a dtype that dcomm does not move, or sum on a GPU.
+            TypeError: Not a model, communicator or GradScaler, or a dtype that dcomm does not move, or sum on a GPU.
             CudaError: No memory, or no way between the ranks, on the GPU.
             MismatchError: The ranks' models or settings differ; on every rank. `comm` stays usable.
             DcommError: See :mod:`dcomm.errors`.
@@ -106,9 +116,15 @@ class GradientSynchronizer:
         self._hooks: list[Any] = []
         _check_settings(model, comm, wire_dtype, bucket_bytes, average, deterministic)
         wire_name = None if wire_dtype is None else arrays.DTYPE_NAMES[arrays.wire_code(wire_dtype)]
-        shared = (
-            f"wire_dtype={wire_name}, bucket_bytes={bucket_bytes}, average={average}, deterministic={deterministic}"
-        )
+        _check_feedback(error_feedback, wire_name, grad_scaler)
+        self._settings = {
+            "wire_dtype": wire_name,
+            "error_feedback": error_feedback,
+            "bucket_bytes": bucket_bytes,
+            "average": average,
+            "deterministic": deterministic,
+        }
+        shared = ", ".join(f"{name}={value}" for name, value in self._settings.items())
         agreement.check_equal(comm, [f"{shared}, broadcast={broadcast}", *agreement.describe_model(model)])
         self._device = agreement.find_device(model)
 
@@ -124,7 +140,10 @@ class GradientSynchronizer:
         if self._overlap and self._device.type == "cuda" and _are_threads(comm):
             raise ValueError(_ONE_THREAD)
         self._launcher = _make_launcher(comm, self._device)
-        self._bucket_bytes = AUTO_BUCKET_BYTES if isinstance(bucket_bytes, str) else bucket_bytes
+        # What "auto" chooses from is made of the smallest ones.
+        self._plan_bytes = CANDIDATES[0] if isinstance(bucket_bytes, str) else bucket_bytes
+        self._bucket_bytes = None if isinstance(bucket_bytes, str) else bucket_bytes
+        self._trial: BucketTrial | None = None
         self._timeline = Timeline() if record_events else None
         self._dtypes = [dtype_code(name, self._sum_dtype(p)) for name, p in trained]
         if broadcast:
@@ -133,6 +152,11 @@ class GradientSynchronizer:
         # Gradients become ready from the last layer to the first; after one step rank 0 knows exactly.
         plan = self._plan(list(reversed(range(len(trained)))))
         self._buckets = GradientBuckets(comm, self._parameters, plan, self._device)
+        self._feedback: ErrorFeedback | None = None
+        if error_feedback:
+            assert wire_name is not None
+            scale = (lambda: 1.0) if grad_scaler is None else grad_scaler.get_scale
+            self._feedback = ErrorFeedback(self._buckets, wire_name, comm.world_size if average else 1, scale)
         self._reducer: Reducer | CanonicalReducer
         if deterministic:
             self._reducer = CanonicalReducer(
@@ -147,15 +171,10 @@ class GradientSynchronizer:
                 self._buckets,
                 average=average is True,
                 wire_dtype=wire_name,
+                feedback=self._feedback,
                 overlap=self._overlap,
                 timeline=self._timeline,
             )
-        self._settings = {
-            "wire_dtype": wire_name,
-            "bucket_bytes": bucket_bytes,
-            "average": average,
-            "deterministic": deterministic,
-        }
         self._order_known = deterministic  # there the order changes nothing
         self._pass: int | None = None  # the backward pass that is running, as torch numbers them
         self._syncing = True
@@ -178,11 +197,15 @@ class GradientSynchronizer:
         self._check_open()
         self._mark("finish")
         self._pass = None
+        if self._trial is not None:
+            self._trial.begin_finish()
         self._reducer.finish()
         if not self._order_known:
             self._order_known = True
             self._learn_order()
         self._mark("finished")
+        if self._bucket_bytes is None:
+            self._try_bucket_bytes()
         if self._timeline is not None:
             self._timeline.end_step()
 
@@ -211,6 +234,66 @@ class GradientSynchronizer:
     def settings(self) -> dict[str, Any]:
         """The arguments that make an equal synchronizer: ``GradientSynchronizer(model, comm, **settings)``."""
         return dict(self._settings)
+
+    @property
+    def bucket_bytes(self) -> int | None:
+        """Gradients are collected up to so many bytes; None: "auto" is still finding out."""
+        return self._bucket_bytes
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank carries from step to step: to be saved by every rank, between two steps.
+
+        Returns:
+            "world_size"; "bucket_bytes", None while "auto" is finding out; "residuals": with error_feedback what this
+            rank owes, by parameter name, (shape of the parameter) float32 in unscaled units, else None.
+        """
+        residuals = None if self._feedback is None else self._feedback.residuals(self._names)
+        return {
+            "world_size": self._comm.world_size,
+            "bucket_bytes": self._bucket_bytes,
+            "residuals": residuals,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, between two steps. Every rank loads its own; collective.
+
+        What "auto" found then is taken over; a `bucket_bytes` that was given holds. To go on with another number of
+        ranks, set "residuals" to None: nothing is owed then.
+
+        Raises:
+            RuntimeError: The synchronizer is closed.
+            ValueError: Residuals of another number of ranks, of other parameters, or without error_feedback; a
+                `bucket_bytes` that is no number of bytes.
+            MismatchError: The ranks' states are not of one training; on every rank.
+        """
+        self._check_open()
+        bucket_bytes, residuals = state.get("bucket_bytes"), state.get("residuals")
+        problem = self._problem_of(state)
+        text = f"bucket_bytes={bucket_bytes} and {'no' if residuals is None else 'its'} residuals to go on from"
+        agreement.check_equal(self._comm, [problem or text])
+        if problem:
+            raise ValueError(problem)
+        if self._feedback is not None:
+            self._feedback.restore(self._names, residuals)
+        if self._settings["bucket_bytes"] == "auto" and bucket_bytes is not None:
+            self._trial = None
+            self._bucket_bytes = bucket_bytes
+            self._cut(bucket_bytes)
+
+    def _problem_of(self, state: dict[str, Any]) -> str:
+        bucket_bytes, residuals = state.get("bucket_bytes"), state.get("residuals")
+        if bucket_bytes is not None and not _is_count(bucket_bytes):
+            return f"bucket_bytes={bucket_bytes!r}: expected a positive number of bytes, or None"
+        if residuals is None:
+            return ""
+        if self._feedback is None:
+            return "the state has residuals: make the synchronizer with error_feedback=True, or set them to None"
+        if state.get("world_size") != self._comm.world_size:
+            return (
+                f"the residuals are of {state.get('world_size')} ranks, here are {self._comm.world_size}, and each has "
+                'its own; set "residuals" to None to go on without'
+            )
+        return self._feedback.problem_of(self._names, residuals)
 
     @property
     def num_buckets(self) -> int:
@@ -288,6 +371,8 @@ class GradientSynchronizer:
     def _begin_pass(self, number: int) -> None:
         self._reducer.begin_pass()
         self._pass = number
+        if self._trial is not None:
+            self._trial.begin_pass()
         torch.autograd.Variable._execution_engine.queue_callback(self._on_backward_end)
 
     def _on_backward_end(self) -> None:
@@ -302,7 +387,7 @@ class GradientSynchronizer:
         return torch.float32 if self._deterministic and is_half else parameter.dtype
 
     def _plan(self, order: list[int]) -> Plan:
-        return make_plan(self._parameters, self._dtypes, order, self._bucket_bytes)
+        return make_plan(self._parameters, self._dtypes, order, self._plan_bytes)
 
     def _learn_order(self) -> None:
         """Lay the buckets out anew in the order in which rank 0's gradients came, once. Collective."""
@@ -318,7 +403,29 @@ class GradientSynchronizer:
             if parameter.grad is old:
                 new.copy_(old)
                 parameter.grad = new
+        if self._feedback is not None:
+            self._feedback.use(self._buckets)
+        self._cut(self._bucket_bytes)
+
+    def _cut(self, bucket_bytes: int | None) -> None:
+        self._buckets.cut(bucket_bytes or 0)
         self._reducer.use(self._buckets)
+
+    def _try_bucket_bytes(self) -> None:
+        """After a step: what the next one tries, or, when all is known, the choice. Collective then."""
+        if self._trial is None:
+            self._trial = BucketTrial(self._comm, self._buckets, self._overlap, self._launcher.drain)
+        else:
+            self._trial.end_step()
+        if not self._trial.is_over:
+            self._cut(self._trial.bucket_bytes)
+            return
+        self._bucket_bytes, reason = self._trial.verdict()
+        level = logging.WARNING if self._trial.num_steps else logging.DEBUG
+        if self._comm.rank == 0:
+            logger.log(level, 'dcomm: bucket_bytes="auto" is %d MiB: %s', self._bucket_bytes >> 20, reason)
+        self._trial = None
+        self._cut(self._bucket_bytes)
 
     def _recorder(self) -> Timeline:
         if self._timeline is None:
@@ -374,8 +481,7 @@ def _check_settings(
         raise TypeError(f"comm is a {type(comm).__name__}: expected a dcomm.Communicator, from dcomm.init()")
     if wire_dtype is not None and arrays.DTYPE_NAMES[arrays.wire_code(wire_dtype)] not in _HALVES:
         raise ValueError(f"wire_dtype={wire_dtype!r}: expected None, 'float16' or 'bfloat16'")
-    is_count = isinstance(bucket_bytes, int) and not isinstance(bucket_bytes, bool) and bucket_bytes > 0
-    if not is_count and bucket_bytes != "auto":
+    if not _is_count(bucket_bytes) and bucket_bytes != "auto":
         raise ValueError(f"bucket_bytes={bucket_bytes!r}: expected a positive number of bytes, or 'auto'")
     if not isinstance(deterministic, bool):
         raise TypeError(f"deterministic={deterministic!r}: expected True or False")
@@ -388,3 +494,20 @@ def _check_settings(
             f"wire_dtype={wire_dtype!r} with deterministic=True: rounding each rank's part would make the "
             "result depend on the number of ranks; leave one of them out"
         )
+
+
+def _is_count(bucket_bytes: Any) -> bool:
+    return isinstance(bucket_bytes, int) and not isinstance(bucket_bytes, bool) and bucket_bytes > 0
+
+
+def _check_feedback(error_feedback: Any, wire_name: str | None, grad_scaler: Any) -> None:
+    if not isinstance(error_feedback, bool):
+        raise TypeError(f"error_feedback={error_feedback!r}: expected True or False")
+    if error_feedback and wire_name is None:
+        raise ValueError("error_feedback=True without a wire_dtype: nothing is rounded away; give one, or leave it out")
+    if grad_scaler is not None and not error_feedback:
+        raise ValueError(
+            "grad_scaler is for error_feedback=True, which keeps gradients in unscaled units; leave it out"
+        )
+    if grad_scaler is not None and not callable(getattr(grad_scaler, "get_scale", None)):
+        raise TypeError(f"grad_scaler is a {type(grad_scaler).__name__}: expected a torch.amp.GradScaler")

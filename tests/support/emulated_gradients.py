@@ -50,8 +50,14 @@ class EmulatedLauncher:
     def note(self) -> None:
         pass
 
-    def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None) -> Any:
-        self._comm.all_reduce(OnGpu(buffer), op, wire_dtype=wire_dtype, stream=self._side)
+    def join(self) -> None:
+        pass
+
+    def drain(self) -> None:
+        pass
+
+    def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> Any:
+        self._comm.all_reduce(OnGpu(buffer), op, wire_dtype=wire_dtype, algo=algo, stream=self._side)
         self.started.append(buffer.numel())
         return _Event(self._side)
 
