@@ -2,6 +2,8 @@
 
     python benchmarks/ddp_step.py --json results.json --plot results.png
     python benchmarks/ddp_step.py --workloads mlp --check-figures
+    python benchmarks/ddp_step.py --variants buckets --check-figures    # bucket_bytes="auto" beside each fixed size
+    python benchmarks/ddp_step.py --variants auto --check-figures       # policy="auto" beside DDP over gloo
 
 A step is zero_grad, forward, backward, the end of the exchange, and SGD; one thread per rank. In every round each
 variant, in rank processes of its own, makes --steps steps in turn, each round in another order, and the state of the
@@ -31,6 +33,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -40,13 +43,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from step_models import WORKLOADS
-from step_variants import FLOOR, GLOO, VARIANTS, VIEWS_GLOO, Trainer
+from step_variants import BUCKET_SIZES, FLOOR, GLOO, VARIANTS, VIEWS_GLOO, Trainer
 
 from dcomm.bench.machine import describe
 from dcomm.bench.rounds import Turns, counted_rounds
 
 # Of the MLP: how many times as fast as DDP over gloo, and which share of the step may be communication.
 FIGURES = {"ddp + dcomm": (1.5, 0.15), "ddp views + dcomm": (1.5, 0.15), "synchronizer": (1.6, 0.08)}
+# Named lists of variants, of which the first is compared with the best of the others: at most so much slower.
+AUTO = "synchronizer"
+LISTS = {
+    "buckets": [AUTO, *(f"{AUTO} {size} MiB" for size in BUCKET_SIZES)],
+    "auto": ["ddp + dcomm auto", GLOO, "ddp views + dcomm auto", "ddp views + dcomm auto fp16", VIEWS_GLOO],
+}
+SLOWER_BUCKETS, SLOWER_POLICY = 1.03, 1.02
 CLOSE = {"fp16": 2e-2, "": 1e-3}  # distance of the weights: sums in another order, or with a half wire
 WARM_STEPS = 4  # DDP and the synchronizer settle within the first steps
 ENOUGH = 5  # rounds that count
@@ -64,15 +74,18 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("-n", "--ranks", type=int, default=2, help="rank processes")
     add("--workloads", default="mlp,gpt,resnet50", help=f"by commas, of {', '.join(WORKLOADS)}")
-    add("--variants", default=";".join(VARIANTS), help="by semicolons")
+    add("--variants", default=";".join(VARIANTS), help=f"by semicolons, or {' / '.join(LISTS)}")
     add("--rounds", type=int, default=ENOUGH, help="go on until so many count for every variant")
     add("--steps", type=int, default=5, help="of each variant in a round, after one that does not count")
     add("--malloc", choices=("default", "keep"), default="default", help="what glibc does with freed gradients")
     add("--max-seconds", type=float, default=240.0, help="for one workload: start no round that would end later")
     add("--json", type=Path, metavar="FILE", help="write everything here")
     add("--plot", type=Path, metavar="FILE", help="draw it")
-    add("--check-figures", action="store_true", help="check the promised figures of the MLP")
-    return parser.parse_args(argv)
+    add("--check-figures", action="store_true", help="check the promised figures: of the MLP, or of the list")
+    args = parser.parse_args(argv)
+    args.list = args.variants if args.variants in LISTS else ""
+    args.variants = LISTS.get(args.variants) or args.variants.split(";")
+    return args
 
 
 class Group:
@@ -135,7 +148,7 @@ def serve(rank: int, ranks: int, name: str, workload: str, folder: str, pipe: An
         while True:
             order, *arguments = pipe.recv()
             try:
-                pipe.send({"steps": timed_steps, "weights": leave_weights}[order](trainer, *arguments))
+                pipe.send(ORDERS[order](trainer, *arguments))
             except Exception as error:
                 pipe.send(RankError(f"{type(error).__name__}: {error}"))
     trainer.close()
@@ -162,8 +175,11 @@ def leave_weights(trainer: Trainer, path: str) -> str:
     return hashlib.sha256(weights.tobytes()).hexdigest()
 
 
+ORDERS: dict[str, Callable[..., Any]] = {"settle": Trainer.settle, "steps": timed_steps, "weights": leave_weights}
+
+
 def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
-    names = args.variants.split(";")
+    names = args.variants
     times: dict[str, list[list[float]]] = {name: [] for name in names}
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -171,7 +187,7 @@ def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, A
         for name in names:
             groups[name] = Group(name, workload, args.ranks, folder)
             stack.callback(groups[name].close)
-            groups[name].ask("steps", WARM_STEPS)
+            groups[name].ask("settle", WARM_STEPS)
         turns = Turns(names)
         number = 0
         while True:
@@ -258,6 +274,32 @@ def check_figures(workloads: dict[str, Any]) -> list[dict[str, Any]]:
     return figures
 
 
+def check_list(name: str, workloads: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether what chooses by itself is about as fast as the best that it could choose, or as what it replaces."""
+    figures: list[dict[str, Any]] = []
+    for workload, found in workloads.items():
+        rows = found["rows"]
+        if name == "buckets":
+            pairs, most, what = [(AUTO, LISTS[name][1:])], SLOWER_BUCKETS, "the best of the fixed sizes"
+        else:
+            pairs = [(auto, [GLOO if "views" not in auto else VIEWS_GLOO]) for auto in LISTS[name] if "auto" in auto]
+            most, what = SLOWER_POLICY, "DDP's default"
+        for auto, others in pairs:
+            best = min(others, key=lambda other: rows[other]["step_ms"])
+            ratio = rows[auto]["step_ms"] / rows[best]["step_ms"]
+            figures.append(
+                {
+                    "figure": f"{workload}, {auto}: at most {most - 1:.0%} slower than {what}",
+                    "measured": f"{100 * (ratio - 1):+.1f}% ({best})",
+                    "reached": ratio <= most,
+                }
+            )
+        fewest = min(row["rounds_counted"] for row in rows.values())
+        text = f"{workload}, at least {ENOUGH} rounds of every variant in one state"
+        figures.append({"figure": text, "measured": str(fewest), "reached": fewest >= ENOUGH})
+    return figures
+
+
 def lines(report: dict[str, Any]) -> list[str]:
     said = [
         f"# {report['machine']['cpu']}, {report['machine']['cores']} CPUs, {report['date']}, {report['commit'][:12]}"
@@ -326,7 +368,8 @@ def main(argv: list[str] | None = None) -> int:
         "workloads": {name: summarise(one) for name, one in found.items()},
     }
     if args.check_figures:
-        report["figures"] = check_figures(report["workloads"])
+        found = report["workloads"]
+        report["figures"] = check_list(args.list, found) if args.list else check_figures(found)
     print("\n".join(lines(report)))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ FLOOR = "no_sync"
 GLOO = "ddp + gloo"
 # With gradient_as_bucket_view=True: gradients are parts of DDP's buckets, and nothing is copied out of them.
 VIEWS_GLOO = "ddp views + gloo"
+BUCKET_SIZES = (1, 4, 8, 25, 64)  # MiB: what "auto" of the synchronizer chooses from
 
 
 class Trainer:
@@ -34,6 +36,7 @@ class Trainer:
         self.wrapped: nn.Module = self.model
         self.during: Callable[[], Any] = contextlib.nullcontext  # around forward and backward
         self.finish: Callable[[], Any] = lambda: None
+        self.is_settled: Callable[[], bool] = lambda: True  # False: the first steps still differ from the later ones
         self.states: list[Any] = []  # to be closed
         _KINDS[name](self)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=workload.lr)
@@ -46,6 +49,16 @@ class Trainer:
         self.finish()
         self.optimizer.step()
         return loss
+
+    def settle(self, steps: int) -> None:
+        """At least so many steps, until all is found out that is found out in the first ones; weights as before."""
+        before = [parameter.detach().clone() for parameter in self.model.parameters()]
+        while steps > 0 or not self.is_settled():
+            self.step()
+            steps -= 1
+        with torch.no_grad():  # so that all variants train for equally many steps
+            for parameter, value in zip(self.model.parameters(), before, strict=True):
+                parameter.copy_(value)
 
     def close(self) -> None:
         for state in self.states:
@@ -81,6 +94,7 @@ def _synchronizer(trainer: Trainer, **settings: Any) -> None:
         deterministic=settings.get("deterministic", False),
     )
     sync = dcomm.torch.GradientSynchronizer(trainer.model, comm, **settings)
+    trainer.is_settled = lambda: sync.bucket_bytes is not None
     trainer.states += [sync, comm]
     trainer.finish = sync.finish
 
@@ -99,8 +113,15 @@ _KINDS: dict[str, Callable[[Trainer], Any]] = {
         trainer, dcomm.torch.all_reduce_hook, views=True, overlap=False
     ),
     "ddp views + dcomm fp16": lambda trainer: _ddp(trainer, dcomm.torch.fp16_hook, views=True),
+    "ddp + dcomm auto": lambda trainer: _ddp(trainer, dcomm.torch.all_reduce_hook, policy="auto"),
+    "ddp views + dcomm auto": lambda trainer: _ddp(trainer, dcomm.torch.all_reduce_hook, views=True, policy="auto"),
+    "ddp views + dcomm auto fp16": lambda trainer: _ddp(trainer, dcomm.torch.fp16_hook, views=True, policy="auto"),
     "synchronizer": _synchronizer,
     "synchronizer fp16": lambda trainer: _synchronizer(trainer, wire_dtype="float16"),
+    "synchronizer fp16 error feedback": lambda trainer: _synchronizer(
+        trainer, wire_dtype="float16", error_feedback=True
+    ),
+    **{f"synchronizer {size} MiB": partial(_synchronizer, bucket_bytes=size << 20) for size in BUCKET_SIZES},
     "synchronizer deterministic": lambda trainer: _synchronizer(trainer, deterministic=True),
 }
 VARIANTS = tuple(_KINDS)

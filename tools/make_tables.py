@@ -158,7 +158,9 @@ def steps_table(report: dict[str, Any]) -> Iterator[str]:
         for name, row in one["rows"].items():
             weights = one["weights"].get(name, {})
             cells = [one["title"] if not lines or lines[-1][-1] != one["title"] else "", name]
-            cells += [f"{row['step_ms']:.1f}", f"{row['exposed']:.1%}", f"{row['over_gloo']:.2f}x"]
+            cells.append(f"{row['step_ms']:.1f}")
+            cells.append(f"{row['exposed']:.1%}" if "exposed" in row else "")
+            cells.append(f"{row['over_gloo']:.2f}x" if "over_gloo" in row else "")
             cells.append(f"{weights['distance_from_gloo']:.0e}" if "distance_from_gloo" in weights else "")
             lines.append([*cells, one["title"]])
     heads = ["workload", "variant", "step ms", "exposed", "vs ddp + gloo", "distance"]

@@ -15,6 +15,7 @@ from types import ModuleType
 from dcomm.torch.group_monitored import monitored_barrier
 from dcomm.torch.hooks import HookState, all_reduce_hook, bf16_hook, fp16_hook
 from dcomm.torch.process_group import ProcessGroup, register
+from dcomm.torch.recommendation import Recommendation, recommend
 from dcomm.torch.synchronizer import GradientSynchronizer
 
 register()
@@ -23,11 +24,13 @@ __all__ = [
     "GradientSynchronizer",
     "HookState",
     "ProcessGroup",
+    "Recommendation",
     "all_reduce_hook",
     "bf16_hook",
     "fp16_hook",
     "functional",
     "monitored_barrier",
+    "recommend",
 ]
 
 

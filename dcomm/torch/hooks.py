@@ -20,9 +20,11 @@ from dcomm.communicator import Communicator
 from dcomm.cuda_operation import FLOATS
 from dcomm.errors import DcommError
 from dcomm.torch import device_streams
+from dcomm.torch.auto_policy import AutoPolicy
 from dcomm.torch.bucket_memory import BucketMemory
 from dcomm.torch.completer import Completer
 from dcomm.torch.gradient_memory import GradientMemory
+from dcomm.torch.recommendation import DCOMM, GROUP, Recommendation
 
 logger = logging.getLogger("dcomm")
 
@@ -40,7 +42,10 @@ class HookState:
     Args:
         process_group: The DDP module's process group; None: the default group.
         wire_dtype: "float16" / "bfloat16" for :func:`all_reduce_hook`; None: no conversion.
-        policy: "dcomm": use dcomm wherever it can serve.
+        policy: "dcomm": use dcomm wherever it can serve. "auto": in the third step, when DDP has laid out its buckets
+            for good, time the process group, dcomm, and dcomm with the wire (`wire_dtype`, or the hook's) for each
+            size of bucket, and use what is fastest from then on; rank 0's logger "dcomm" says so in one line. A wire
+            is then a permission: used where it pays, and never tried if it is None. Before that the group averages.
         overlap: True: a bucket is reduced on dcomm's progress thread, or on a GPU on dcomm's stream, while backward
             goes on. False: at once, in the thread or on the stream that runs backward; on a CPU while its gradients are
             in that core's cache: faster where ranks have one CPU each, for then nothing else could run at the same
@@ -72,8 +77,8 @@ class HookState:
         for name, flag in flags.items():
             if not isinstance(flag, bool):
                 raise TypeError(f"{name}={flag!r}: expected True or False")
-        if policy != "dcomm":
-            raise ValueError(f"policy={policy!r}: expected 'dcomm'")
+        if policy not in ("dcomm", "auto"):
+            raise ValueError(f"policy={policy!r}: expected 'dcomm' or 'auto'")
         if wire_dtype is not None:
             arrays.wire_code(wire_dtype)
         self.process_group = process_group
@@ -85,6 +90,7 @@ class HookState:
         self._comm: Communicator | None = None
         self._memory: BucketMemory | None = None
         self._gradients: GradientMemory | None = None
+        self._auto: AutoPolicy | None = None
         self._completer: Completer | None = None
         self._side_stream: Any = None  # of gradients on a GPU: comes to the end of each bucket's reduction
         self._delegates = False
@@ -94,6 +100,11 @@ class HookState:
     def communicator(self) -> Communicator | None:
         """The communicator in use; None before the first bucket, or where the process group serves."""
         return self._comm
+
+    @property
+    def recommendation(self) -> Recommendation | None:
+        """What policy="auto" has found; None before the third step, or with another policy."""
+        return None if self._auto is None else self._auto.recommendation
 
     def close(self) -> None:
         """Finish what is queued and free the communicator; the next bucket would make a new one."""
@@ -106,6 +117,7 @@ class HookState:
         if self._gradients is not None:
             self._gradients.close()
         self._comm = None
+        self._auto = None
         self._completer = None
         self._memory = None
         self._gradients = None
@@ -157,10 +169,17 @@ class HookState:
                 self._delegate(reason)
             else:
                 self._side_stream = device_streams.make_side_stream(device)
+                self._follow_policy(group)
             return
         self._completer = Completer()
         self._memory = BucketMemory(self._comm) if self.register_buckets else None
         self._gradients = GradientMemory(self._comm, self.reuse_gradients and self.overlap)
+        self._follow_policy(group)
+
+    def _follow_policy(self, group: Any) -> None:
+        if self.policy == "auto":
+            assert self._comm is not None
+            self._auto = AutoPolicy(self._comm, group)
 
     def _delegate(self, reason: str) -> None:
         self._delegates = True
@@ -228,13 +247,21 @@ def _average(state: HookState, bucket: GradBucket, wire_dtype: Any) -> torch.fut
     tensor = bucket.buffer()
     if state._comm is None and not state._delegates:
         state._connect(tensor)
+    if state._auto is not None:
+        allowed = None if wire_dtype is None else arrays.DTYPE_NAMES[arrays.wire_code(wire_dtype)]
+        choice = state._auto.choice_of(bucket, tensor, allowed)
+        if choice == GROUP:
+            return _average_by_group(state._group(), tensor)
+        wire_dtype = None if choice == DCOMM else choice
     if state._comm is not None and state._side_stream is not None:
         return _average_on_gpu(state, state._comm, tensor, wire_dtype)
     if state._comm is None or state._completer is None or state._gradients is None:
         return _average_by_group(state._group(), tensor)
     wire = wire_dtype if tensor.dtype == torch.float32 else None
     place = tensor if state._memory is None or wire is not None else state._memory.place_of(bucket.index(), tensor)
-    result = state._gradients.result_of(bucket, tensor)
+    # Gradients that lie in results need all buckets of a step here.
+    lends = state._auto is None or state._auto.all_dcomm
+    result = state._gradients.result_of(bucket, tensor) if lends else None
     if state.overlap and place is tensor:
         out = tensor if result is None else result
         work = state._comm.all_reduce(tensor, "avg", out=out, wire_dtype=wire, async_op=True)

@@ -88,6 +88,21 @@ def test_too_few_rounds_reach_nothing(ddp_step: ModuleType) -> None:
     assert [figure["reached"] for figure in ddp_step.check_figures({"mlp": summary})] == [True] * 6 + [False]
 
 
+def test_what_chooses_by_itself_is_compared_with_the_best(ddp_step: ModuleType) -> None:
+    def report(name: str, auto_ms: float) -> list[bool]:
+        rows = {}
+        for number, variant in enumerate(ddp_step.LISTS[name]):
+            is_auto = "auto" in variant or variant == "synchronizer"
+            rows[variant] = {"step_ms": auto_ms if is_auto else 100.0 + number, "rounds_counted": 5}
+        return [figure["reached"] for figure in ddp_step.check_list(name, {"gpt": {"rows": rows}})]
+
+    assert report("buckets", 103.9) == [True, True]
+    assert report("buckets", 104.2) == [False, True]
+    assert report("auto", 103.0) == [True, True, True, True]
+    assert report("auto", 103.1) == [False, True, True, True]
+    assert report("auto", 106.2) == [False, False, False, True]
+
+
 @pytest.mark.parametrize("key", ["equal_on_all_ranks", "close"])
 def test_wrong_weights_are_an_error(ddp_step: ModuleType, key: str) -> None:
     found = measured()

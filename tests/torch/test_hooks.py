@@ -142,7 +142,10 @@ def test_pickling_keeps_the_settings() -> None:
 
 @pytest.mark.parametrize(
     ("kwargs", "text"),
-    [({"wire_dtype": "int8"}, "wire_dtype='int8': expected None"), ({"policy": "x"}, "policy='x': expected 'dcomm'")],
+    [
+        ({"wire_dtype": "int8"}, "wire_dtype='int8': expected None"),
+        ({"policy": "x"}, "policy='x': expected 'dcomm' or 'auto'"),
+    ],
 )
 def test_bad_settings(kwargs: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
