@@ -5,7 +5,8 @@ benchmarks/all_reduce.py or `dcomm bench all_reduce --json` wrote (its times by 
 (called from C, beside each MPI), STEM.rounds (the states of the cores) or STEM.figures (what was promised and what was
 reached); STEM.steps is of benchmarks/ddp_step.py, STEM.fused of benchmarks/bucket.py,
 STEM.direct of benchmarks/direct.py, STEM.volumes of benchmarks/communication_volume.py, STEM.backend of
-benchmarks/torch_backend.py, STEM.fsdp of benchmarks/fsdp_step.py.
+benchmarks/torch_backend.py, STEM.fsdp of benchmarks/fsdp_step.py, STEM.convergence of
+benchmarks/convergence.py.
 
     python tools/make_tables.py            # rewrite the tables
     python tools/make_tables.py --check    # change nothing; exit 1 if a table is not what the measurements say
@@ -262,6 +263,21 @@ def examples_table(report: dict[str, Any]) -> Iterator[str]:
     yield origin(report)
 
 
+def convergence_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per wire of benchmarks/convergence.py: the last validation loss, and how far from no compression."""
+    lines = []
+    for row in report["rows"]:
+        deviation = "" if row["deviation"] is None else f"{row['deviation']:.4f}"
+        difference = "" if row["difference"] is None else f"{row['difference']:+.4f}"
+        cells = [row["wire"], str(len(row["seeds"])), f"{row['val_loss']:.4f}", deviation, difference]
+        lines.append([*cells, f"{row['seconds']:.0f} s"])
+    lines.append(["a bigram model", "", f"{report['bigram']:.4f}", "", "", ""])
+    yield from markdown(["wire", "seeds", "last validation loss", "deviation", "from none", "a run"], lines)
+    yield ""
+    size = f"{report['parameters']:,} parameters, {report['settings']['steps']} steps"
+    yield f"GPT, {size}; {report['ranks']} ranks, 1 thread each; {origin(report)}"
+
+
 KINDS = {
     "": sizes_table,
     "mpi": mpi_table,
@@ -273,6 +289,7 @@ KINDS = {
     "volumes": volumes_table,
     "backend": backend_table,
     "fsdp": fsdp_table,
+    "convergence": convergence_table,
 }
 
 

@@ -45,7 +45,7 @@ def test_choices(times: dict[str, float], choice: str, reason: str) -> None:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "dcomm": {"times": {"small": DCOMM, "large": DCOMM}, "hook": "all_reduce", "views": False},
+    "dcomm": {"times": {"small": DCOMM, "large": DCOMM}, "hook": "fp16", "views": False},
     "mixed": {"times": {"small": GROUP, "large": WIRE}, "hook": "fp16", "views": True},
     "group": {"times": {"small": GROUP, "large": GROUP}, "hook": "fp16", "views": False},
 }
