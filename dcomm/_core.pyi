@@ -51,6 +51,7 @@ class Communicator:
         timeout_s: float,
         force_shm: bool,
         deterministic: bool,
+        test_protocol: int = ...,
     ) -> Communicator: ...
     @property
     def rank(self) -> int: ...

@@ -192,6 +192,7 @@ def init(
         timeout_s=seconds,
         force_shm=os.environ.get("DCOMM_FORCE_SHM", "") == "1",
         deterministic=canonical_only,
+        test_protocol=int(os.environ.get("DCOMM_TEST_PROTOCOL", "0")),
     )
     return Communicator(core, local_rank=launch.local_rank if local_rank is None else local_rank)
 

@@ -41,6 +41,7 @@ TESTS = {
     "DCOMM_SOAK_SECONDS": "how long the soak lasts",
     "DCOMM_TEST_FIRST_NUMBER": "numbers of operations and messages begin after it",
     "DCOMM_TEST_JITTER": "delays at random, in test builds",
+    "DCOMM_TEST_PROTOCOL": "the protocol number that a rank claims to speak",
     "DCOMM_TEST_RELEASE": "a file that a waiting test process looks for",
     "DCOMM_TEST_VERSION": "the version that a rank claims to have",
 }

@@ -116,24 +116,6 @@ def test_two_jobs_with_one_key() -> None:
                 assert "set DCOMM_JOB_ID" in value["text"] or "rank 0 did not arrive" in value["text"]
 
 
-def test_two_jobs_with_their_own_keys() -> None:
-    args = [{"my_rank": i % 2, "my_world_size": 2} for i in range(4)]
-    env = [{"DCOMM_JOB_ID": f"own-{os.getpid()}-{i // 2}"} for i in range(4)]
-    results = process_values(4, SCRIPT, "init_and_report", args, env=env)
-    assert [value["error"] for value in results] == [None] * 4
-
-
-@pytest.mark.parametrize("odd_rank", [0, 2])
-def test_two_versions_in_one_job(odd_rank: int) -> None:
-    env: list[dict[str, str]] = [{} for _ in range(3)]
-    env[odd_rank]["DCOMM_TEST_VERSION"] = "9.8.7"
-    for value in process_values(3, SCRIPT, "init_and_report", env=env):
-        assert value["error"] == "VersionMismatchError", value
-        assert f"rank {odd_rank} has 9.8.7" in value["text"]
-        assert "install the same dcomm for all ranks" in value["text"]
-        assert value["seconds"] < 2
-
-
 def test_different_world_sizes() -> None:
     args = [{"my_world_size": 2 if rank == 0 else 3, "timeout": 3.0} for rank in range(3)]
     values = process_values(3, SCRIPT, "init_and_report", args)

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "comm/call_site.h"
+#include "comm/peer_activity.h"
 #include "protocol/fingerprint.h"
 
 namespace dcomm {
@@ -51,11 +52,16 @@ std::string called_at(const HostContext& context, int rank, uint64_t seq) {
   return site.empty() ? "" : " at " + site;
 }
 
+/// 0 where the ranks are threads.
+int pid_at(const std::vector<int>& pids, int rank) {
+  const auto index = static_cast<size_t>(rank);
+  return index < pids.size() ? pids[index] : 0;
+}
+
 std::string rank_text(int rank, const std::vector<int>& pids) {
   std::ostringstream text;
   text << "rank " << rank;
-  const auto index = static_cast<size_t>(rank);
-  if (index < pids.size() && pids[index] > 0) text << " (pid " << pids[index] << ')';
+  if (const int pid = pid_at(pids, rank); pid > 0) text << " (pid " << pid << ')';
   return text.str();
 }
 
@@ -189,11 +195,21 @@ std::string describe_failure(const HostContext& context, const OpRecord& record,
     case ErrorCode::kTimeout:
       if (failure.detail == AbortDetail::kFromAny) {
         text << "no rank sent " << culprit << " the message that it waited for";
+      } else if (failure.culprit == context.rank) {
+        text << "rank " << failure.reporter
+             << " waited for this rank until its timeout and gave up; positions: " << describe_positions(context)
+             << listing.describe_others()
+             << "; find out what kept this rank, or pass a longer timeout where it only needs more time";
+        break;
       } else {
         text << "no answer from " << culprit << ", which is alive,";
       }
       text << " within " << std::fixed << std::setprecision(1) << seconds << " s";
       if (failure.reporter != context.rank) text << " (reported by rank " << failure.reporter << ')';
+      if (failure.detail != AbortDetail::kFromAny) {
+        const std::string activity = activity_of(pid_at(pids, failure.culprit));
+        if (!activity.empty()) text << "; " << activity;
+      }
       text << "; positions: " << describe_positions(context) << listing.describe_others()
            << "; find out what the rank behind is doing, or pass a longer timeout where it only needs more time";
       break;

@@ -16,6 +16,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -139,7 +140,11 @@ Liveness::Liveness(std::shared_ptr<Mesh> mesh, OnExit on_exit, OnPacket on_packe
   state_->wake = GuardedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!state_->wake) throw_errno(ErrorCode::kInternal, "eventfd for the liveness thread (raise ulimit -n?)", errno);
   const BlockedSignals blocked;  // inherited by the new thread
-  state_->watcher = std::thread([state = state_.get()] { state->watch(); });
+  try {
+    state_->watcher = std::thread([state = state_.get()] { state->watch(); });
+  } catch (const std::system_error& error) {
+    throw_errno(ErrorCode::kInternal, "cannot start the liveness thread (raise ulimit -u?)", error.code().value());
+  }
 }
 
 Liveness::~Liveness() {

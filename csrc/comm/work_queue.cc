@@ -6,14 +6,27 @@
 #include <algorithm>
 #include <exception>
 #include <string>
+#include <system_error>
+
+#include "base/error.h"
 
 #include "comm/short_slice.h"
 
 namespace dcomm {
 
+/// Throws, with nothing queued, where the process may not have one more thread.
+void WorkQueue::start_progress() {
+  try {
+    shared_->progress = std::make_unique<std::thread>([this] { progress_loop(); });
+  } catch (const std::system_error& error) {
+    throw_errno(ErrorCode::kInternal, "cannot start the progress thread of asynchronous operations (raise ulimit -u?)",
+                error.code().value());
+  }
+}
+
 void WorkQueue::push(const std::shared_ptr<Work>& work) {
   const std::lock_guard lock(shared_->mutex);
-  if (shared_->progress == nullptr) shared_->progress = std::make_unique<std::thread>([this] { progress_loop(); });
+  if (shared_->progress == nullptr) start_progress();
   shared_->queue.push_back(work);
   shared_->num_queued.fetch_add(1, std::memory_order_release);
   shared_->num_pushed.fetch_add(1, std::memory_order_seq_cst);

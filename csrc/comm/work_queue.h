@@ -54,6 +54,7 @@ class WorkQueue {
 
  private:
   void run(const std::shared_ptr<Work>& work);
+  void start_progress();
   void progress_loop();
 
   struct Shared {

@@ -134,7 +134,7 @@ CollectiveCall message_call(int kind, uintptr_t address, size_t count, int dtype
 
 std::shared_ptr<Communicator> connect(int rank, int world_size, const std::string& meeting_key, bool exact,
                                       uint64_t init_counter, uint64_t config_hash, const std::string& version,
-                                      double timeout_s, bool force_shm, bool deterministic) {
+                                      double timeout_s, bool force_shm, bool deterministic, uint32_t test_protocol) {
   MeshOptions options;
   options.rank = rank;
   options.world_size = world_size;
@@ -143,6 +143,7 @@ std::shared_ptr<Communicator> connect(int rank, int world_size, const std::strin
   options.init_counter = init_counter;
   options.config_hash = config_hash;
   options.package_version = version;
+  if (test_protocol != 0) options.protocol_version = test_protocol;
   options.timeout = std::chrono::nanoseconds(static_cast<int64_t>(timeout_s * 1e9));
   options.on_wait = [check = signal_check()] {
     if (check != nullptr && check(nullptr)) throw Error(ErrorCode::kInterrupted, "interrupted during init");
@@ -222,7 +223,7 @@ py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::mo
   bound.def_static("of_threads", &of_threads, py::arg("world_size"), py::arg("deterministic") = false)
       .def_static("connect", &connect, py::arg("rank"), py::arg("world_size"), py::arg("meeting_key"), py::arg("exact"),
                   py::arg("init_counter"), py::arg("config_hash"), py::arg("version"), py::arg("timeout_s"),
-                  py::arg("force_shm"), py::arg("deterministic"))
+                  py::arg("force_shm"), py::arg("deterministic"), py::arg("test_protocol") = 0)
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("closed", &Communicator::closed)

@@ -13,9 +13,23 @@ import struct
 import sys
 
 NUMBERS = {
-    "x86_64": {"memfd_create": 319, "pidfd_open": 434, "eventfd2": 290, "sched_setaffinity": 203},
-    "aarch64": {"memfd_create": 279, "pidfd_open": 434, "eventfd2": 19, "sched_setaffinity": 122},
+    "x86_64": {"memfd_create": 319, "pidfd_open": 434, "eventfd2": 290, "sched_setaffinity": 203}
+    | {"ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "pidfd_getfd": 438}
+    | {"mbind": 237, "set_mempolicy": 238, "get_mempolicy": 239, "move_pages": 279, "userfaultfd": 323}
+    | {"mount": 165, "umount2": 166, "unshare": 272, "setns": 308, "bpf": 321, "perf_event_open": 298}
+    | {"add_key": 248, "request_key": 249, "keyctl": 250, "io_uring_setup": 425},
+    "aarch64": {"memfd_create": 279, "pidfd_open": 434, "eventfd2": 19, "sched_setaffinity": 122}
+    | {"ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272, "pidfd_getfd": 438}
+    | {"mbind": 235, "set_mempolicy": 237, "get_mempolicy": 236, "move_pages": 239, "userfaultfd": 282}
+    | {"mount": 40, "umount2": 39, "unshare": 97, "setns": 268, "bpf": 280, "perf_event_open": 241}
+    | {"add_key": 217, "request_key": 218, "keyctl": 219, "io_uring_setup": 425},
 }
+# What a container's usual filter refuses to a process without capabilities.
+CONTAINER = (
+    *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "mbind", "set_mempolicy"),
+    *("get_mempolicy", "move_pages", "userfaultfd", "mount", "umount2", "unshare", "setns", "bpf", "perf_event_open"),
+    *("add_key", "request_key", "keyctl", "io_uring_setup"),
+)
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 _LOAD_NUMBER, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
