@@ -14,8 +14,9 @@ from forked_ranks import run_forked
 import dcomm
 
 
-def one_rank(rank: int, world_size: int, job: int, linger_s: float, timeout: float) -> dict[str, Any]:
+def one_rank(rank: int, world_size: int, job: int, start_at: float, linger_s: float, timeout: float) -> dict[str, Any]:
     """Joins, checks who else has, and stays so long that a rank of the other job cannot come afterwards."""
+    time.sleep(max(0.0, start_at - time.monotonic()))
     start = time.monotonic()
     try:
         comm = dcomm.init(rank=rank, world_size=world_size, timeout=timeout)
@@ -36,15 +37,20 @@ def one_rank(rank: int, world_size: int, job: int, linger_s: float, timeout: flo
 def launch_again_and_again(
     rank: int, world_size: int, num_ranks: int, times: int, folder: str, keys: list[str], timeout: float
 ) -> list[list[dict[str, Any]]]:
-    """`rank` is the job's number: `times` times its ranks start when those of the other job do."""
+    """`rank` is the job's number: `times` times its ranks start at the moment at which those of the other job do."""
     os.environ["DCOMM_JOB_ID"] = keys[rank]
     results = []
     for number in range(times):
-        Path(folder, f"{number}.{rank}").touch()
+        # Both say when they could start, on the clock that all processes share; the later one holds.
+        partial_path = Path(folder, f"{number}.{rank}.partial")
+        partial_path.write_text(str(time.monotonic() + 0.1))
+        partial_path.rename(partial_path.with_suffix(".start"))
+        paths = [Path(folder, f"{number}.{job}.start") for job in range(world_size)]
         deadline = time.monotonic() + 40
-        while not all(Path(folder, f"{number}.{job}").exists() for job in range(world_size)):
+        while not all(path.exists() for path in paths):
             assert time.monotonic() < deadline, "the other job has ended"
             time.sleep(0.0005)
-        bodies = [partial(one_rank, peer, num_ranks, rank, 0.2, timeout) for peer in range(num_ranks)]
+        start_at = max(float(path.read_text()) for path in paths)
+        bodies = [partial(one_rank, peer, num_ranks, rank, start_at, 0.2, timeout) for peer in range(num_ranks)]
         results.append(run_forked(bodies))
     return results

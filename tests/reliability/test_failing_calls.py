@@ -80,7 +80,7 @@ def test_failing_calls_that_make_memory(shim: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(170)
 def test_every_failing_call(shim: Path) -> None:
     fail_all(FUNCTIONS, shim)
 

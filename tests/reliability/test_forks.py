@@ -44,7 +44,7 @@ def test_forked_workers_feed_a_rank_until_another_one_is_killed() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(170)
 def test_forked_workers_feed_the_ranks_for_1000_steps() -> None:
     steps = 1000
     for value in process_values(2, SCRIPT, "train", {"steps": steps}, timeout=300):

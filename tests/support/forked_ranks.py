@@ -5,6 +5,7 @@ For a rank process of rank_processes.py (one that has no threads and no communic
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -22,6 +23,7 @@ def run_forked(bodies: Sequence[Callable[[], Any]], timeout: float = 30, *, thro
     through_exit: a child ends as a program does, through atexit and destructors, and not at once. For a child that
     crashes or hangs: {"crash": exit status}, -9 being the end of one that hung.
     """
+    gc.freeze()  # the children neither search nor copy what is there already
     start_read, start_write = os.pipe()  # all begin when it closes
     pids, pipes = [], []
     for body in bodies:
