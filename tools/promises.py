@@ -31,15 +31,34 @@ PROMISES = {
         ),
         Promise(
             "A frozen rank is not a dead one: the others wait for it, and after their deadline say that it is alive "
-            "and where it stands.",
+            "and stopped, and where it stands.",
             (
-                "tests/test_death.py::test_a_frozen_rank_that_goes_on_harms_nobody",
-                "tests/test_death.py::test_a_frozen_rank_is_reported_as_alive",
+                "tests/reliability/test_frozen_and_slow.py::test_a_stopped_rank_is_reported_as_alive_and_stopped",
+                "tests/reliability/test_frozen_and_slow.py::test_a_stopped_rank_is_reported_after_three_seconds",
+                "tests/reliability/test_frozen_and_slow.py::test_a_rank_that_is_continued_harms_nobody",
+                "tests/reliability/test_frozen_and_slow.py::test_a_rank_that_is_continued_100_times_harms_nobody",
+            ),
+            (
+                "stopped_rank: reported after {reported_s} s at a timeout of {timeout_s} s",
+                "many_continued_ranks: stopped and continued {times} times: {harmless} harmless",
             ),
         ),
         Promise(
             "A slow rank is waited for; one line warns.",
-            ("tests/test_disagreement.py::test_slow_is_fine_and_warns_once",),
+            (
+                "tests/test_disagreement.py::test_slow_is_fine_and_warns_once",
+                "tests/reliability/test_frozen_and_slow.py::test_slow_is_fine_and_warned_of_once",
+            ),
+            ("slow_rank: {late_s} s late at a timeout of {timeout_s} s: right, {warnings} warning on each rank",),
+        ),
+        Promise(
+            "A rank whose interpreter does not come to run does not stop what it has queued; a timeout says whether its "
+            "main thread computes or is not progressing.",
+            (
+                "tests/reliability/test_frozen_and_slow.py::test_what_is_queued_goes_on_while_its_rank_holds_the_gil",
+                "tests/reliability/test_frozen_and_slow.py::test_the_error_says_what_the_rank_that_is_late_does",
+            ),
+            ("queued_behind_gil: GIL held for {held_s} s: the others had the sum after {waited_s} s",),
         ),
         Promise(
             "A rank that fails in the program's own code, or aborts with a reason, tells its peers: their errors have "
@@ -91,32 +110,76 @@ PROMISES = {
     "Programs, processes, threads": (
         Promise(
             "Ctrl-C ends a wait, and the peers are told.",
-            ("tests/test_death.py::test_ctrl_c_ends_a_wait", "tests/test_death.py::test_ctrl_c_ends_init"),
+            (
+                "tests/test_death.py::test_ctrl_c_ends_a_wait",
+                "tests/test_death.py::test_ctrl_c_ends_init",
+                "tests/reliability/test_interrupts.py::test_ctrl_c_at_random_moments",
+                "tests/reliability/test_interrupts.py::test_ctrl_c_at_100_random_moments",
+            ),
+            (
+                "many_interrupts: at {times} random moments: KeyboardInterrupt after {median_ms} ms, at most {worst_ms} "
+                "ms; the others' errors after at most {peers_worst_ms} ms; {hangs} hangs",
+            ),
         ),
         Promise(
-            "A forked child that uses its parent's communicator gets an error, and the parent goes on.",
+            "A torch rank may return from main without destroying its process group.",
             (
+                "tests/reliability/test_leaving.py::test_exit_without_destroy",
+                "tests/reliability/test_leaving.py::test_exit_without_destroy_30_times",
+            ),
+        ),
+        Promise(
+            "The processes that `dcomm bench` starts end with it.",
+            ("tests/reliability/test_launcher_killed.py::test_ranks_go_with_their_launcher",),
+            ("launcher_killed: {ranks} ranks gone after {gone_ms} ms",),
+        ),
+        Promise(
+            "A forked child that uses its parent's communicator gets an error, holds nothing of it, and the parent goes "
+            "on.",
+            (
+                "tests/reliability/test_forks.py::test_forked_workers_feed_a_rank_until_another_one_is_killed",
+                "tests/reliability/test_forks.py::test_forked_workers_feed_the_ranks_for_1000_steps",
+                "tests/reliability/test_orphans.py::test_a_child_that_outlives_its_rank_holds_nothing_of_dcomm",
                 "tests/test_processes.py::test_a_forked_child_is_refused_and_the_parent_goes_on",
                 "tests/cc/death_checks.cc::fork_guard_closes_everything_in_a_child",
+            ),
+            (
+                "many_forked_workers: data loader with 4 workers: {steps} steps, {crashes} crashes",
+                "orphan: a child that outlives its rank: {descriptors} descriptors, {mappings} mappings of dcomm",
             ),
         ),
         Promise(
             "Two threads in one communicator get an error, different communicators are free.",
-            ("tests/test_errors.py::test_two_threads_in_one_communicator",),
+            (
+                "tests/test_errors.py::test_two_threads_in_one_communicator",
+                "tests/reliability/test_threads.py::test_eight_threads",
+            ),
         ),
         Promise(
             "Two jobs with one key never mix; ranks of different versions refuse each other and name the versions.",
             (
                 "tests/test_processes.py::test_two_jobs_with_one_key",
-                "tests/test_processes.py::test_two_versions_in_one_job",
+                "tests/reliability/test_meeting_two_jobs.py::test_two_jobs_with_one_key",
+                "tests/reliability/test_meeting_two_jobs.py::test_two_jobs_with_one_key_100_times",
+                "tests/reliability/test_meeting_two_jobs.py::test_two_jobs_with_keys_of_their_own",
+                "tests/reliability/test_meeting_versions.py::test_two_versions_in_one_job",
                 "tests/cc/meeting_checks.cc::meeting_two_jobs_never_mix",
             ),
+            ("two_jobs: {starts} starts, {cross_joins} cross-joins",),
         ),
         Promise(
             "Another user's process, or a garbled greeting, does not disturb a job.",
             (
                 "tests/cc/meeting_checks.cc::meeting_other_users_are_skipped",
                 "tests/cc/meeting_checks.cc::meeting_garbled_hellos_do_not_disturb_the_job",
+                "tests/reliability/test_meeting_foreign_user.py::test_a_foreign_user_is_refused_1000_times",
+                "tests/reliability/test_meeting_foreign_user.py::test_names_that_a_foreign_user_holds_are_passed_by",
+                "tests/reliability/test_meeting_garbled_hellos.py::test_garbled_hellos",
+                "tests/reliability/test_meeting_garbled_hellos.py::test_a_million_garbled_hellos",
+            ),
+            (
+                "foreign_user: {knocks} connections of another user: {refused} refused",
+                "many_garbled_hellos: {hellos} mutated hellos: {crashes} crashes, memory +{growth_kib} KiB",
             ),
         ),
         Promise(
@@ -125,11 +188,37 @@ PROMISES = {
         ),
         Promise(
             "A full /dev/shm is no obstacle, and never a SIGBUS.",
-            ("tests/cc/window_checks.cc::windows_in_a_small_dev_shm",),
+            (
+                "tests/cc/window_checks.cc::windows_in_a_small_dev_shm",
+                "tests/reliability/test_containers.py::test_a_dev_shm_of_one_megabyte",
+            ),
+            ("small_shm: {ran} jobs ran, {refused} of the forced fallback refused",),
+        ),
+        Promise(
+            "A system call that fails while ranks meet is a typed error, or done without; nothing is left behind.",
+            (
+                "tests/reliability/test_failing_calls.py::test_failing_calls_that_make_memory",
+                "tests/reliability/test_failing_calls.py::test_every_failing_call",
+                "tests/reliability/test_failing_calls.py::test_a_call_that_finds_no_thread_can_be_repeated",
+            ),
+            (
+                "every_failing_call: {calls} calls failed one by one: {typed} typed errors, {went_on} done without, "
+                "{crashes} crashes, {left_behind} left behind",
+            ),
+        ),
+        Promise(
+            "In a container's conditions (64 MB /dev/shm, read-only files, no root, no capabilities, system calls "
+            "refused) deaths and mismatches are told all the same.",
+            ("tests/reliability/test_containers.py::test_deaths_and_mismatches_are_told",),
         ),
         Promise(
             "`import dcomm` needs NumPy alone: no torch, no GPU, no driver.",
-            ("tests/test_import.py::test_needs_numpy_only",),
+            (
+                "tests/test_import.py::test_needs_numpy_only",
+                "tests/reliability/test_bare_import.py::test_import_takes_at_most_150_ms",
+                "tests/reliability/test_bare_import.py::test_the_benchmark_runs",
+            ),
+            ("bare_import: {all_ms} ms, of which NumPy takes {numpy_ms} ms",),
         ),
     ),
     "The same bits": (
@@ -138,8 +227,12 @@ PROMISES = {
             (
                 "tests/reliability/test_same_bits.py::test_every_rank_has_the_same_bytes",
                 "tests/reliability/test_same_bits.py::test_every_rank_has_the_same_bytes_10000_times",
+                "tests/reliability/test_instruction_sets.py::test_ranks_of_different_instruction_sets",
             ),
-            ("many_bits_on_every_rank: {reductions} random reductions, {different} different",),
+            (
+                "many_bits_on_every_rank: {reductions} random reductions, {different} different",
+                "instruction_sets: ranks with {tables}: {reductions} reductions, {different} different",
+            ),
         ),
         Promise(
             "A result has the same bytes in every launch.",

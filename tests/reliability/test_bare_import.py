@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from figures import record_figure
 
 # First on sys.path, it hides what may be installed.
 ABSENT = ("torch", "cupy", "cuda", "mpi4py", "matplotlib")
@@ -41,7 +42,7 @@ print(1e3 * (middle - start), 1e3 * (end - start), 1e3 * (end_cpu - middle_cpu))
 """
     runs = [[float(number) for number in run(["-c", code], bare, tmp_path).split()] for _ in range(5)]
     numpy_ms, all_ms, own_cpu_ms = (statistics.median(column) for column in zip(*runs, strict=True))
-    print(f"import dcomm: {all_ms:.0f} ms, of which NumPy {numpy_ms:.0f} ms; dcomm's own CPU time {own_cpu_ms:.1f} ms")
+    record_figure("bare_import", all_ms=all_ms, numpy_ms=numpy_ms, own_cpu_ms=own_cpu_ms)
     # A busy machine stretches NumPy's import as well: what counts against dcomm is what it adds.
     assert all_ms <= max(MOST_MS, 2 * numpy_ms)
     assert own_cpu_ms <= 60
@@ -50,5 +51,4 @@ print(1e3 * (middle - start), 1e3 * (end - start), 1e3 * (end_cpu - middle_cpu))
 def test_the_benchmark_runs(bare: dict[str, str], tmp_path: Path) -> None:
     options = ["-b", "8", "-e", "64K", "-f", "64", "--iters", "20", "-N", "1"]
     out = run(["-m", "dcomm", "bench", "all_reduce", *options], bare, tmp_path)
-    print("dcomm bench without torch, CuPy and driver:", out.splitlines()[-1])
     assert "Out of bounds values : 0 OK" in out

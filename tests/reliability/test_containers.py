@@ -13,6 +13,7 @@ from typing import Any
 import container
 import pytest
 import seccomp
+from figures import record_figure
 
 INSIDE = Path(__file__).with_name("contained.py")
 NOBODY = 65534
@@ -72,7 +73,7 @@ def test_deaths_and_mismatches_are_told(conditions: dict[str, Any], request: pyt
         assert "count=1001," in value["text"]
     assert found["left"] == []
     worst = max(value["ms"] for value in found["lost"])
-    print(f"{request.node.callspec.id}: a killed rank named within {worst:.1f} ms, a mismatch on all ranks")
+    record_figure(f"container: {request.node.callspec.id}", lost_ms=worst)
 
 
 def test_a_dev_shm_of_one_megabyte() -> None:
@@ -85,7 +86,7 @@ def test_a_dev_shm_of_one_megabyte() -> None:
         assert value["error"] == "SharedMemoryError", value
     text = found["forced"][0]["text"]
     numbers = re.findall(r"\d+", text)
-    print(f"/dev/shm of 1 MiB: 20 of 20 jobs ran with memfd, 20 of 20 refused with the fallback: {text[:160]}")
-    assert len(numbers) >= 2
+    record_figure("small_shm", ran=len(found["memfd"]) // 2, refused=len(found["forced"]) // 2)
+    assert len(numbers) >= 2  # needed, free
     assert "/dev/shm" in text
     assert found["left"] == []

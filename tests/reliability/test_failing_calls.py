@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figures import record_figure
 from rank_processes import process_values
 
 SCRIPT = Path(__file__).with_name("failing_call_ranks.py")
@@ -57,7 +58,7 @@ def what(outcome: dict[str, Any]) -> str:
     )
 
 
-def fail_all(functions: list[tuple[str, str]], shim: Path) -> None:
+def fail_all(key: str, functions: list[tuple[str, str]], shim: Path) -> None:
     before = set(os.listdir("/dev/shm"))
     args = {"functions": functions}
     (outcomes,) = process_values(1, SCRIPT, "fail_every_call", args, env={"LD_PRELOAD": str(shim)}, timeout=400)
@@ -72,22 +73,22 @@ def fail_all(functions: list[tuple[str, str]], shim: Path) -> None:
             if rank == outcome["victim"]:
                 kinds[value["error"] or "went on"] += 1
     assert [name for name in set(os.listdir("/dev/shm")) - before if "dcomm" in name] == []
-    print(f"{len(outcomes)} failing calls in init(), 0 crashes, 0 left behind:", dict(kinds.most_common()))
+    went_on = kinds.pop("went on", 0)
+    record_figure(key, calls=len(outcomes), typed=sum(kinds.values()), went_on=went_on, crashes=0, left_behind=0)
 
 
 def test_failing_calls_that_make_memory(shim: Path) -> None:
-    fail_all(FUNCTIONS[:4], shim)
+    fail_all("failing_calls", FUNCTIONS[:4], shim)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(170)
 def test_every_failing_call(shim: Path) -> None:
-    fail_all(FUNCTIONS, shim)
+    fail_all("every_failing_call", FUNCTIONS, shim)
 
 
-def test_an_asynchronous_call_that_finds_no_thread_can_be_repeated(shim: Path) -> None:
+def test_a_call_that_finds_no_thread_can_be_repeated(shim: Path) -> None:
     (values,) = process_values(1, SCRIPT, "refuse_threads", env={"LD_PRELOAD": str(shim)})
     for value in values:
         assert "cannot start the progress thread" in value["text"], value
         assert value["sum"] == 1.0, value
-    print("no thread for an asynchronous call: DcommError, and the next call is right")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figures import record_figure
 from rank_processes import Ranks, process_values
 
 pytest.importorskip("torch")
@@ -36,10 +37,7 @@ def test_forked_workers_feed_a_rank_until_another_one_is_killed() -> None:
     assert value["error"] == "PeerLostError", value
     assert f"rank 1 (pid {pid}) died" in value["text"]
     delay_ms = (value["at_ns"] - sent_ns) / 1e6
-    print(
-        f"DataLoader(num_workers=4, fork): {value['steps']} steps, 0 crashes, workers hold nothing of dcomm and are "
-        f"refused; a rank killed beside its live workers: the other's error after {delay_ms:.1f} ms"
-    )
+    record_figure("forked_workers", steps=value["steps"], crashes=0, held=value["held_by_workers"], lost_ms=delay_ms)
     assert delay_ms < 1000
 
 
@@ -50,4 +48,4 @@ def test_forked_workers_feed_the_ranks_for_1000_steps() -> None:
     for value in process_values(2, SCRIPT, "train", {"steps": steps}, timeout=300):
         assert value["error"] is None
         check(value, steps)
-    print(f"DataLoader(num_workers=4, fork): {steps} steps, 0 crashes")
+    record_figure("many_forked_workers", steps=steps, crashes=0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from figures import record_figure
 from rank_processes import Ranks, process_values, run_processes
 
 SCRIPT = Path(__file__).with_name("frozen_ranks.py")
@@ -40,7 +41,7 @@ def stop_for_good(timeout: float, tmp_path: Path) -> None:
         assert positions[0] == positions[1] == int(number[1]), text
         assert positions[1] - positions[2] in (0, 1), text
     waits = [results[rank].value["waited_s"] for rank in (0, 1)]
-    print(f"a stopped rank, timeout {timeout} s: reported as alive and stopped after {max(waits):.2f} s")
+    record_figure("stopped_rank", timeout_s=timeout, reported_s=max(waits))
     # One of the two reports it; the other may have begun its wait a little later.
     assert timeout <= max(waits)
     assert max(waits) <= timeout + 0.5
@@ -55,7 +56,7 @@ def test_a_stopped_rank_is_reported_after_three_seconds(tmp_path: Path) -> None:
     stop_for_good(3.0, tmp_path)
 
 
-def stop_and_continue(times: int, tmp_path: Path) -> None:
+def stop_and_continue(key: str, times: int, tmp_path: Path) -> None:
     release = tmp_path / "release"
     rng = np.random.default_rng(times)
     with Ranks(3, SCRIPT, "reduce_until_told", {"timeout": 20.0}, {"DCOMM_TEST_RELEASE": str(release)}) as ranks:
@@ -70,19 +71,17 @@ def stop_and_continue(times: int, tmp_path: Path) -> None:
         results = ranks.finish(timeout=40)
     assert [result.value and result.value["error"] for result in results] == [None] * 3, "\n".join(map(str, results))
     steps = results[0].value["steps"]
-    print(
-        f"stopped and continued before the timeout: {times} of {times} times harmless, {steps} sums right on each rank"
-    )
+    record_figure(key, times=times, harmless=times, sums=steps)
     assert steps > times // 2
 
 
-def test_a_rank_that_is_continued_in_time_harms_nobody(tmp_path: Path) -> None:
-    stop_and_continue(10, tmp_path)
+def test_a_rank_that_is_continued_harms_nobody(tmp_path: Path) -> None:
+    stop_and_continue("continued_rank", 10, tmp_path)
 
 
 @pytest.mark.long
-def test_a_rank_that_is_continued_in_time_harms_nobody_100_times(tmp_path: Path) -> None:
-    stop_and_continue(100, tmp_path)
+def test_a_rank_that_is_continued_100_times_harms_nobody(tmp_path: Path) -> None:
+    stop_and_continue("many_continued_ranks", 100, tmp_path)
 
 
 def test_slow_is_fine_and_warned_of_once() -> None:
@@ -96,7 +95,7 @@ def test_slow_is_fine_and_warned_of_once() -> None:
         assert re.match(rf"dcomm: rank {rank} has waited \d+ s in all_reduce #\d+ for rank 1; positions: ", lines[0])
     assert results[1].err == ""
     waited = results[0].value["waited_s"]
-    print(f"a rank {0.8 * timeout} s late at timeout {timeout} s: no error, one warning, right after {waited:.2f} s")
+    record_figure("slow_rank", late_s=0.8 * timeout, timeout_s=timeout, warnings=1, waited_s=waited)
 
 
 def late_values(how: str, seconds: float, timeout: float) -> list[dict[str, Any]]:
@@ -121,12 +120,12 @@ def test_the_error_says_what_the_rank_that_is_late_does(how: str, said: str) -> 
         assert values[rank]["waited_s"] <= timeout + 0.5
     # A rank that computes is seen waiting for a CPU now and then, which is state R as well.
     assert all(re.search(said, text) for text in texts), texts
-    print(f"a rank that {how}: {values[0]['waited_s']:.2f} s at timeout {timeout} s, '{re.search(said, texts[0])[0]}'")  # type: ignore[index]
+    record_figure(f"late_rank: {how}", timeout_s=timeout, reported_s=max(values[rank]["waited_s"] for rank in (0, 2)))
 
 
 def test_what_is_queued_goes_on_while_its_rank_holds_the_gil() -> None:
     values = late_values("queued", 1.5, 10.0)
     assert [value["error"] for value in values] == [None] * 3, values
     waited = max(values[rank]["waited_s"] for rank in (0, 2))
-    print(f"a rank held its GIL for 1.5 s behind an asynchronous all_reduce: the others had the sum in {waited:.3f} s")
+    record_figure("queued_behind_gil", held_s=1.5, waited_s=waited)
     assert waited < 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from figures import record_figure
 from rank_processes import process_values
 
 import dcomm
@@ -25,14 +26,13 @@ def tables_of_this_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_ranks_of_different_instruction_sets_get_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_of_different_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = tables_of_this_cpu(monkeypatch)
     if len(tables) < 2:
         pytest.skip(f"this CPU has one kernel table: {tables}")
     alone = process_values(len(tables), SCRIPT, "reduce_all", env={"DCOMM_ISA": "scalar"})
     mixed = process_values(len(tables), SCRIPT, "reduce_all", env=[{"DCOMM_ISA": name} for name in tables])
     digests = {value["sha256"] for value in (*alone, *mixed)}
-    print(
-        f"ranks with {', '.join(tables)}: {mixed[0]['num_reductions']} reductions, {len(digests)} SHA-256 on all ranks"
-    )
+    reductions = mixed[0]["num_reductions"]
+    record_figure("instruction_sets", tables=" ".join(tables), reductions=reductions, different=len(digests) - 1)
     assert len(digests) == 1, (alone, mixed)

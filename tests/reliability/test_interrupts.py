@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from figures import record_figure
 from rank_processes import Ranks
 
 SCRIPT = Path(__file__).with_name("interrupt_ranks.py")
 MODES = ("sync", "async", "sleepy")
 
 
-def interrupt(times: int) -> None:
+def interrupt(key: str, times: int) -> None:
     world_size = 3
     rng = np.random.default_rng(times)
     modes = [MODES[number % len(MODES)] for number in range(times)]
@@ -40,18 +41,18 @@ def interrupt(times: int) -> None:
                 assert value["error"] in ("PeerLostError", "AbortedError"), (number, modes[number], value)
                 assert f"rank {victims[number]}" in value["text"], (number, value)
                 peers_ms.append(delay_ms)
-    print(
-        f"Ctrl-C at {times} random moments: KeyboardInterrupt after median {np.median(own_ms):.0f} ms, worst "
-        f"{max(own_ms):.0f} ms; the others: {np.median(peers_ms):.0f} and {max(peers_ms):.0f} ms"
+    worst_ms, peers_worst_ms = max(own_ms), max(peers_ms)
+    record_figure(
+        key, times=times, median_ms=float(np.median(own_ms)), worst_ms=worst_ms, peers_worst_ms=peers_worst_ms, hangs=0
     )
     assert max(own_ms) <= 200
     assert max(peers_ms) <= 1000
 
 
 def test_ctrl_c_at_random_moments() -> None:
-    interrupt(9)
+    interrupt("interrupts", 9)
 
 
 @pytest.mark.long
 def test_ctrl_c_at_100_random_moments() -> None:
-    interrupt(100)
+    interrupt("many_interrupts", 100)

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from figures import record_figure
+
 WITHIN_S = 2.0
 
 
@@ -74,7 +76,7 @@ def test_ranks_go_with_their_launcher() -> None:
         left = [pid for pid in ranks if runs(pid)]
         for pid in left:
             os.kill(pid, signal.SIGKILL)
-    print(f"launcher killed: its 4 ranks, two of them stopped, were gone after {1e3 * gone_s:.0f} ms")
+    record_figure("launcher_killed", ranks=len(ranks), gone_ms=1e3 * gone_s)
     assert not left
     assert gone_s <= WITHIN_S
     assert [name for name in set(os.listdir("/dev/shm")) - before_shm if "dcomm" in name] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from figures import record_figure
 from rank_processes import run_processes
 
 pytest.importorskip("torch")
@@ -24,7 +25,7 @@ def leave(how: str, times: int, folder: Path) -> None:
             assert values[rank].get("is_lost"), values
             assert "rank 1" in values[rank]["text"], values
             seconds.append(values[rank]["seconds"])
-    print(f"{how}: a rank left without destroying its group {times} times, errors after {max(seconds):.2f} s")
+    record_figure(f"left_without_destroy: {how}", times=times, hangs=0, slowest_s=max(seconds))
     assert max(seconds) <= 2
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from figures import record_figure
 from hellos import door_of
 from rank_processes import WORKERS, Ranks
 
@@ -90,8 +89,7 @@ def test_a_foreign_user_is_refused_1000_times() -> None:
         ]
     assert out == "1000\n"
     assert [value["error"] for value in values] == [None, None], values  # type: ignore[index]
-    left_out = sum(int(number) for line in lines for number in re.findall(r"\((\d+) warnings before", line))
-    print(f"a foreign user knocked 1,000 times: refused, {len(lines)} lines of log ({left_out} more counted), job ran")
+    record_figure("foreign_user", knocks=1000, refused=int(out), log_lines=len(lines))
     assert 1 <= len(lines) <= 15  # at most one a second
 
 
@@ -105,14 +103,10 @@ def test_names_that_a_foreign_user_holds_are_passed_by() -> None:
     with intruder("hold", squatted) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        start = time.monotonic()
         with one_rank(0, key) as zero, one_rank(1, key) as one:
             assert door_of(zero.processes[0].pid) == f"{name}.5"
             values = values_of([zero, one])
     assert [value["error"] for value in values] == [None, None], values  # type: ignore[index]
-    print(
-        f"a foreign user held {len(squatted)} of 16 names: the job met at the next in {time.monotonic() - start:.2f} s"
-    )
 
 
 def test_every_name_held_is_an_error_that_says_so() -> None:

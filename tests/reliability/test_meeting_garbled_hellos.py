@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figures import record_figure
 from hellos import door_of, listener_of, mutated, receive_hello, send_each
 from rank_processes import WORKERS, Ranks
 
@@ -46,10 +47,10 @@ def a_hello_and_its_door(key: str) -> tuple[Any, str]:
         return receive_hello(door), door
 
 
-def flood(count: int, seed: int) -> None:
-    key = secrets.token_hex(8)
-    hello, door = a_hello_and_its_door(key)
-    with rank_of_two(0, key) as zero:
+def flood(key: str, count: int, seed: int) -> None:
+    job = secrets.token_hex(8)
+    hello, door = a_hello_and_its_door(job)
+    with rank_of_two(0, job) as zero:
         pid = zero.processes[0].pid
         assert door_of(pid) == door
         own_listener = listener_of(pid)
@@ -63,16 +64,12 @@ def flood(count: int, seed: int) -> None:
         time.sleep(0.2)
         growth = resident_kib(pid) - memory
         assert num_descriptors(pid) == descriptors
-        start = time.monotonic()
-        with rank_of_two(1, key) as one:
+        with rank_of_two(1, job) as one:
             values = [value_of(zero), value_of(one)]
         assert [value["error"] for value in values] == [None, None], values
         log = zero.result(0).err
     assert sent == count
-    print(
-        f"{count} mutated hellos (seed {seed}) in {seconds:.1f} s: 0 crashes, memory {growth:+d} KiB, then "
-        f"the job ran, {time.monotonic() - start:.2f} s with its start"
-    )
+    record_figure(key, hellos=count, seconds=seconds, crashes=0, growth_kib=growth)
     assert growth <= MOST_GROWTH_KIB
     lines = log.splitlines()
     assert all("its hello is garbled" in line for line in lines), log
@@ -80,13 +77,13 @@ def flood(count: int, seed: int) -> None:
 
 
 def test_garbled_hellos() -> None:
-    flood(10_000, 1)
+    flood("garbled_hellos", 10_000, 1)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(170)
 def test_a_million_garbled_hellos() -> None:
-    flood(1_000_000, 2)
+    flood("many_garbled_hellos", 1_000_000, 2)
 
 
 def test_the_captured_hello_is_one() -> None:

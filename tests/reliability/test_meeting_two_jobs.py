@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figures import record_figure
 from rank_processes import process_values
 
 SCRIPT = Path(__file__).with_name("meeting_jobs.py")
@@ -21,7 +22,7 @@ def start_both(times: int, folder: Path, keys: list[str], timeout: float) -> lis
     return list(zip(*process_values(2, SCRIPT, "launch_again_and_again", args, timeout=20 + 8 * times), strict=True))
 
 
-def start_with_one_key(times: int, folder: Path) -> None:
+def start_with_one_key(key: str, times: int, folder: Path) -> None:
     outcomes: Counter[str] = Counter()
     for jobs in start_both(times, folder, [secrets.token_hex(8)] * 2, 6.0):
         running = 0
@@ -42,22 +43,25 @@ def start_with_one_key(times: int, folder: Path) -> None:
                     assert "rank 0 did not arrive" in value["text"], jobs
         assert running >= 1, jobs
         outcomes[f"{running} of 2 jobs ran"] += 1
-    print(f"2 jobs of {NUM_RANKS} ranks with one key, {times} starts, 0 cross-joins:", dict(sorted(outcomes.items())))
+    print(dict(sorted(outcomes.items())))
+    record_figure(
+        key, starts=times, cross_joins=0, one_ran=outcomes["1 of 2 jobs ran"], both_ran=outcomes["2 of 2 jobs ran"]
+    )
 
 
 def test_two_jobs_with_one_key(tmp_path: Path) -> None:
-    start_with_one_key(3, tmp_path)
+    start_with_one_key("two_jobs", 3, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(170)
 @pytest.mark.parametrize("part", range(4))
 def test_two_jobs_with_one_key_100_times(part: int, tmp_path: Path) -> None:
-    start_with_one_key(25, tmp_path)
+    start_with_one_key(f"many_two_jobs: part {part}", 25, tmp_path)
 
 
 def test_two_jobs_with_keys_of_their_own(tmp_path: Path) -> None:
     times = 5
     for jobs in start_both(times, tmp_path, [secrets.token_hex(8), secrets.token_hex(8)], 20.0):
         assert [value["error"] for ranks in jobs for value in ranks] == [None] * (2 * NUM_RANKS), jobs
-    print(f"2 jobs with their own DCOMM_JOB_ID, {times} starts: both ran")
+    record_figure("two_jobs_with_own_keys", starts=times, both_ran=times)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from figures import record_figure
 from rank_processes import Ranks
 
 SCRIPT = Path(__file__).with_name("orphan_ranks.py")
@@ -24,7 +25,4 @@ def test_a_child_that_outlives_its_rank_holds_nothing_of_dcomm() -> None:
     assert value["maps"][0] > 0
     assert value["maps"][1] == 0, value
     assert second.value["error"] == "PeerLostError", second
-    print(
-        f"a child that outlives its rank holds 0 of its {value['of_dcomm']} dcomm descriptors and 0 of its "
-        f"{value['maps'][0]} mappings; the other rank's error after {second.value['seconds']:.3f} s"
-    )
+    record_figure("orphan", descriptors=value["held"], mappings=value["maps"][1], lost_s=second.value["seconds"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from figures import record_figure
 from rank_processes import process_values
 
 SCRIPT = Path(__file__).with_name("thread_ranks.py")
@@ -21,5 +22,5 @@ def test_eight_threads(num_groups: int) -> None:
         for text in value["texts"]:
             assert "another thread is using this communicator" in text, text
     refused = sum(value["refused"] for value in values)
-    print(f"8 threads against {num_groups} communicators: {each * num_groups} right, {refused} refused, 0 wrong")
+    record_figure(f"eight_threads: {num_groups} communicators", right=each * num_groups, refused=refused, wrong=0)
     assert num_groups > 1 or refused > 0  # with one, the threads do meet
