@@ -52,8 +52,8 @@ PROMISES = {
             ("slow_rank: {late_s} s late at a timeout of {timeout_s} s: right, {warnings} warning on each rank",),
         ),
         Promise(
-            "A rank whose interpreter does not come to run does not stop what it has queued; a timeout says whether its "
-            "main thread computes or is not progressing.",
+            "A rank whose interpreter does not come to run does not stop what it has queued; a timeout says whether "
+            "its main thread computes or is not progressing.",
             (
                 "tests/reliability/test_frozen_and_slow.py::test_what_is_queued_goes_on_while_its_rank_holds_the_gil",
                 "tests/reliability/test_frozen_and_slow.py::test_the_error_says_what_the_rank_that_is_late_does",
@@ -117,8 +117,8 @@ PROMISES = {
                 "tests/reliability/test_interrupts.py::test_ctrl_c_at_100_random_moments",
             ),
             (
-                "many_interrupts: at {times} random moments: KeyboardInterrupt after {median_ms} ms, at most {worst_ms} "
-                "ms; the others' errors after at most {peers_worst_ms} ms; {hangs} hangs",
+                "many_interrupts: at {times} random moments: KeyboardInterrupt after {median_ms} ms, at most "
+                "{worst_ms} ms; the others' errors after at most {peers_worst_ms} ms; {hangs} hangs",
             ),
         ),
         Promise(
@@ -134,8 +134,8 @@ PROMISES = {
             ("launcher_killed: {ranks} ranks gone after {gone_ms} ms",),
         ),
         Promise(
-            "A forked child that uses its parent's communicator gets an error, holds nothing of it, and the parent goes "
-            "on.",
+            "A forked child that uses its parent's communicator gets an error, holds nothing of it, and the parent "
+            "goes on.",
             (
                 "tests/reliability/test_forks.py::test_forked_workers_feed_a_rank_until_another_one_is_killed",
                 "tests/reliability/test_forks.py::test_forked_workers_feed_the_ranks_for_1000_steps",

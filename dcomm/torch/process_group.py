@@ -29,7 +29,6 @@ from dcomm.torch.group_messages import GroupMessages
 from dcomm.torch.group_monitored import GroupMonitored
 from dcomm.torch.group_overloads import GroupOverloads
 from dcomm.torch.group_work import DoneWork, GroupWork
-from dcomm.torch.spans import Spans
 from dcomm.torch.window_memory import WindowMemory
 
 # A wake-up of the progress thread costs about as much.
