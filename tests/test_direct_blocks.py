@@ -13,6 +13,7 @@ from rank_processes import WORKERS, Ranks, process_values
 from rank_threads import run_threads, thread_outcomes
 
 import dcomm
+from dcomm import cuda_operation, operation
 
 SCRIPT = WORKERS / "window_ranks.py"
 COUNT = 5003
@@ -177,6 +178,14 @@ def test_operation_keeps_a_dropped_array() -> None:
         comm.barrier()
 
     run_threads(2, body)
+
+
+@pytest.mark.parametrize("kind", [operation.REDUCE_SCATTER, operation.ALL_GATHER])
+def test_cuda_arrays_go_through_slots(kind: int) -> None:
+    cuda_operation._check_bounds(operation.Operation(kind, 1, 0))
+    for algo, code in (("flat", 3), ("direct", 6)):
+        with pytest.raises(ValueError, match=rf"algo='{algo}' with a CUDA array: on CUDA there is 'auto'"):
+            cuda_operation._check_bounds(operation.Operation(kind, 1, 0, algo=code))
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
