@@ -48,10 +48,10 @@ def run_process(rank: int) -> None:
 
 if __name__ == "__main__":
     print("threads of one process")
-    with ThreadPoolExecutor(WORLD_SIZE) as pool:
-        list(pool.map(run_thread, dcomm.init_threads(WORLD_SIZE)))
+    with ThreadPoolExecutor(WORLD_SIZE) as threads:
+        list(threads.map(run_thread, dcomm.init_threads(WORLD_SIZE)))
 
     print("processes")
     os.environ["DCOMM_JOB_ID"] = secrets.token_hex(8)  # so that two jobs at the same time do not meet
-    with ProcessPoolExecutor(WORLD_SIZE, get_context("spawn")) as pool:
-        list(pool.map(run_process, range(WORLD_SIZE)))
+    with ProcessPoolExecutor(WORLD_SIZE, get_context("spawn")) as processes:
+        list(processes.map(run_process, range(WORLD_SIZE)))

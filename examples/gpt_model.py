@@ -75,6 +75,8 @@ class GPT(nn.Module):
         self.norm = nn.RMSNorm(config.width)
         half = config.width // config.num_heads // 2
         angles = torch.arange(config.block_size)[:, None] * (1e-4 ** (torch.arange(half) / half))[None, :]
+        self.cos: Tensor
+        self.sin: Tensor
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         for name, parameter in self.named_parameters():

@@ -47,8 +47,9 @@ def make_exchange(model: torch.nn.Module, job: Job, name: str) -> Exchange:
     """Collective."""
     dcomm_torch = find_dcomm(name)
     if name in SYNCHRONIZERS:
+        store = dist.group.WORLD.get_group_store()  # type: ignore[union-attr]
         comm = importlib.import_module("dcomm").init(
-            rank=job.rank, world_size=job.world_size, store=dist.group.WORLD.get_group_store(), group_name=name
+            rank=job.rank, world_size=job.world_size, store=store, group_name=name
         )
         sync = dcomm_torch.GradientSynchronizer(model, comm, **SYNCHRONIZERS[name])
 
@@ -60,8 +61,9 @@ def make_exchange(model: torch.nn.Module, job: Job, name: str) -> Exchange:
             model, sync.no_sync, sync.finish, lambda: max(sync.gradient_bytes, sync.accumulation_bytes), close
         )
     ddp = DistributedDataParallel(model, device_ids=[job.device] if job.device.type == "cuda" else None)
-    if dcomm_torch is not None:
-        ddp.register_comm_hook(dcomm_torch.HookState(), getattr(dcomm_torch, HOOKS[name]))
+    hook = HOOKS[name]
+    if hook is not None:
+        ddp.register_comm_hook(dcomm_torch.HookState(), getattr(dcomm_torch, hook))
     # DDP keeps the gradients and, in buckets, a copy of them.
     num_bytes = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
     return Exchange(ddp, ddp.no_sync, lambda: None, lambda: num_bytes, lambda: None)

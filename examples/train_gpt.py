@@ -40,6 +40,7 @@ from gradient_exchange import HOOKS, SYNCHRONIZERS, find_dcomm, make_exchange, p
 from text_data import Corpus, DataError, bigram_loss, load_corpus, train_batch, val_windows
 from torch import Tensor
 from train_report import Run, compare, save_loss_curve, say
+from train_results import Measure, save_results
 from training import (
     Job,
     Loop,
@@ -66,13 +67,13 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     names = [*HOOKS, *SYNCHRONIZERS]
-    add("--hook", choices=names, default="dcomm", help="who averages the gradients, and in which wire dtype")
+    add("--hook", choices=names, help="who averages the gradients, and in which wire dtype; dcomm, if not given")
     add(
         "--compare",
         action="store_true",
         help="train with --against, then with --hook (hybrid: gloo, then --backend), and compare",
     )
-    add("--against", choices=names, default="default", help="what --compare compares with")
+    add("--against", choices=names, help="what --compare compares with; default (torch's own), if not given")
     add_common_options(parser, steps=300, batch_size=4, lr=2e-3, out="runs/train_gpt")
     add_recipe_options(parser)
     hybrid = parser.add_argument_group(
@@ -99,12 +100,13 @@ def parse_args() -> argparse.Namespace:
         parser.error("--checkpoint-every needs --checkpoint PATH")
     if is_hybrid(args):
         unfit = ("hook", "against", "checkpoint", "checkpoint_every", "resume", "stop_at")
-        given = [name for name in unfit if getattr(args, name) != parser.get_default(name)]
+        given = [name for name in unfit if getattr(args, name) is not None]
         if given:
             parser.error(
                 f"--{given[0].replace('_', '-')} is for data parallelism by DDP: not with --dp --tp --pp --backend"
             )
         args.backend = args.backend or "dcomm"
+    args.hook, args.against = args.hook or "dcomm", args.against or "default"
     if args.batch_size % args.micro_batches:
         parser.error(f"--batch-size {args.batch_size} is not a multiple of --micro-batches {args.micro_batches}")
     if args.compare and args.hook == args.against:
@@ -310,6 +312,8 @@ def tell_results(
             text = model.generate(b"def ", args.sample_bytes, temperature=0.7, seed=args.seed)
             say(f"\nsample:\n{text.decode(errors='replace')}\n")
         save_loss_curve(runs, bigram, args.out)
+        measure = Measure("validation loss", [run.val_losses[-1][1] for run in runs], "bigram model", bigram)
+        save_results(args, job, runs, measure, agrees=agrees)
     return agrees
 
 

@@ -25,13 +25,16 @@ from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from train_report import Run, compare, save_loss_curve, say
+from train_results import Measure, save_results
 from training import (
     Job,
     RankZeroParser,
     UserError,
     add_common_options,
     at_least,
+    backends_of,
     import_dcomm_torch,
+    part_of_epoch,
     process_group,
     run_main,
     train_loop,
@@ -54,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     add_common_options(parser, steps=400, batch_size=512, lr=1e-3, out="runs/train_recommender")
     parser.set_defaults(device="cpu")  # Unequal all-to-all of CUDA tensors was not run.
     args = parser.parse_args()
-    args.backend = "gloo, then dcomm" if args.compare else "dcomm"  # For the first line.
+    args.backend = ", then ".join(backends_of(args))  # For the first line.
     return args
 
 
@@ -85,7 +88,7 @@ class ShardedTables(nn.Module):
         requests = rows.new_empty(sum(asked))
         dist.all_to_all_single(requests, rows[by_owner], asked, wanted)
         answers = self.local(requests // self.world_size)
-        received = all_to_all_single_autograd(answers, wanted, asked, dist.group.WORLD)
+        received = all_to_all_single_autograd(answers, wanted, asked, dist.group.WORLD)  # type: ignore[arg-type]
         return received[by_owner.argsort()[places]]
 
 
@@ -98,6 +101,7 @@ class DenseLayers(nn.Module):
         self.below = nn.Sequential(nn.Linear(num_dense, 32), nn.ReLU(), nn.Linear(32, width))
         num_inputs = num_vectors * width + num_vectors * (num_vectors - 1) // 2
         self.above = nn.Sequential(nn.Linear(num_inputs, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.pairs: Tensor
         self.register_buffer("pairs", torch.triu_indices(num_vectors, num_vectors, offset=1))
 
     def forward(self, embedded: Tensor, dense: Tensor) -> Tensor:
@@ -131,12 +135,8 @@ def score_held_out(tables: ShardedTables, dense: nn.Module, ratings: Ratings, jo
 
 
 def batch(ratings: Ratings, step: int, args: argparse.Namespace, job: Job) -> tuple[Tensor, ...]:
-    """This rank's part of one step: a slice of the epoch's order, which the seed and the epoch determine."""
-    steps_per_epoch = ratings.num_train // (args.batch_size * job.world_size)
-    epoch, place = divmod(step, steps_per_epoch)
-    order = torch.randperm(ratings.num_train, generator=torch.Generator().manual_seed(args.seed + 1 + epoch))
-    first = (place * job.world_size + job.rank) * args.batch_size
-    mine = order[first : first + args.batch_size]
+    """This rank's ratings of one step."""
+    mine = part_of_epoch(ratings.num_train, step, args, job)
     return tuple(part[mine].to(job.device) for part in (ratings.categories, ratings.dense, ratings.liked))
 
 
@@ -185,7 +185,7 @@ def execute(args: argparse.Namespace, job: Job) -> int:
         sizes = ", ".join(f"{name} {rows:,}" for name, rows in zip(ratings.features, ratings.table_rows, strict=True))
         say(f"ratings: {ratings.name}, {ratings.num_train:,} to train on; rows of the sharded tables: {sizes}")
     baseline = auc(ratings.item_mean(), ratings.liked[ratings.num_train :])
-    results = [train(args, job, ratings, backend) for backend in (["gloo", "dcomm"] if args.compare else ["dcomm"])]
+    results = [train(args, job, ratings, backend) for backend in backends_of(args)]
     runs = [run for run, _ in results]
     # Every rank comes to the verdicts by itself; rank 0 tells.
     agrees, comparison = compare(runs[0], runs[1], job.world_size) if args.compare else (True, "")
@@ -196,6 +196,8 @@ def execute(args: argparse.Namespace, job: Job) -> int:
         if comparison:
             say(f"\n{comparison}")
         save_loss_curve(runs, None, args.out, ylabel="binary cross-entropy (nats)")
+        measure = Measure("held-out AUC", [area for _, area in results], "per-item mean", baseline)
+        save_results(args, job, runs, measure, agrees=agrees)
     return 0 if agrees and all(area > baseline for _, area in results) else 1
 
 

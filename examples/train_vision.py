@@ -24,13 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from train_report import Run, compare, save_loss_curve, say
+from train_results import Measure, save_results
 from training import (
     Job,
     RankZeroParser,
     UserError,
     add_common_options,
     at_least,
+    backends_of,
     import_dcomm_torch,
+    part_of_epoch,
     process_group,
     run_main,
     train_loop,
@@ -70,7 +73,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.width % 8:
         parser.error(f"--width {args.width} is not a multiple of 8")
-    args.backend = "gloo, then dcomm" if args.compare else "dcomm"  # For the first line.
+    args.backend = ", then ".join(backends_of(args))  # For the first line.
     return args
 
 
@@ -139,13 +142,9 @@ class ConvNet(nn.Module):
 
 
 def batch(images: Images, step: int, args: argparse.Namespace, job: Job) -> tuple[Tensor, Tensor]:
-    """This rank's part of one step: a slice of the epoch's order, which the seed and the epoch determine."""
+    """This rank's images and labels of one step."""
     pixels, labels = images.train
-    steps_per_epoch = len(labels) // (args.batch_size * job.world_size)
-    epoch, place = divmod(step, steps_per_epoch)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(args.seed + 1 + epoch))
-    first = (place * job.world_size + job.rank) * args.batch_size
-    mine = order[first : first + args.batch_size]
+    mine = part_of_epoch(len(labels), step, args, job)
     return pixels[mine].to(job.device), labels[mine].to(job.device)
 
 
@@ -207,12 +206,13 @@ def execute(args: argparse.Namespace, job: Job) -> int:
     if job.is_first:
         shape = " x ".join(str(extent) for extent in images.train[0].shape[1:])
         say(f"images: {images.name}, {shape}, {len(images.classes)} classes, {num_train:,} to train on")
-    backends = ["gloo", "dcomm"] if args.compare else ["dcomm"]
-    results = [train(args, job, images, backend) for backend in backends]
+    results = [train(args, job, images, backend) for backend in backends_of(args)]
     runs = [run for run, _ in results]
     # Every rank comes to the verdicts by itself; rank 0 tells.
     good = [args.data is not None or accuracy >= DIGITS_ACCURACY for _, accuracy in results]
-    agrees, comparison = compare(*runs, job.world_size, amplified_bound=AMPLIFIED_BOUND) if args.compare else (True, "")
+    agrees, comparison = True, ""
+    if args.compare:
+        agrees, comparison = compare(runs[0], runs[1], job.world_size, amplified_bound=AMPLIFIED_BOUND)
     if job.is_first:
         for (run, accuracy), enough in zip(results, good, strict=True):
             verdict = "" if enough else f": FAILED, below {DIGITS_ACCURACY:.0%} (train for more --steps)"
@@ -220,6 +220,8 @@ def execute(args: argparse.Namespace, job: Job) -> int:
         if comparison:
             say(f"\n{comparison}")
         save_loss_curve(runs, None, args.out, ylabel="cross-entropy (nats)")
+        measure = Measure("held-out accuracy", [one for _, one in results], "at least", DIGITS_ACCURACY)
+        save_results(args, job, runs, measure, agrees=agrees)
     return 0 if agrees and all(good) else 1
 
 

@@ -97,6 +97,7 @@ def add_common_options(parser: argparse.ArgumentParser, *, steps: int, batch_siz
     add("--threads", type=at_least(1), default=1, help="intra-op threads per rank on the CPU")
     add("--timeout", type=at_least(1), default=120, help="seconds until a collective gives up")
     add("--out", type=Path, default=Path(out), metavar="DIR", help="where loss.png goes")
+    add("--json", type=Path, metavar="PATH", help="write what came out, with machine, date, command and commit, here")
 
 
 def choose_device(args: argparse.Namespace) -> Job:
@@ -140,7 +141,7 @@ def process_group(job: Job, backend: str, *, timeout_s: int) -> Iterator[None]:
     timeout = timedelta(seconds=timeout_s)
     launcher = next(rendezvous("env://", timeout=timeout))[0] if job.launched else dist.HashStore()  # type: ignore[attr-defined]
     # Every group has keys of its own in the launcher's store, which outlives them.
-    store = dist.PrefixStore(f"group {next(GROUP_NUMBERS)}", launcher)
+    store = torch.distributed.distributed_c10d.PrefixStore(f"group {next(GROUP_NUMBERS)}", launcher)
     dist.init_process_group(backend, timeout=timeout, store=store, rank=job.rank, world_size=job.world_size)
     yield
     dist.barrier()
@@ -160,6 +161,20 @@ def import_dcomm_torch(option: str) -> Any:
             f"{option}: cannot import dcomm.torch ({error}); "
             "install it with `pip install .` in the repository, or choose torch's own"
         ) from error
+
+
+def backends_of(args: argparse.Namespace) -> list[str]:
+    """What an example with --compare trains on, one after the other."""
+    return ["gloo", "dcomm"] if args.compare else ["dcomm"]
+
+
+def part_of_epoch(num_samples: int, step: int, args: argparse.Namespace, job: Job) -> Tensor:
+    """Which samples this rank takes in a step: a slice of the epoch's order, which the seed and the epoch determine."""
+    steps_per_epoch = num_samples // (args.batch_size * job.world_size)
+    epoch, place = divmod(step, steps_per_epoch)
+    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(args.seed + 1 + epoch))
+    first = (place * job.world_size + job.rank) * args.batch_size
+    return order[first : first + args.batch_size]
 
 
 def clock(device: torch.device) -> float:

@@ -148,6 +148,7 @@ def test_hybrid_compare_fails_on_a_wrong_backend(mode: str, kind: str, tmp_path:
         (["--tp", "2", "--pp", "2"], "is for 4 ranks, there are 1: start it with torchrun --nproc-per-node 4"),
         (["--backend", "nccl"], "--backend nccl: it has no CPU tensors"),
         (["--dp", "1", "--hook", "default"], "--hook is for data parallelism by DDP"),
+        (["--dp", "1", "--hook", "dcomm"], "--hook is for data parallelism by DDP"),  # the default, but asked for
     ],
 )
 def test_hybrid_options_that_do_not_fit(arguments: list[str], message: str, tmp_path: Path) -> None:

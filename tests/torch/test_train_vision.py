@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -63,8 +65,23 @@ def test_float32_wire_has_gloos_bits_and_too_short_a_training_fails(tmp_path: Pa
 @pytest.mark.long
 def test_folder_of_images(tmp_path: Path, photos: Path) -> None:
     arguments = ["--data", str(photos), "--image-size", "8", "--batch-size", "8", "--width", "8", "--steps", "40"]
-    done = run_script(EXAMPLE, *arguments, "--lr", "0.01", cwd=tmp_path)
+    done = run_script(EXAMPLE, *arguments, "--lr", "0.01", "--json", "found.json", cwd=tmp_path)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    found = json.loads((tmp_path / "found.json").read_text())
+    command = [
+        "torchrun",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "examples/train_vision.py",
+        *arguments,
+        "--lr",
+        "0.01",
+    ]
+    assert shlex.split(found["command"]) == command
+    assert (found["example"], found["ranks"], found["steps"]) == ("train_vision", 2, 40)
+    assert f"held-out accuracy {found['values']['dcomm-float16']:.1%} of 4 images" in done.stdout
+    assert found["commit"]
     assert "3 x 8 x 8, 2 classes, 16 to train on" in done.stdout
     assert re.search(r"^\[dcomm-float16\] held-out accuracy [\d.]+% of 4 images$", done.stdout, re.MULTILINE)
 
