@@ -55,6 +55,7 @@ class ErrorFeedback:
         self._wire_dtype = wire_dtype
         self._divisor = divisor
         self._read_scale = scale
+        self._may_wait = buckets.device.type == "cpu"  # the host never waits for a GPU here
         self._scale: float | None = None  # of this step, when a bucket has been encoded
         self._buckets = buckets
         self._owed = _zeros(buckets)
@@ -97,7 +98,7 @@ class ErrorFeedback:
         """
         self._scale = None
         good = _all_finite([bucket.buffer for bucket in self._buckets.buckets])
-        if good.is_cuda:  # without waiting for the GPU
+        if not self._may_wait:
             torch.where(good, self._next, self._owed, out=self._owed)
             self._next.copy_(self._owed)
             return

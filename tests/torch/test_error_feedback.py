@@ -119,7 +119,8 @@ def test_a_coarse_wire_stalls_without_and_converges_with_it() -> None:
     assert with_it < 0.2
 
 
-def test_scaler_whose_scale_changes_and_steps_that_it_skips() -> None:
+@pytest.mark.parametrize("host_waits", [True, False])
+def test_scaler_whose_scale_changes_and_steps_that_it_skips(host_waits: bool) -> None:
     infinite = (3, 7)
 
     def body(comm: dcomm.Communicator) -> dict[str, Any]:
@@ -128,6 +129,8 @@ def test_scaler_whose_scale_changes_and_steps_that_it_skips() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         applied, scales, sizes = torch.zeros(1000, dtype=torch.float64), [], torch.zeros(1000, dtype=torch.float64)
         with GradientSynchronizer(model, comm, wire_dtype="fp16", error_feedback=True, grad_scaler=scaler) as sync:
+            assert sync._feedback is not None
+            sync._feedback._may_wait = host_waits  # on a GPU it does not
             for step in range(12):
                 before, weights = sync.state_dict()["residuals"]["weight"], model.weight.detach().clone()
                 mine = parts(comm.rank, step, 2)

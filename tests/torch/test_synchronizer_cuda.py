@@ -134,3 +134,16 @@ def test_models_that_are_refused() -> None:
         agreement.find_device(Elsewhere(("cuda:0", torch.float64)))
     assert agreement.find_device(nn.Linear(2, 2)) == torch.device("cpu")
     assert batch(0, 0).is_cpu
+
+
+def test_error_feedback(emulated_gpu: EmulatedGpu) -> None:
+    """Residuals in GPU memory, committed without a look from the host."""
+
+    def body(comm: dcomm.Communicator) -> list[Any]:
+        found, sync = train(comm, wire_dtype="bfloat16", error_feedback=True)
+        return found + list(sync.state_dict()["residuals"].values())
+
+    with gradients_on(emulated_gpu):
+        on_gpu = run_threads(2, body)
+    for mine, theirs in zip(on_gpu, run_threads(2, body), strict=True):
+        assert same_bits([mine, theirs])
