@@ -66,7 +66,7 @@ def checked_splits(comm: dcomm.Communicator, turn: int) -> None:
     child = comm.split(0, key=-comm.rank)
     assert child is not None
     with child:
-        for _ in range(12):  # past 2^32, by calls and by tiles
+        for _ in range(4):  # past 2^32, by calls and by tiles
             checked_moves(child, turn)
             checked_sums(child, turn)
     shared = comm.empty((5000,), "float32")
@@ -108,7 +108,7 @@ def soak(rank: int, world_size: int, seconds: float) -> dict[str, Any]:
         checked_sums(comm, turn)
         checked_moves(comm, turn)
         checked_messages(comm, turn)
-        if turn % 4 == 0:
+        if turn % 2 == 0:
             checked_splits(comm, turn)
             num_splits += 1
         if turn % 20 == 0:
