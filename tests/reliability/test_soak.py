@@ -22,7 +22,7 @@ from rank_processes import process_values
 from slopes import Slope, slope
 
 SCRIPT = Path(__file__).with_name("soak_ranks.py")
-FIRST_NUMBER = 2**32 - 40  # every communicator passes 2^32 in its first moments, also the short-lived ones
+FIRST_NUMBER = 2**32 - 16  # each communicator passes 2^32 in its first moments, also a short-lived one
 MOST_MIB_PER_HOUR = 1.0
 # Below this a fit over minutes sees nothing but the allocator: what 15 minutes at that slope are.
 MOST_MIB = 0.25
