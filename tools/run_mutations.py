@@ -73,6 +73,7 @@ MUTATIONS = {
     "block_no_header_check": Expectation(("cuda_processes_notice_in_packets",)),
     "block_no_header_wait": Expectation(("cuda_processes_wait_for_words_after_packets",)),
     "block_no_envelope_check": Expectation(("cuda_process_messages_differ",)),
+    "first_reason_stays": Expectation(("failure_of_an_earlier_operation_replaces_that_of_a_later_one",)),
     "block_no_borrow_check": Expectation(("cuda_direct_disagreement_touches_nothing",)),
 }
 

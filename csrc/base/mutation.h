@@ -40,6 +40,7 @@ enum class Mutation : int {
   kBlockNoHeaderWait,     // ... compares what has arrived of them when its packets have, which do not bring them along
   kBlockNoEnvelopeCheck,  // ... takes in whatever message comes
   kBlockNoBorrowCheck,    // ... uses its peers' arrays without comparing calls
+  kFirstReasonStays,      // the reason of an earlier operation does not replace that of a later one
   kCount,
 };
 
@@ -109,6 +110,8 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "block_no_header_wait";
     case Mutation::kBlockNoEnvelopeCheck:
       return "block_no_envelope_check";
+    case Mutation::kFirstReasonStays:
+      return "first_reason_stays";
     case Mutation::kBlockNoBorrowCheck:
       return "block_no_borrow_check";
     case Mutation::kCount:

@@ -29,6 +29,7 @@ uint32_t* low_word(uint64_t* value) {
 
 /// Both are of operations, and the first one's was called before the second one's.
 bool is_earlier(const AbortReason& reason, const AbortReason& other) {
+  if (mutated(Mutation::kFirstReasonStays)) return false;
   return reason.seq != 0 && other.seq != 0 && static_cast<int16_t>(static_cast<uint16_t>(reason.seq - other.seq)) < 0;
 }
 
