@@ -72,6 +72,15 @@ class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Window
         """
         return self._core.stats()
 
+    def lost_ranks(self) -> dict[int, str]:
+        """Ranks that are gone, as far as this rank has seen.
+
+        ``{2: "died"}``, ``{2: "exits without close()"}`` or ``{2: "closed its communicator"}``. An error names the
+        rank that it was raised for; when several die at once, the others are here, and in the text of every later
+        call, as soon as they are seen (some milliseconds).
+        """
+        return self._core.lost_ranks()
+
     def close(self) -> None:
         """Finish queued operations, tell the peers, free the shared memory. Idempotent."""
         try:
@@ -117,4 +126,4 @@ def _leave_all() -> None:
     for comm in list(_live):
         if note:
             comm._core.leave_note(note)
-        comm._core.leave()
+        comm._core.leave_at_exit()

@@ -83,7 +83,11 @@ def _build_checks(targets: list[str]) -> None:
 
 
 # What a fixture needs of the build: its target.
-_TARGETS = {"checks": "_dcomm_checks", "emulated_gpu": "dcomm_emulated_cuda"}
+_TARGETS = {
+    "checks": "_dcomm_checks",
+    "emulated_gpu": "dcomm_emulated_cuda",
+    "failpoint_core": "_core_with_failpoints",
+}
 _checks_built = pytest.StashKey[_ChecksBuildError | None]()
 
 
@@ -131,3 +135,12 @@ def emulated_gpu(request: pytest.FixtureRequest) -> Iterator[Any]:
     gpu = EmulatedGpu(_built(request, "_emulated_cuda.so"))
     with gpu.in_use():
         yield gpu
+
+
+@pytest.fixture
+def failpoint_core(request: pytest.FixtureRequest) -> Path:
+    """The package's extension with failpoints (csrc/base/failpoint.h), for processes of their own."""
+    import failpoint_core as support
+
+    _built(request, "")
+    return support.DEFAULT_PATH

@@ -227,6 +227,7 @@ CHECKS = {
         "failure_peer_exit_ends_every_wait",
         "failure_exit_after_broadcast_fails_the_next_only",
         "failure_exit_right_after_an_operation",
+        "failure_exit_before_a_late_rank",
         "failure_timeout_names_whom_we_waited_for",
         "failure_mismatch_same_algorithm",
         "failure_mismatch_other_operation",

@@ -35,7 +35,7 @@ def kill_in_storm(world_size: int, victims: list[int], mode: str, seed: int) -> 
         assert result.returncode == 0, result
         value = result.value
         assert value["error"] == "PeerLostError", value
-        named = [victim for victim in victims if f"rank {victim} (pid {pids[victim]}) died after" in value["text"]]
+        named = [victim for victim in victims if f"rank {victim} (pid {pids[victim]}) died" in value["text"]]
         assert named, value
         assert value["second"] == value["text"]  # the first reason again
         assert value["num_operations"] >= 20
@@ -124,7 +124,12 @@ def test_ctrl_c_ends_init() -> None:
 
 @pytest.mark.parametrize(
     ("how", "returncode", "what"),
-    [("return", 0, "closed"), ("exception", 1, "closed"), ("close", 0, "closed"), ("exit", 3, "closed")],
+    [
+        ("return", 0, "exited with status 0 without close()"),
+        ("exception", 1, "exited with status 1 without close()"),
+        ("close", 0, "closed its communicator"),
+        ("exit", 3, "exited with status 3 without close()"),
+    ],
 )
 def test_a_rank_that_leaves_early(how: str, returncode: int, what: str) -> None:
     results = run_processes(3, SCRIPT, "exit_early", {"how": how})
@@ -134,7 +139,8 @@ def test_a_rank_that_leaves_early(how: str, returncode: int, what: str) -> None:
         assert results[rank].returncode == 0, results[rank]
         assert value["error"] == "PeerLostError", value
         assert "rank 1" in value["text"]
-        assert what in value["text"], value
+        # Its last steps may take longer than the others wait for its status.
+        assert what in value["text"] or (how != "close" and "exits without close()" in value["text"]), value
         assert value["seconds"] < LOST_WITHIN_S
 
 

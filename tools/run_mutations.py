@@ -66,6 +66,7 @@ MUTATIONS = {
     "direct_no_lane_sync": Expectation(("protocol_direct_loans",)),
     "direct_own_record_only": Expectation(("protocol_lent_by_some",)),
     "run_from_start": Expectation(("protocol_many_arrays",)),
+    "exit_ignores_completed": Expectation(("failure_exit_before_a_late_rank",)),
     "block_no_publish_sync": Expectation(("cuda_protocol_ring", "cuda_protocol_tree")),
     "block_no_release_sync": Expectation(("cuda_protocol_broadcast",)),
     "block_no_signal_sync": Expectation(("cuda_protocol_two_shot", "cuda_protocol_all_gather", *DIRECT_CUDA_CHECKS)),

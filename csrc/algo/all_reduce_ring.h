@@ -11,6 +11,7 @@
 // Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", JPDC 2009.
 #pragma once
 
+#include "base/failpoint.h"
 #include "base/mutation.h"
 #include "protocol/exec.h"
 #include "schedule/partition.h"
@@ -31,6 +32,7 @@ DCOMM_HOST_DEVICE bool all_reduce_ring(Exec& exec, const Kernels& kernels, const
   for (uint64_t tile = 0; tile < num_tiles; ++tile) {
     const uint64_t hop = (first + tile) * static_cast<uint64_t>(num_steps);  // number of the tile's first message
     for (int step = 0; step < num_steps; ++step) {
+      failpoint("ring_step");
       const uint64_t seq = hop + static_cast<uint64_t>(step);
       const int shift = mutated(Mutation::kRingWrongChunk) && step == 1 ? 1 : 0;
       const Range range = plan.segment(ring_send_chunk(rank, world_size, step + shift), exec.channel(), tile);

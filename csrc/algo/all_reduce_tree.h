@@ -13,6 +13,7 @@
 // Source: as schedule/tree.h.
 #pragma once
 
+#include "base/failpoint.h"
 #include "base/mutation.h"
 #include "protocol/exec.h"
 #include "schedule/partition.h"
@@ -86,6 +87,7 @@ DCOMM_HOST_DEVICE bool all_reduce_tree(Exec& exec, const Kernels& kernels, const
       const TreeNode node = tree_place(exec.rank(), exec.world_size(), tree);
       if (!tree_up(exec, kernels, node, first + turn, plan.segment(tree, channel, turn))) return false;
     }
+    failpoint("up_the_tree");
     if (turn == 0) continue;  // one tile of look-ahead
     for (int i = 0; i < kNumTrees; ++i) {
       const int tree = i == 0 ? inner : 1 - inner;

@@ -13,6 +13,7 @@
 // custom all-reduce kernels use on fully connected nodes.
 #pragma once
 
+#include "base/failpoint.h"
 #include "base/mutation.h"
 #include "protocol/exec.h"
 #include "schedule/partition.h"
@@ -48,6 +49,7 @@ DCOMM_HOST_DEVICE bool all_reduce_two_shot(Exec& exec, const Kernels& kernels, c
     const uint64_t tile = turn - 1;
     const uint64_t seq = first + tile;
     if (!exec.wait_all(Flow::kScatter, seq)) return false;
+    failpoint("between_phases");
     kernels.reduce_canonical(
         exec, plan.segment(rank, channel, tile), [&](int peer) { return exec.inbox(Edge{peer, Flow::kScatter}, seq); },
         [&](int peer) { return exec.outbox(Edge{peer, Flow::kGather}, seq); });

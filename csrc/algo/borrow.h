@@ -9,6 +9,7 @@
 // that returns has heard from every peer that its arrays are its own again.
 #pragma once
 
+#include "base/failpoint.h"
 #include "base/mutation.h"
 #include "protocol/exec.h"
 
@@ -21,6 +22,7 @@ DCOMM_HOST_DEVICE bool borrow_arrays(Exec& exec, const Use& use) {
   const uint64_t done = ready + 1;
   exec.signal_all(Flow::kDirect, ready);
   if (!mutated(Mutation::kDirectNoReadyWait) && !exec.wait_all(Flow::kDirect, ready)) return false;
+  failpoint("arrays_lent");
   use();
   exec.signal_all(Flow::kDirect, done);
   if (!mutated(Mutation::kDirectNoDoneWait) && !exec.wait_all(Flow::kDirect, done)) return false;

@@ -32,6 +32,7 @@ enum class Mutation : int {
   kDirectNoLaneSync,      // ... says that it is done before all its lanes are
   kDirectOwnRecordOnly,   // ... takes its own array's being in reach for all ranks'
   kRunFromStart,          // a tile that begins inside one of many arrays takes it from its start
+  kExitIgnoresCompleted,  // a peer that has left ends also the operations that it had completed
   kBlockNoPublishSync,    // a block of a GPU publishes before all its threads have written
   kBlockNoReleaseSync,    // ... gives a slot back before all have read it
   kBlockNoSignalSync,     // ... tells all ranks before all its threads are done
@@ -96,6 +97,8 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "direct_own_record_only";
     case Mutation::kRunFromStart:
       return "run_from_start";
+    case Mutation::kExitIgnoresCompleted:
+      return "exit_ignores_completed";
     case Mutation::kBlockNoPublishSync:
       return "block_no_publish_sync";
     case Mutation::kBlockNoReleaseSync:

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "base/failpoint.h"
 #include "comm/call_site.h"
 #include "comm/entry.h"
 #include "comm/failure_text.h"
@@ -93,6 +94,7 @@ std::shared_ptr<Communicator> Communicator::of_processes(const MeshOptions& opti
       [&](int descriptor) { return mesh->exchange_descriptors(descriptor); }, force_shm);
   std::shared_ptr<Communicator> self(new Communicator(options.rank, std::move(windows), settings));
   self->force_shm_ = force_shm;
+  failpoint("windows_mapped");
   mesh->barrier();  // everybody has mapped everybody
   self->join_mesh(std::make_shared<SharedMesh>(mesh), 0, all_ranks(options.world_size));
   return self;
@@ -149,12 +151,20 @@ CommunicatorStats Communicator::stats() const {
   return stats;
 }
 
+std::vector<AbortDetail> Communicator::exits() const {
+  std::vector<AbortDetail> exits;
+  for (int peer = 0; peer < world_size(); ++peer) exits.push_back(context_.exits->get(peer));
+  return exits;
+}
+
 void Communicator::check_usable() const {
   DCOMM_CHECK(!in_child(), ErrorCode::kForked,
               "this communicator belongs to the parent process; a forked child must not use it. Start data-loader "
               "workers with the spawn method, or call dcomm.init() in the child");
   if (DCOMM_UNLIKELY(broken_.load(std::memory_order_acquire))) {
-    throw_error(broken_code_, broken_message_);
+    const bool is_loss = broken_code_ == ErrorCode::kPeerLost;
+    throw_error(broken_code_, broken_message_,
+                is_loss ? describe_other_deaths(context_, broken_culprit_, pids_) : std::string());
   }
   DCOMM_CHECK(!closed(), ErrorCode::kAborted, "this communicator is closed; make a new one with dcomm.init()");
 }
@@ -299,7 +309,7 @@ void Communicator::set_timeout(int64_t timeout_ns) {
 
 void Communicator::close() { leave(true); }
 
-void Communicator::leave(bool finish_queue) {
+void Communicator::leave(bool finish_queue, GoodbyeKind kind) {
   if (finish_queue && !in_child()) queue_.wait_until_empty();
   if (closed_.exchange(true, std::memory_order_acq_rel)) return;
   if (in_child()) {
@@ -314,9 +324,10 @@ void Communicator::leave(bool finish_queue) {
     reason.culprit = static_cast<uint16_t>(rank());
     broadcast_abort(context_, reason);
   }
+  failpoint("closing");
   queue_.stop();
   leave_cuda();
-  if (mesh_ != nullptr) return mesh_->leave(id_);  // says goodbye
+  if (mesh_ != nullptr) return mesh_->leave(id_, kind);  // says goodbye
   if (cuda_group_ != nullptr) cuda_group_->leave(rank());
   context_.exits->set(rank(), AbortDetail::kLeft);
   for (int peer = 0; peer < world_size(); ++peer) {

@@ -55,6 +55,8 @@ class Communicator {
   const KernelTable& kernel_table() const { return *kernel_table_; }
   CommunicatorStats stats() const;
   std::vector<int> pids() const { return pids_; }
+  /// By rank: how it has gone, as far as this rank has seen; kNone: it is there.
+  std::vector<AbortDetail> exits() const;
   bool closed() const { return closed_.load(std::memory_order_acquire); }
 
   /// Runs `call` and returns when this rank's part is done. timeout_ns 0: the group's. Throws Error.
@@ -124,6 +126,8 @@ class Communicator {
   void close();
   /// As close(), but aborts what is still queued instead of waiting for it.
   void leave_now() { leave(false); }
+  /// As leave_now(), at the end of the process, which the peers are told.
+  void leave_at_exit() { leave(false, GoodbyeKind::kExits); }
 
   /// Fault injection for tests of overlap: every operation sleeps this long first.
   void set_test_delay_ns(int64_t delay_ns) { test_delay_ns_ = delay_ns; }
@@ -176,10 +180,11 @@ class Communicator {
   void begin_call(const CollectiveCall& call);
   void count_sent(uint64_t sent_bytes);
   void prepare(HostOp& op, int64_t timeout_ns, InterruptCheck interrupted, bool background);
-  void set_broken(ErrorCode code, const std::string& message);
+  void set_broken(ErrorCode code, const std::string& message, int culprit = -1);
   [[noreturn]] void break_down(const OpRecord& record, Failure failure);
   [[noreturn]] void fail_with(const OpRecord& record, const Failure& failure, const std::string& text);
-  void leave(bool finish_queue);
+  std::string exit_status_of(const Failure& failure) const;
+  void leave(bool finish_queue, GoodbyeKind kind = GoodbyeKind::kClosed);
   static void warn_stalled(void* argument, int peer, int64_t waited_ns);
   void note_call_site(uint64_t seq) const;
   void warn_message_stalled(const Posted& posted, int64_t waited_ns) const;
@@ -224,6 +229,7 @@ class Communicator {
   std::atomic<bool> broken_{false};
   ErrorCode broken_code_ = ErrorCode::kOk;  // written before broken_
   std::string broken_message_;
+  int broken_culprit_ = -1;  // of a lost rank: who it is
 
   WorkQueue queue_;
 };

@@ -4,6 +4,7 @@
 #include <sstream>
 #include <thread>
 
+#include "base/failpoint.h"
 #include "comm/communicator.h"
 #include "comm/failure_text.h"
 #include "exec/float_environment.h"
@@ -105,7 +106,9 @@ void Communicator::announce(const CollectiveCall& call) {
   // operation that somebody called something else.
   history_ = hash_mix(history_, fingerprint(current_)) | 1;  // 0 means "nothing published yet"
   store_record(context_.control(rank()).records[current_.seq % 2], current_);
+  failpoint("before_header");
   begin_operation(context_, current_.seq, history_);
+  failpoint("header_published");
   announced_ = true;
 }
 
@@ -133,7 +136,9 @@ void Communicator::execute_one(const CollectiveCall& call, int64_t timeout_ns, I
     num_direct_.store(num_direct_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }
   if (DCOMM_UNLIKELY(!finished)) break_down(current_, op.failure);
+  failpoint("before_completed");
   std::atomic_ref<uint64_t>(context_.control(rank()).header.completed).store(op.seq, std::memory_order_release);
+  failpoint("after_completed");
 }
 
 void Communicator::prepare(HostOp& op, int64_t timeout_ns, InterruptCheck interrupted, bool background) {

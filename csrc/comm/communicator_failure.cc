@@ -1,18 +1,30 @@
 // Communicator: what ends all its operations, and what is said of it. Floor: comm.
+#include <chrono>
 #include <cstdio>
 #include <string>
 
 #include "comm/call_site.h"
 #include "comm/communicator.h"
+#include "comm/exit_status.h"
 #include "comm/failure_text.h"
 
 namespace dcomm {
 
-void Communicator::set_broken(ErrorCode code, const std::string& message) {
+namespace {
+
+// How long the text waits for the status: of who is dead already, and of who has said that it exits, where an
+// interpreter with large libraries has still to end.
+constexpr std::chrono::milliseconds kDeathPatience{100};
+constexpr std::chrono::milliseconds kExitPatience{500};
+
+}  // namespace
+
+void Communicator::set_broken(ErrorCode code, const std::string& message, int culprit) {
   std::lock_guard lock(broken_mutex_);
   if (broken_.load(std::memory_order_relaxed)) return;
   broken_code_ = code;
   broken_message_ = message;
+  broken_culprit_ = culprit;
   broken_.store(true, std::memory_order_release);
 }
 
@@ -21,6 +33,14 @@ void Communicator::break_down(const OpRecord& record, Failure failure) {
   if (failure.code == ErrorCode::kTimeout && failure.reporter == rank())
     failure.culprit = rank_behind(context_, failure.culprit);
   fail_with(record, failure, "");
+}
+
+/// Of a lost process.
+std::string Communicator::exit_status_of(const Failure& failure) const {
+  const bool has_ended = failure.detail == AbortDetail::kDied || failure.detail == AbortDetail::kExits;
+  if (mesh_ == nullptr || failure.code != ErrorCode::kPeerLost || !has_ended) return "";
+  const Mesh::Peer& peer = mesh_->peer(mesh_ranks_[static_cast<size_t>(failure.culprit)]);
+  return exit_status_text(peer.pid, peer.pidfd, failure.detail == AbortDetail::kExits ? kExitPatience : kDeathPatience);
 }
 
 /// Tells the peers, breaks this communicator and throws. text: empty for the usual one.
@@ -43,9 +63,10 @@ void Communicator::fail_with(const OpRecord& record, const Failure& failure, con
     if (message.empty()) {
       const bool names_others = failure.code == ErrorCode::kMismatch || failure.code == ErrorCode::kTimeout;
       if (names_others) await_call_sites(context_);
-      message = describe_failure(context_, record, failure, pids_, listing_);
+      message = describe_failure(context_, record, failure, pids_, listing_, exit_status_of(failure));
     }
-    set_broken(failure.code, message);
+    set_broken(failure.code, message, failure.culprit);
+    if (failure.code == ErrorCode::kPeerLost) message += describe_other_deaths(context_, failure.culprit, pids_);
   }
   stop_cuda(broken_code_, message);
   throw Error(failure.code, message);

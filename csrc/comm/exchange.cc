@@ -5,11 +5,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/failpoint.h"
+
 namespace dcomm {
 namespace {
 
 constexpr std::chrono::milliseconds kTryLaterPeriod{1};
 constexpr int kMostPacketsRead = 256;  // in search of an abort; a longest message has 64
+constexpr int kEndMs = 50;             // a process hangs up a little before it has ended
 
 const char* kind_name(ExchangeKind kind) {
   switch (kind) {
@@ -29,6 +32,33 @@ const char* kind_name(ExchangeKind kind) {
   const bool known = header.kind > 0 && header.kind <= static_cast<uint32_t>(ErrorCode::kInternal);
   throw Error(known ? static_cast<ErrorCode>(header.kind) : ErrorCode::kPeerLost,
               std::string(reinterpret_cast<const char*>(text), nbytes));
+}
+
+/// "rank 0 (pid 71)": whoever has hung up and whose process has ended; else `suspect`. A rank that fails because of
+/// another one's death hangs up as well, and not everybody has a socket yet to hear why.
+std::string who_ended(int suspect, const std::vector<GuardedFd>& sockets) {
+  struct Gone {
+    size_t rank;
+    pid_t pid;
+    GuardedFd process;
+  };
+  std::vector<Gone> gone;
+  std::vector<pollfd> ends;
+  for (size_t rank = 0; rank < sockets.size(); ++rank) {
+    pollfd hung_up{sockets[rank].get(), POLLRDHUP, 0};
+    PeerIdentity identity;
+    if (!sockets[rank] || ::poll(&hung_up, 1, 0) <= 0 || !identify_peer(sockets[rank].get(), &identity)) continue;
+    gone.push_back({rank, identity.pid, open_pidfd(sockets[rank].get(), identity.pid)});
+    ends.push_back({gone.back().process.get(), POLLIN, 0});
+  }
+  if (!ends.empty()) ::poll(ends.data(), ends.size(), kEndMs);
+  std::string text;
+  for (size_t i = 0; i < gone.size(); ++i) {
+    if (ends[i].revents == 0) continue;
+    text += (text.empty() ? "rank " : " and rank ") + std::to_string(gone[i].rank) + " (pid " +
+            std::to_string(gone[i].pid) + ")";
+  }
+  return text.empty() ? "rank " + std::to_string(suspect) : text;
 }
 
 class Exchange {
@@ -109,6 +139,7 @@ class Exchange {
       if (status == IoStatus::kClosed) throw_peer_lost(rank, sockets_, "ended during set-up");
       state.try_later = status == IoStatus::kTryLater;
       if (status != IoStatus::kDone) return;
+      failpoint(descriptor >= 0 ? "window_sent" : "set_up_sent");
       state.sent_bytes += nbytes;
       state.sent = state.sent_bytes == payload.size();
     }
@@ -206,7 +237,7 @@ void throw_peer_lost(int rank, const std::vector<GuardedFd>& sockets, const std:
       }
     }
   }
-  throw_error(ErrorCode::kPeerLost, "rank ", rank, " ", what, "; see its own output for the reason");
+  throw_error(ErrorCode::kPeerLost, who_ended(rank, sockets), " ", what, "; see its own output for the reason");
 }
 
 }  // namespace dcomm

@@ -136,6 +136,19 @@ std::string call_text(const OpRecord& record) {
   return text.str();
 }
 
+const char* exit_text(AbortDetail how) {
+  switch (how) {
+    case AbortDetail::kLeft:
+      return "closed its communicator";
+    case AbortDetail::kInterrupted:
+      return "was interrupted";
+    case AbortDetail::kExits:
+      return "exits without close()";
+    default:
+      return "died";
+  }
+}
+
 std::string operation_text(const OpRecord& record) { return collective_name(record.collective) + number_text(record); }
 
 std::string because(const HostContext& context, int rank) {
@@ -165,8 +178,17 @@ std::string describe_positions(const HostContext& context) {
   return text.str();
 }
 
+std::string describe_other_deaths(const HostContext& context, int culprit, const std::vector<int>& pids) {
+  std::ostringstream text;
+  for (int rank = 0; rank < context.world_size; ++rank) {
+    if (rank == culprit || context.exits->get(rank) != AbortDetail::kDied) continue;
+    text << "; " << rank_text(rank, pids) << " died too";
+  }
+  return text.str();
+}
+
 std::string describe_failure(const HostContext& context, const OpRecord& record, const Failure& failure,
-                             const std::vector<int>& pids, const Listing& listing) {
+                             const std::vector<int>& pids, const Listing& listing, const std::string& exit_status) {
   std::ostringstream text;
   text << call_text(record) << number_text(record) << " on rank " << context.rank << " of " << context.world_size;
   const std::string own_site = called_at(context, context.rank, record.seq);
@@ -176,16 +198,15 @@ std::string describe_failure(const HostContext& context, const OpRecord& record,
   const std::string culprit = rank_text(failure.culprit, pids);
   switch (failure.code) {
     case ErrorCode::kPeerLost:
-      text << culprit;
-      switch (failure.detail) {
-        case AbortDetail::kLeft:
-          text << " closed its communicator" << because(context, failure.culprit);
-          break;
-        case AbortDetail::kInterrupted:
-          text << " was interrupted";
-          break;
-        default:
-          text << " died";
+      text << culprit << ' ';
+      if (failure.detail == AbortDetail::kExits && !exit_status.empty()) {
+        text << exit_status << " without close()";
+      } else {
+        text << exit_text(failure.detail);
+        if (failure.detail == AbortDetail::kDied && !exit_status.empty()) text << " (it " << exit_status << ')';
+      }
+      if (failure.detail == AbortDetail::kLeft || failure.detail == AbortDetail::kExits) {
+        text << because(context, failure.culprit);
       }
       text << " after completing #" << completed(context, failure.culprit);
       if (failure.reporter != context.rank) text << " (seen by rank " << failure.reporter << ')';

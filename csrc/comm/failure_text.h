@@ -9,11 +9,18 @@
 namespace dcomm {
 
 /// pid_of: names a peer's process, 0 when the ranks are threads.
+/// exit_status: how the lost rank's process ended (comm/exit_status.h); empty where that is not known.
 std::string describe_failure(const HostContext& context, const OpRecord& record, const Failure& failure,
-                             const std::vector<int>& pids, const Listing& listing);
+                             const std::vector<int>& pids, const Listing& listing, const std::string& exit_status = "");
 
 /// What `rank` has said of why it leaves or aborts: " (KeyError: 'x' at train.py:88)"; "" where it has not.
 std::string because(const HostContext& context, int rank);
+
+/// "; rank 2 (pid 71) died too": whoever but `culprit` has died so far; empty where nobody has.
+std::string describe_other_deaths(const HostContext& context, int culprit, const std::vector<int>& pids);
+
+/// "died": how a rank has gone.
+const char* exit_text(AbortDetail how);
 
 /// "send(count=10, dtype=float32, dst=1, tag=0)".
 std::string call_text(const OpRecord& record);

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/failpoint.h"
 #include "comm/fork_guard.h"
 #include "comm/packet.h"
 #include "comm/unix_socket.h"
@@ -28,7 +29,7 @@
 namespace dcomm {
 namespace {
 
-enum class SocketNews { kNothing, kGoodbye, kEnd };
+enum class SocketNews { kNothing, kGoodbye, kExits, kEnd };
 
 /// Reads what a peer has sent since set-up up to nothing, a goodbye, or the end.
 SocketNews read_news(int rank, int socket, const Liveness::OnPacket& on_packet) {
@@ -40,8 +41,11 @@ SocketNews read_news(int rank, int socket, const Liveness::OnPacket& on_packet) 
     if (status == IoStatus::kWouldBlock) return SocketNews::kNothing;
     if (status == IoStatus::kClosed) return SocketNews::kEnd;
     const auto header = status == IoStatus::kDone ? decode_header(buffer, nbytes) : std::nullopt;
-    if (header && header->type == PacketType::kGoodbye) return SocketNews::kGoodbye;
-    if (header && header->type == PacketType::kAbort) return SocketNews::kEnd;  // its last step of set-up failed
+    if (header && header->type == PacketType::kGoodbye) {
+      return header->kind == static_cast<uint32_t>(GoodbyeKind::kExits) ? SocketNews::kExits : SocketNews::kGoodbye;
+    }
+    // Its last step of set-up failed, perhaps because another rank has died: it lives, and leaves.
+    if (header && header->type == PacketType::kAbort) return SocketNews::kGoodbye;
     const bool has_id = header && nbytes == sizeof *header + sizeof packet.id && header->type != PacketType::kData;
     if (!has_id || !on_packet) {
       std::fprintf(stderr, "dcomm: rank %d sent an unknown packet after set-up; it counts as lost\n", rank);
@@ -116,7 +120,9 @@ void Liveness::State::watch() noexcept {
       if (news == SocketNews::kNothing && !process_ended) continue;
       watched[entry].fd = -1;  // reported once, watched no more
       watched[entry + 1].fd = -1;
-      report(rank, news == SocketNews::kGoodbye ? PeerExit::kLeft : PeerExit::kDied);
+      report(rank, news == SocketNews::kGoodbye ? PeerExit::kLeft
+                   : news == SocketNews::kExits ? PeerExit::kExits
+                                                : PeerExit::kDied);
     }
   }
 }
@@ -161,14 +167,18 @@ Liveness::~Liveness() {
   state_->watcher.join();
 }
 
-void Liveness::say_goodbye() {
+void Liveness::say_goodbye(GoodbyeKind kind) {
   if (state_->generation != fork_generation()) return;
   if (state_->goodbye_said.exchange(true, std::memory_order_relaxed)) return;
   PacketHeader goodbye;
   goodbye.type = PacketType::kGoodbye;
+  goodbye.kind = static_cast<uint32_t>(kind);
   for (int rank = 0; rank < state_->mesh->world_size(); ++rank) {
     const int socket = state_->mesh->peer(rank).socket;
-    if (socket >= 0) send_packet(socket, &goodbye, sizeof goodbye);  // never waits
+    if (socket < 0) continue;
+    failpoint("before_goodbye");
+    send_packet(socket, &goodbye, sizeof goodbye);  // never waits
+    failpoint("saying_goodbye");
   }
 }
 

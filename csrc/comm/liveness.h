@@ -12,8 +12,9 @@
 namespace dcomm {
 
 enum class PeerExit {
-  kDied,  // the process ended without a goodbye (killed, crashed, exited without close)
-  kLeft,  // goodbye received: it closed its communicator
+  kDied,   // the process ended without a goodbye (killed, crashed, exited without close)
+  kLeft,   // goodbye received: it closed its communicator
+  kExits,  // goodbye received: its process ends, and it did not close
 };
 
 /// What a peer sends after set-up beside its goodbye.
@@ -34,8 +35,8 @@ class Liveness {
   Liveness(std::shared_ptr<Mesh> mesh, OnExit on_exit, OnPacket on_packet = {});
   ~Liveness();  // says goodbye to the peers and joins the thread; does nothing in a forked child
 
-  /// Tells all peers that this rank leaves on purpose; idempotent.
-  void say_goodbye();
+  /// Tells all peers that this rank leaves on purpose, or that its process exits; the first one counts.
+  void say_goodbye(GoodbyeKind kind = GoodbyeKind::kClosed);
 
  private:
   struct State;

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/failpoint.h"
 
 namespace dcomm {
 namespace {
@@ -78,7 +79,9 @@ class Guest {
 
   /// True: welcomed. False: hung up before we were seated (a listener that is just closing), so try again.
   bool converse(const GuardedFd& socket) {
+    failpoint("before_hello");
     if (send_packet(socket.get(), hello_.data(), hello_.size()) != IoStatus::kDone) return false;
+    failpoint("after_hello");
     bool seated = false;
     std::string missing;
     for (;;) {

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/failpoint.h"
 #include "comm/meeting.h"
 
 namespace dcomm {
@@ -171,6 +172,7 @@ class Host {
       if (!better) return;
     }
     guest = {std::move(socket), pid, hello};
+    failpoint("seating");
     reply(guest.socket, ReplyKind::kStatus, rank_list(missing_ranks()));
     status_due_ = status_due_.value_or(Clock::now() + kStatusPeriod);
   }
@@ -206,7 +208,7 @@ class Host {
     }
     const pid_t pid = guest.pid;
     guest = {};
-    throw_error(ErrorCode::kPeerLost, "rank ", rank, " (process ", pid,
+    throw_error(ErrorCode::kPeerLost, "rank ", rank, " (pid ", pid,
                 ") ended during set-up; see its own output for the reason");
   }
 
@@ -243,6 +245,7 @@ class Host {
     const auto packet = encode_reply(ReplyKind::kWelcome, body);
     for (const GuardedFd& socket : meeting_.sockets) {
       if (socket) send_packet(socket.get(), packet.data(), packet.size());  // a failure shows in the first barrier
+      if (socket) failpoint("welcoming");
     }
     return std::move(meeting_);
   }

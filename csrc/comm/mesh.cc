@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/failpoint.h"
 #include "comm/exchange.h"
 #include "comm/fork_guard.h"
 #include "comm/meeting.h"
@@ -86,9 +87,12 @@ void Mesh::State::set_up(Waiter& waiter) {
   DCOMM_CHECK(listener, ErrorCode::kInternal, "a random socket name was taken: ", listener_name(own.listener));
   Meeting meeting = options.rank == 0 ? host_meeting(options, own, waiter) : join_meeting(options, own, waiter);
   token = meeting.token;
+  failpoint("before_pairing");
   or_tell_all([&] { pair_with_all(options, &meeting, listener, &sockets, waiter); });
+  failpoint("after_pairing");
   open_peers();
   exchange({}, waiter);  // a barrier: from here on every pair is connected
+  failpoint("mesh_made");
   close_meeting(options, &meeting);
 }
 

@@ -21,10 +21,12 @@ enum class PacketType : uint32_t {
   kStop = 6,           // payload: id of a communicator that the sender has aborted
 };
 
+enum class GoodbyeKind : uint32_t { kClosed = 0, kExits = 1 };
+
 struct PacketHeader {
   uint32_t magic = 0x4d4f4344;  // "DCOM"
   PacketType type = PacketType::kData;
-  uint32_t kind = 0;         // which collective; both sides must be in the same one
+  uint32_t kind = 0;         // which collective (both sides must be in the same one); of a goodbye: GoodbyeKind
   uint32_t sequence = 0;     // number of the collective on this mesh
   uint32_t total_bytes = 0;  // of the whole message
   uint32_t offset = 0;       // of this packet's payload in it

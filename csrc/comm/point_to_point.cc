@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "algo/send_recv.h"
+#include "base/failpoint.h"
 #include "exec/message_bell.h"
 #include "exec/wait_pace.h"
 
@@ -92,6 +93,7 @@ bool PointToPoint::send_to(HostExec& exec, int dst) {
     } else {
       send_segment(exec, kernels, posted.plan, dst, seq, posted.next_piece - 1);
     }
+    failpoint(posted.next_piece == 0 ? "envelope_sent" : "piece_sent");
     exec.store_counter(Counter::kMessageOut, seq + 1, dst);
     moved = true;
     posted.since_ns = 0;
@@ -108,6 +110,7 @@ bool PointToPoint::read_from(HostExec& exec, int src) {
     const Inbox::Read read = inbox_.read_one(exec, src);
     if (read == Inbox::Read::kNothing || read == Inbox::Read::kNoMemory) break;
     moved = true;
+    failpoint(read == Inbox::Read::kEnvelope ? "envelope_read" : "piece_read");
     Incoming& message = inbox_.newest(src);
     if (read == Inbox::Read::kEnvelope) {
       const auto first = std::find_if(receives_.begin(), receives_.end(), [&](const Posted* posted) {
@@ -219,9 +222,10 @@ bool PointToPoint::is_stopped(const Posted& posted, Failure& failure) const {
   for (int peer = 0; peer < context_.world_size; ++peer) {
     if (peer == context_.rank) continue;
     const AbortDetail how = exits_[static_cast<size_t>(peer)];
-    if (how != AbortDetail::kNone && how != AbortDetail::kLeft) return lost(peer);
+    const bool has_left = how == AbortDetail::kLeft || how == AbortDetail::kExits;
+    if (how != AbortDetail::kNone && !has_left) return lost(peer);
     somebody_is_there |= how == AbortDetail::kNone;
-    if (how == AbortDetail::kLeft) last_left = peer;
+    if (has_left) last_left = peer;
   }
   return !somebody_is_there && lost(last_left);
 }

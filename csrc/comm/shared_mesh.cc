@@ -4,6 +4,7 @@
 #include <cstring>
 #include <thread>
 
+#include "base/failpoint.h"
 #include "comm/packet.h"
 #include "comm/unix_socket.h"
 
@@ -23,7 +24,9 @@ SharedMesh::SharedMesh(std::shared_ptr<Mesh> mesh)
   liveness_ = std::make_unique<Liveness>(
       mesh_,
       [this](int rank, PeerExit how) {
-        note_exit(rank, how == PeerExit::kLeft ? AbortDetail::kLeft : AbortDetail::kDied);
+        note_exit(rank, how == PeerExit::kLeft    ? AbortDetail::kLeft
+                        : how == PeerExit::kExits ? AbortDetail::kExits
+                                                  : AbortDetail::kDied);
       },
       [this](int rank, PeerPacket packet) { take_packet(rank, std::move(packet)); });
 }
@@ -74,7 +77,7 @@ void SharedMesh::join(uint64_t id, Membership membership) {
   }
 }
 
-void SharedMesh::leave(uint64_t id) {
+void SharedMesh::leave(uint64_t id, GoodbyeKind kind) {
   std::vector<int> members;
   {
     const std::lock_guard lock(mutex_);
@@ -83,6 +86,10 @@ void SharedMesh::leave(uint64_t id) {
     members = found->second.mesh_ranks;
     memberships_.erase(found);
     if (memberships_.empty()) members.clear();
+  }
+  if (kind == GoodbyeKind::kExits) {
+    liveness_->say_goodbye(kind);  // for all memberships
+    if (!members.empty()) return;
   }
   if (members.empty()) {
     liveness_.reset();  // says goodbye to all
@@ -94,6 +101,7 @@ void SharedMesh::leave(uint64_t id) {
     const auto give_up = [&] { DCOMM_CHECK(++tries < kMostTries, ErrorCode::kPeerLost, "the socket stays full"); };
     try {
       send_to(member, PacketType::kMemberGoodbye, id, -1, give_up);
+      failpoint("saying_member_goodbye");
     } catch (const Error&) {
       warn_rate_limited("a process does not read its socket; it will learn by a timeout that a communicator is closed");
     }
@@ -152,6 +160,7 @@ std::vector<int> SharedMesh::exchange_windows(uint64_t id, const std::vector<int
   for (size_t member = 0; member < mesh_ranks.size(); ++member) {
     if (mesh_ranks[member] == own_rank()) continue;
     send_to(mesh_ranks[member], PacketType::kWindow, id, descriptor, [&] { on_wait(static_cast<int>(member)); });
+    failpoint("split_window_sent");
   }
   std::unique_lock lock(mutex_);
   for (size_t member = 0; member < mesh_ranks.size(); ++member) {

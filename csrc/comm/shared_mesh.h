@@ -39,8 +39,9 @@ class SharedMesh {
 
   /// Members that are gone already are reported before it returns.
   void join(uint64_t id, Membership membership);
-  /// After it on_exit is not called any more. Nothing for an id that is not there.
-  void leave(uint64_t id);
+  /// After it on_exit is not called any more. Nothing for an id that is not there. kExits: from all memberships, as the
+  /// peers see it.
+  void leave(uint64_t id, GoodbyeKind kind = GoodbyeKind::kClosed);
 
   /// Tells the other members that this rank has aborted. Any thread; waits a moment at most.
   void tell_stop(uint64_t id);

@@ -1,6 +1,7 @@
 // Communicator::split: agreement over the parent, windows, a last agreement. Floor: comm.
 //
 // All ranks of the parent go through the same four small collectives, also those without a color (comm/agreement.h).
+#include "base/failpoint.h"
 #include "comm/agreement.h"
 #include "comm/entry.h"
 #include "comm/split.h"
@@ -70,11 +71,14 @@ class Communicator::Splitting {
     const int world_size = static_cast<int>(plan.members.size());
     const size_t window_bytes = settings.layout(world_size).window_bytes();
     agreement_.exchange_windows(plan.id, plan.members, [&](const DescriptorExchange& exchange) {
+      failpoint("split_agreed");
       auto windows = make_memfd_windows(plan.rank, world_size, window_bytes, exchange, parent_.force_shm_);
       child.reset(new Communicator(plan.rank, std::move(windows), settings));
       child->force_shm_ = parent_.force_shm_;
       child->join_mesh(parent_.mesh_, plan.id, agreement_.mesh_ranks_of(plan.members));
+      failpoint("split_joined");
     });
+    failpoint("split_made");
     return child;
   }
 

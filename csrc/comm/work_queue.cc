@@ -12,6 +12,8 @@
 
 #include "comm/short_slice.h"
 
+#include "base/failpoint.h"
+
 namespace dcomm {
 
 /// Throws, with nothing queued, where the process may not have one more thread.
@@ -97,7 +99,9 @@ void WorkQueue::run(const std::shared_ptr<Work>& work) {
   ErrorCode code = ErrorCode::kOk;
   std::string message;
   try {
+    failpoint("progress_begins");
     execute_(*work);
+    failpoint("progress_ends");
   } catch (const Error& error) {
     code = error.code();
     message = error.what();

@@ -12,6 +12,7 @@
 #include <climits>
 #include <cstdlib>
 
+#include "base/failpoint.h"
 #include "exec/wait_pace.h"
 
 namespace dcomm {
@@ -105,6 +106,7 @@ void broadcast_abort(const HostContext& context, const AbortReason& reason) {
     }
     raise_attention(context, rank);
     wake_sleepers(context, rank);
+    failpoint("telling_abort");
   }
 }
 
@@ -172,16 +174,22 @@ bool HostExec::must_stop(int64_t waited_ns) {
       return true;
     }
   }
-  for (int peer = 0; peer < world_size(); ++peer) {
+  int lost = -1;
+  AbortDetail how_lost = AbortDetail::kNone;
+  for (int peer = 0; peer < world_size() && how_lost != AbortDetail::kDied; ++peer) {
     const AbortDetail how = context_.exits->get(peer);
     if (how == AbortDetail::kNone || (op_.only_peer >= 0 && peer != op_.only_peer)) continue;
     const uint64_t completed =
         std::atomic_ref<uint64_t>(context_.control(peer).header.completed).load(std::memory_order_acquire);
-    if (op_.only_peer < 0 && completed >= op_.seq) continue;  // it left after its part in this operation
-    fail(ErrorCode::kPeerLost, peer, how, rank(), waited_ns);
-    return true;
+    // It left after its part in this operation.
+    if (op_.only_peer < 0 && completed >= op_.seq && !mutated(Mutation::kExitIgnoresCompleted)) continue;
+    if (lost >= 0 && how != AbortDetail::kDied) continue;  // who has died may be why others have left
+    lost = peer;
+    how_lost = how;
   }
-  return false;
+  if (lost < 0) return false;
+  fail(ErrorCode::kPeerLost, lost, how_lost, rank(), waited_ns);
+  return true;
 }
 
 /// A peer that disagrees about this operation would otherwise be met as a deadline: it waits on other flags, in this
@@ -212,8 +220,10 @@ bool HostExec::sleep_on(const Awaited& awaited, int64_t max_ns) {
   const uint64_t seen = std::atomic_ref<uint64_t>(awaited.bell->value).load(std::memory_order_seq_cst);
   const bool arrived = std::atomic_ref<uint64_t>(*awaited.value).load(std::memory_order_seq_cst) >= awaited.target;
   if (!arrived) {
+    failpoint("falling_asleep");
     const timespec slice{max_ns / 1'000'000'000, max_ns % 1'000'000'000};
     syscall(SYS_futex, low_word(&awaited.bell->value), FUTEX_WAIT, static_cast<uint32_t>(seen), &slice, nullptr, 0);
+    failpoint("waking_up");
   }
   sleepers.fetch_sub(1, std::memory_order_seq_cst);
   return arrived;

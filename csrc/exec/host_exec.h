@@ -14,6 +14,7 @@
 #include <cstring>
 #include <vector>
 
+#include "base/failpoint.h"
 #include "base/mutation.h"
 #include "exec/cpu_sharing.h"
 #include "exec/host_context.h"
@@ -132,12 +133,20 @@ class HostExec {
   std::byte* outbox(Edge edge, uint64_t seq) const { return slot(edge.flow, rank(), edge.peer, seq); }
   std::byte* inbox(Edge edge, uint64_t seq) const { return slot(edge.flow, edge.peer, rank(), seq); }
 
-  std::byte* acquire(Edge edge, uint64_t seq) { return wait_credit(edge, seq) ? outbox(edge, seq) : nullptr; }
+  std::byte* acquire(Edge edge, uint64_t seq) {
+    if (!wait_credit(edge, seq)) return nullptr;
+    failpoint("holding_credit");
+    return outbox(edge, seq);
+  }
   void publish(Edge edge, uint64_t seq) {
     if (!mutated(Mutation::kRingNoLaneSync)) sync();
     if (lane_ == 0) signal(edge.peer, edge.flow, seq);
   }
-  std::byte* arrive(Edge edge, uint64_t seq) { return wait(edge.peer, edge.flow, seq) ? inbox(edge, seq) : nullptr; }
+  std::byte* arrive(Edge edge, uint64_t seq) {
+    if (!wait(edge.peer, edge.flow, seq)) return nullptr;
+    failpoint("holding_slot");
+    return inbox(edge, seq);
+  }
   /// Whether arrive() would return at once. One lane. seq_cst: see exec/message_bell.h.
   bool has_arrived(Edge edge, uint64_t seq) const {
     Flag& flag = context_.flag(rank(), channel_, edge.flow, edge.peer);
@@ -275,13 +284,16 @@ class HostExec {
 #if defined(DCOMM_TESTING)
     test_jitter();
 #endif
+    failpoint("before_signal");
     Flag& flag = context_.flag(peer, channel_, flow, rank());
     std::atomic_ref<uint64_t>(flag.hash[flag_hash_index(flow, seq, world_size())])
         .store(op_.hash, std::memory_order_relaxed);
     std::atomic_ref<uint64_t> value(flag.value);
     // Releases the slot; and an exchange, not a store, because the look for sleepers must not overtake it (sleep_on).
     value.exchange(seq + 1, mutated(Mutation::kRelaxedPublish) ? std::memory_order_relaxed : std::memory_order_seq_cst);
+    failpoint("before_wake");
     if (DCOMM_UNLIKELY(std::atomic_ref<uint32_t>(flag.sleepers).load(std::memory_order_seq_cst) != 0)) wake(flag);
+    failpoint("after_signal");
   }
 
   bool needs_credit(Flow flow) const { return context_.layout.placement.needs_credit(flow); }
@@ -352,7 +364,9 @@ class HostExec {
       std::atomic_ref<uint64_t> tag(line.tag);
       if (i + 1 < share.num_lines) {
         tag.store(seq + 1, std::memory_order_release);
+        failpoint("packet_half_sent");
       } else {
+        failpoint("before_packet");
         tag.exchange(seq + 1, std::memory_order_seq_cst);  // as in signal(): the look for sleepers comes after it
       }
     }

@@ -7,6 +7,8 @@
 
 #include <climits>
 
+#include "base/failpoint.h"
+
 namespace dcomm {
 
 namespace {
@@ -31,6 +33,7 @@ void sleep_on_message_bell(const HostContext& context, int64_t max_ns, const std
   sleepers.fetch_add(1, std::memory_order_seq_cst);
   const uint64_t seen = std::atomic_ref<uint64_t>(bell.value).load(std::memory_order_seq_cst);
   if (!arrived()) {
+    failpoint("waiting_for_messages");
     const timespec slice{max_ns / 1'000'000'000, max_ns % 1'000'000'000};
     syscall(SYS_futex, low_word(bell), FUTEX_WAIT, static_cast<uint32_t>(seen), &slice, nullptr, 0);
   }

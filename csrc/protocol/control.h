@@ -264,7 +264,16 @@ struct AbortReason {
 };
 
 /// kMessage: what differs is a message from rank to rank (a mismatch), not the order of operations. kFromAny: what came
-/// too late is a message of any rank (a timeout); the culprit is the rank that waited.
-enum class AbortDetail : uint8_t { kNone = 0, kDied = 1, kLeft = 2, kInterrupted = 3, kMessage = 4, kFromAny = 5 };
+/// too late is a message of any rank (a timeout); the culprit is the rank that waited. kExits: it left because its
+/// process ends, without close().
+enum class AbortDetail : uint8_t {
+  kNone = 0,
+  kDied = 1,
+  kLeft = 2,
+  kInterrupted = 3,
+  kMessage = 4,
+  kFromAny = 5,
+  kExits = 6,
+};
 
 }  // namespace dcomm

@@ -15,6 +15,7 @@
 
 #include "comm/call_site.h"
 #include "comm/communicator.h"
+#include "comm/failure_text.h"
 #include "comm/fork_guard.h"
 #include "python/bucket.h"
 #include "python/buffer_view.h"
@@ -231,6 +232,15 @@ py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::mo
       .def_property_readonly("deterministic", [](const Communicator& comm) { return comm.settings().deterministic; })
       .def_property_readonly("slot_bytes", [](const Communicator& comm) { return comm.settings().slot_bytes; })
       .def_property_readonly("pids", &Communicator::pids)
+      .def("lost_ranks",
+           [](const Communicator& comm) {
+             py::dict lost;
+             const std::vector<AbortDetail> exits = comm.exits();
+             for (size_t rank = 0; rank < exits.size(); ++rank) {
+               if (exits[rank] != AbortDetail::kNone) lost[py::int_(rank)] = exit_text(exits[rank]);
+             }
+             return lost;
+           })
       .def("stats",
            [](const Communicator& comm) {
              const CommunicatorStats stats = comm.stats();
@@ -290,6 +300,7 @@ py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::mo
       .def("set_made_at", &Communicator::set_made_at)
       .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>())
       .def("leave", &Communicator::leave_now, py::call_guard<py::gil_scoped_release>())
+      .def("leave_at_exit", &Communicator::leave_at_exit, py::call_guard<py::gil_scoped_release>())
       .def("_inject_delay",
            [](Communicator& comm, double seconds) { comm.set_test_delay_ns(static_cast<int64_t>(seconds * 1e9)); });
   return bound;

@@ -305,6 +305,31 @@ CHECK_CASE(failure_exit_right_after_an_operation) {
   }
 }
 
+// A rank is done and gone while another one has not even begun: who waits for the late one waits on.
+CHECK_CASE(failure_exit_before_a_late_rank) {
+  Random random(31);
+  for (const auto placement : {PlacementKind::kBounce, PlacementKind::kPush}) {
+    for (const Kind kind : {Kind::kReduceToFirst, Kind::kGatherToFirst}) {
+      GroupConfig config = group(3, placement);
+      config.failure_tells_peers = false;
+      Workload workload(3);
+      add(workload, random, kind, 3, 10);
+      Calls calls = workload.calls();
+      calls[0][1].delay_ms = 30;
+      ThreadRanks ranks(config);
+      const uint64_t seq = ranks.next_seq();
+      const std::vector<Outcome> outcomes = ranks.run(calls, [&] {
+        wait_completed(ranks, 2, seq);
+        tell_exit(ranks, 3, 2, AbortDetail::kDied);
+      });
+      for (int rank = 0; rank < 3; ++rank) {
+        EXPECT_MSG(outcomes[static_cast<size_t>(rank)].failure.code == ErrorCode::kOk, name_of(kind, config, rank));
+      }
+      EXPECT_EQ(workload.problem(), std::string());
+    }
+  }
+}
+
 CHECK_CASE(failure_timeout_names_whom_we_waited_for) {
   Random random(26);
   for (const auto placement : {PlacementKind::kBounce, PlacementKind::kPush}) {

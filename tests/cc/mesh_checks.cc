@@ -176,8 +176,8 @@ CHECK_CASE(mesh_rank_lost_in_the_meeting_is_named_at_once) {
   };
   const auto task = [&](int rank) { Mesh::connect(options_for(rank, 4, key)); };
   const auto outcomes = run_threads({[&] { task(0); }, [&] { task(1); }, impostor});
-  EXPECT_ERROR(outcomes[0], ErrorCode::kPeerLost, "rank 2 (process");
-  EXPECT_ERROR(outcomes[1], ErrorCode::kPeerLost, "rank 2 (process");
+  EXPECT_ERROR(outcomes[0], ErrorCode::kPeerLost, "rank 2 (pid");
+  EXPECT_ERROR(outcomes[1], ErrorCode::kPeerLost, "rank 2 (pid");
   EXPECT(seconds_since(start) < 3);
   leaks.verify();
 }

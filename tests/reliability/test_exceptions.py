@@ -24,11 +24,11 @@ SUMMARY = f"KeyError: 'not there' at {FAILS_AT}"
     ("how", "expected"),
     [
         ("with", f"closed its communicator ({SUMMARY}) after completing #1"),
-        ("uncaught", f"closed its communicator ({SUMMARY}) after completing #1"),
+        ("uncaught", f"exited with status 1 without close() ({SUMMARY}) after completing #1"),
         ("with, queued", f"aborted the communicator ({SUMMARY})"),
         ("abort", "aborted the communicator (loss is NaN at step 7)"),
         ("long", "closed its communicator (ValueError: ää"),
-        ("exit", "closed its communicator after completing #1"),  # sys.exit is no failure of the program's
+        ("exit", "exited with status 3 without close() after completing #1"),  # sys.exit is no failure of the program's
     ],
 )
 def test_peers_are_told_what_failed(how: str, expected: str) -> None:

@@ -1,0 +1,41 @@
+"""Ranks that leave: right after their part is done they harm nobody, and amid a wait the others learn how they went."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STORM = Path(__file__).with_name("exit_storm.py")
+
+
+def storm(when: str, runs: int, limit_s: float) -> dict[str, Any]:
+    command = [sys.executable, str(STORM), when, str(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"exits {when}: {summary}")
+    assert summary["runs"] == runs
+    assert summary["problems"] == 0
+    return summary
+
+
+def test_an_exit_right_after_the_last_operation() -> None:
+    storm("after", 40, 100)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_an_exit_right_after_the_last_operation_1000_times() -> None:
+    storm("after", 1000, 380)
+
+
+def test_the_others_learn_how_a_rank_left() -> None:
+    """Closed, returned from main, exit codes, killed, SIGTERM: told within 1 s, and nobody hangs."""
+    summary = storm("amid", 32, 100)
+    assert summary["max_ms"] < 1000
+    assert summary["untold"] <= 6  # of 64 ranks, about
