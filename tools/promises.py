@@ -30,6 +30,24 @@ PROMISES = {
             ),
         ),
         Promise(
+            "The same at every named place inside the protocol, in init, split and close too, with 1, 2 and 3 of 4 "
+            "ranks killed: all the dead are named, what was finished before is right, and nothing is left behind.",
+            (
+                "tests/reliability/test_kill_storm.py::test_60_kills",
+                "tests/reliability/test_kill_storm.py::test_500_kills",
+                "tests/reliability/test_failpoints.py::test_every_failpoint_is_stormed",
+                "tests/reliability/test_regressions.py::test_killed_while_the_ranks_meet",
+            ),
+        ),
+        Promise(
+            "The error says how the rank ended: by which signal, with which status, with or without close().",
+            ("tests/reliability/test_exits.py::test_the_others_learn_how_a_rank_left",),
+        ),
+        Promise(
+            "Who makes and closes communicators again and again keeps no descriptor, thread or memory of them.",
+            ("tests/reliability/test_many_lives.py::test_1000_communicators",),
+        ),
+        Promise(
             "A frozen rank is not a dead one: the others wait for it, and after their deadline say that it is alive "
             "and stopped, and where it stands.",
             (
@@ -73,6 +91,9 @@ PROMISES = {
             (
                 "tests/test_processes.py::test_leaving_right_after_the_last_operation_disturbs_nobody",
                 "tests/test_disagreement.py::test_a_peer_that_is_done_may_leave",
+                "tests/reliability/test_exits.py::test_an_exit_right_after_the_last_operation",
+                "tests/reliability/test_exits.py::test_an_exit_right_after_the_last_operation_1000_times",
+                "tests/cc/failure_checks.cc::failure_exit_before_a_late_rank",
             ),
         ),
     ),

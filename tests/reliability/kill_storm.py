@@ -102,9 +102,9 @@ class Run:
         while has_children() and time.monotonic() < deadline:
             time.sleep(0.005)
         if has_children():
-            self.problem("a process is left")
+            self.problem("leaks a process")
         if left := _shm_names() - names:
-            self.problem(f"named segments are left: {left}")
+            self.problem(f"leaks named segments: {left}")
         if not self.outcome.problems:
             self.judge()
         return self.outcome
@@ -253,6 +253,10 @@ class Storm:
     def command(self, case: Case) -> str:
         return f"python tests/reliability/kill_storm.py --seed {case.seed} --case {case.index}"
 
+    def count(self, word: str) -> int:
+        problems = [problem for outcome in self.outcomes for problem in outcome.problems]
+        return sum(word in problem for problem in problems)
+
     def summary(self) -> dict[str, Any]:
         delays = [ms for outcome in self.outcomes for ms in outcome.delays_ms]
         notice = [ms for outcome in self.outcomes for ms in outcome.notice_ms]
@@ -266,6 +270,9 @@ class Storm:
             "num_kills": num_kills,
             "num_aimed": sum(aimed.values()),
             "num_failed": sum(bool(outcome.problems) for outcome in self.outcomes),
+            "num_hangs": self.count("hang"),
+            "num_wrong": self.count("had wrong results"),
+            "num_leaks": self.count("leaks"),
             "p50_ms": round(percentile(delays, 0.5), 2),
             "p99_ms": round(percentile(delays, 0.99), 2),
             "notice_p99_ms": round(percentile(notice, 0.99), 2),

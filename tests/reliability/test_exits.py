@@ -9,33 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figures import record_figure
 
 STORM = Path(__file__).with_name("exit_storm.py")
 
 
-def storm(when: str, runs: int, limit_s: float) -> dict[str, Any]:
+def storm(when: str, runs: int, limit_s: float, key: str) -> dict[str, Any]:
     command = [sys.executable, str(STORM), when, str(runs)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"exits {when}: {summary}")
+    record_figure(key, **summary)
     assert summary["runs"] == runs
     assert summary["problems"] == 0
     return summary
 
 
 def test_an_exit_right_after_the_last_operation() -> None:
-    storm("after", 40, 100)
+    storm("after", 40, 100, "exits_in_the_test_command")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_an_exit_right_after_the_last_operation_1000_times() -> None:
-    storm("after", 1000, 380)
+    storm("after", 1000, 380, "exits_right_after_the_last_operation")
 
 
 def test_the_others_learn_how_a_rank_left() -> None:
     """Closed, returned from main, exit codes, killed, SIGTERM: told within 1 s, and nobody hangs."""
-    summary = storm("amid", 32, 100)
+    summary = storm("amid", 32, 100, "exits_amid_a_wait")
     assert summary["max_ms"] < 1000
     assert summary["untold"] <= 6  # of 64 ranks, about

@@ -14,19 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figures import record_figure
 
 STORM = Path(__file__).with_name("kill_storm.py")
 P99_MS = 100.0
 MAX_MS = 2000.0  # of a single error, and until all the dead are named
 
 
-def storm(core: Path, kills: int, seed: int, limit_s: float) -> dict[str, Any]:
+def storm(core: Path, kills: int, seed: int, limit_s: float, key: str) -> dict[str, Any]:
     seed = int(os.environ.get("DCOMM_STORM_SEED", seed))
     command = [sys.executable, str(STORM), "--seed", str(seed), "--kills", str(kills), "--core", str(core)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"kill storm: {summary}")
+    names = (
+        "num_kills",
+        "num_aimed",
+        "num_failed",
+        "num_hangs",
+        "num_wrong",
+        "num_leaks",
+        "p50_ms",
+        "p99_ms",
+        "max_ms",
+    )
+    more = ("all_named_max_ms", "notice_p99_ms", "seconds", "ms_per_kill", "cpu_ms_per_kill")
+    record_figure(key, **{name: summary[name] for name in (*names, *more)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert summary["num_failed"] == 0
     assert summary["num_kills"] >= kills
@@ -38,13 +51,13 @@ def storm(core: Path, kills: int, seed: int, limit_s: float) -> dict[str, Any]:
 
 
 def test_60_kills(failpoint_core: Path) -> None:
-    storm(failpoint_core, 60, 1, 100)
+    storm(failpoint_core, 60, 1, 100, "kill_storm_in_the_test_command")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_500_kills(failpoint_core: Path) -> None:
-    summary = storm(failpoint_core, 500, 2, 380)
+    summary = storm(failpoint_core, 500, 2, 380, "kill_storm")
     assert summary["not_reached"] == []
 
 
@@ -52,4 +65,4 @@ def test_500_kills(failpoint_core: Path) -> None:
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("seed", range(10, 14))
 def test_thousands_of_kills(failpoint_core: Path, seed: int) -> None:
-    storm(failpoint_core, 1000, seed, 2900)
+    storm(failpoint_core, 1000, seed, 2900, f"kill_storm_soak_{seed}")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from figures import record_figure
 
 SCRIPT = Path(__file__).with_name("many_lives.py")
 
@@ -18,7 +19,8 @@ def test_1000_communicators() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), "1000"], capture_output=True, text=True, timeout=290)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
-    print(f"1,000 communicators: {result}")
+    growth = max(late["bytes"] - early["bytes"] for early, late in result["ranks"])
+    record_figure("many_lives", communicators=result["lives"], grown_bytes=growth, seconds=result["seconds"])
     for early, late in result["ranks"]:
         assert late["descriptors"] == early["descriptors"]
         assert late["threads"] == early["threads"]
