@@ -25,8 +25,8 @@ _TO_CPU = "for the others use a CPU array (.cpu())"
 def run(endpoint: Endpoint, operation: Operation, async_op: bool, timeout_ns: int, stream: Any) -> Any:
     """Enqueue a checked operation behind its stream and return its result, whose content is there in stream order.
 
-    With `async_op` a :class:`CudaWork`: the stream goes on, and whoever needs the result waits for that.
-    Where ranks are threads it returns once all that take part have called; inside :func:`dcomm.group` at once.
+    With `async_op` a :class:`CudaWork`, at once: the stream goes on, and whoever needs the result waits for that.
+    Else, where ranks are threads, it returns once all that take part have called; inside :func:`dcomm.group` at once.
     """
     _check_bounds(operation)
     operands = [each for each in (operation.source, operation.target) if each is not None]

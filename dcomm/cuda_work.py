@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from datetime import timedelta
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _AHEAD, _OVER, _CAPTURED = 0, 1, 2  # csrc/launch/cuda_api.h
 _POLL_S = 0.0005  # how often an await looks
+_NEVER_LAUNCHED = (DcommError, ValueError)  # what the core says of such an operation; ValueError: bad arguments
 _CLOSE_PATIENCE_NS = 10_000_000_000  # as long as the group waits for its last kernel
 
 
@@ -28,12 +30,13 @@ class CudaWork(Work):
     waited for it. Dropping the handle and the arrays is allowed: the communicator keeps the arrays alive until the GPU
     is done with them. Not thread-safe, except :meth:`done`.
 
-    As in torch, :meth:`wait` is for streams and does not block the host; :meth:`synchronize` blocks the host. A failure
-    on the GPU (a rank that does not come, a peer that dies) is known only once the operation is over: it is raised by
-    :meth:`synchronize`, and by the communicator's next call.
+    As in torch, :meth:`wait` is for streams and does not block the host; :meth:`synchronize` blocks the host. Where
+    ranks are threads the operation is launched when the last of them has called: who waits before that waits for it on
+    the host, as long as the call's timeout says. A failure on the GPU (a rank that does not come, a peer that dies) is
+    known only once the operation is over: it is raised by :meth:`synchronize`, and by the communicator's next call.
     """
 
-    __slots__ = ("_comm", "_current", "_error", "_held", "_origin", "_work")
+    __slots__ = ("_comm", "_current", "_error", "_expires", "_held", "_origin", "_work")
 
     def __init__(
         self,
@@ -61,9 +64,10 @@ class CudaWork(Work):
         self._origin = origin
         self._current = current
         self._error: BaseException | None = None
+        self._expires = time.monotonic() + work.timeout_ns * 1e-9  # all ranks must have called by then
 
     def wait(self, timeout: float | timedelta | None = None, stream: Any = None) -> Any:
-        """Let a stream wait for the operation; the host goes on at once.
+        """Let a stream wait for the operation; the host goes on at once, or when the last rank's thread has called.
 
         What is enqueued on the stream from now on sees the result. Any number of streams may wait, one call each.
 
@@ -78,13 +82,16 @@ class CudaWork(Work):
         Raises:
             ValueError: Inside :func:`dcomm.group`, before the last rank's call; a stream that captures a CUDA graph,
                 where the operation was launched outside of it.
-            MismatchError: It was never launched: the :func:`dcomm.group` ended without all ranks' calls.
+            MismatchError: It was never launched: the ranks called different things, or the :func:`dcomm.group` ended
+                without all ranks' calls.
+            CollectiveTimeoutError, PeerLostError, AbortedError: It was never launched: a rank that is a thread has not
+                called, has closed its communicator, or somebody called abort().
             DcommError: With `timeout`: as :meth:`synchronize`.
         """
         if timeout is not None:
             self.synchronize(timeout)
         handle = self._current() if stream is None else device_arrays.handle_of(stream)
-        self._work.order_before(handle)
+        self._comm.order_cuda(self._work, handle)
         if handle == self._origin:
             # What the caller does to the arrays on their stream now comes after the operation, reuse of freed memory
             # included, as after a synchronous call.
@@ -121,7 +128,7 @@ class CudaWork(Work):
         """
         try:
             state = self._work.state
-        except DcommError:  # it was never launched
+        except _NEVER_LAUNCHED:
             return True
         if state == _CAPTURED:
             raise ValueError(
@@ -136,7 +143,7 @@ class CudaWork(Work):
             try:
                 _ = self._work.state  # raises what kept it from being launched
                 self._comm.check_cuda_reports()
-            except DcommError as error:
+            except _NEVER_LAUNCHED as error:
                 self._error = error
         return self._error
 
@@ -149,13 +156,29 @@ class CudaWork(Work):
         import asyncio  # whoever awaits has it; others need not pay for it
 
         while not self.done():
+            self._check_deadline()
             yield from asyncio.sleep(_POLL_S).__await__()
         return self.synchronize()
 
     def _wait_for(self, seconds: float) -> bool:
-        with contextlib.suppress(DcommError):
+        with contextlib.suppress(*_NEVER_LAUNCHED):
             self.synchronize(max(seconds, 1e-9))
+            return True
+        with contextlib.suppress(*_NEVER_LAUNCHED):
+            self._check_deadline()
         return self.done()
+
+    def _check_deadline(self) -> None:
+        """For those who do not block: an operation that a rank has not called in time fails, on all ranks."""
+        if time.monotonic() >= self._expires:
+            self._comm.expect_cuda(self._work, 1)
+
+    def _withdraw(self) -> bool:
+        """Take the call back while some rank that is a thread has not called; False: too late. Not for users."""
+        if not self._comm.withdraw_cuda(self._work):
+            return False
+        self._held.clear()
+        return True
 
 
 class _Held(NamedTuple):
@@ -166,8 +189,8 @@ class _Held(NamedTuple):
         """Nothing needs keeping any more. What is part of a graph is kept by whoever keeps the graph."""
         try:
             return not self.arrays or self.work.state != _AHEAD
-        except DcommError:
-            return True  # it was never launched
+        except _NEVER_LAUNCHED:
+            return True
 
 
 class Keeper:

@@ -5,7 +5,10 @@ Bodies that a real GPU runs too: tests/support/cuda_work_cases.py.
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -52,6 +55,23 @@ def test_dropped_at_once(emulated_gpu: EmulatedGpu, make: Make) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_every_collective(emulated_gpu: EmulatedGpu, make: Make, n: int) -> None:
     cuda_work_cases.check_every_collective(emulated_gpu, make(n))
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_no_rank_waits_for_another(emulated_gpu: EmulatedGpu, make: Make, n: int) -> None:
+    cuda_work_cases.check_no_rank_waits_for_another(emulated_gpu, make(n))
+
+
+def test_behind_the_stream_at_the_call(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    cuda_work_cases.check_behind_the_stream_at_the_call(emulated_gpu, make(3))
+
+
+def test_asynchronous_and_synchronous_ranks(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    cuda_work_cases.check_asynchronous_and_synchronous_ranks(emulated_gpu, make(3))
+
+
+def test_messages_cross(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    cuda_work_cases.check_messages_cross(emulated_gpu, make(2))
 
 
 def test_in_a_group(emulated_gpu: EmulatedGpu, make: Make) -> None:
@@ -211,6 +231,165 @@ def test_abort_ends_a_host_that_waits(emulated_gpu: EmulatedGpu, make: Make) -> 
             work.synchronize(30)
 
     values(comms, body)
+
+
+# ---- Ranks that have not called yet ----
+
+
+def ones(gpu: EmulatedGpu, count: int = 100) -> Any:
+    return gpu.put(np.ones(count, np.float32))
+
+
+def test_a_rank_that_does_not_call_is_named(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    comms = make(3)
+    works = [comms[rank].all_reduce(ones(emulated_gpu), timeout=0.2, async_op=True) for rank in (0, 2)]
+    for wait in (works[0].wait, works[1].synchronize, lambda: comms[1].all_reduce(ones(emulated_gpu))):
+        with pytest.raises(
+            dcomm.CollectiveTimeoutError, match=r"rank 0 waited 0\.2 s in all_reduce.* for rank 1, which"
+        ):
+            wait()
+    assert all(work.done() for work in works)
+    assert all(isinstance(work.exception(), dcomm.CollectiveTimeoutError) for work in works)
+
+
+def test_a_limit_of_one_wait_leaves_the_operation_to_come(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    comms = make(2)
+    x = [ones(emulated_gpu), ones(emulated_gpu)]
+    work = comms[0].all_reduce(x[0], async_op=True)
+    for wait in (work.synchronize, work.wait):
+        with pytest.raises(dcomm.CollectiveTimeoutError, match=r"waited 0\.05 s .* for rank 1.*it may still come"):
+            wait(0.05)
+    assert not work._wait_for(0.01)
+    comms[1].all_reduce(x[1], async_op=True).synchronize()
+    assert work.synchronize(30) is x[0]
+    assert (x[0].host == 2).all()
+
+
+def test_those_who_do_not_block_have_a_deadline_too(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    async def ask(work: Any) -> None:
+        await work
+
+    work = make(2)[0].all_reduce(ones(emulated_gpu), timeout=0.1, async_op=True)
+    with pytest.raises(dcomm.CollectiveTimeoutError, match="for rank 1"):
+        asyncio.run(ask(work))
+    work = make(2)[0].all_reduce(ones(emulated_gpu), timeout=0.1, async_op=True)
+    assert not work._wait_for(0.01)
+    time.sleep(0.1)
+    assert work._wait_for(0.01)
+    assert isinstance(work.exception(), dcomm.CollectiveTimeoutError)
+
+
+def test_calls_that_differ_break_the_group(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    """Whoever has dropped its Work hears of it at the next call."""
+    comms = make(2)
+    work = comms[0].all_reduce(ones(emulated_gpu, 100), async_op=True)
+    later = comms[0].all_reduce(ones(emulated_gpu, 7), async_op=True)
+    text = r"rank 0 called all_reduce\(100 x.*but rank 1 called all_reduce\(99 x"
+    for wait in (
+        lambda: comms[1].all_reduce(ones(emulated_gpu, 99), async_op=True),
+        work.wait,
+        later.synchronize,
+        lambda: comms[0].all_reduce(ones(emulated_gpu)),
+    ):
+        with pytest.raises(dcomm.MismatchError, match=text):
+            wait()
+
+
+def test_another_gpu_is_a_mismatch(emulated_gpu: EmulatedGpu) -> None:
+    comms = dcomm.init_threads(2)
+    work = comms[0].all_reduce(ones(emulated_gpu), async_op=True)
+    with pytest.raises(dcomm.MismatchError, match=r"cuda:0.*cuda:1"):
+        comms[1].all_reduce(emulated_gpu.array(np.ones(100, np.float32), device=1), async_op=True)
+    with pytest.raises(dcomm.MismatchError, match=r"cuda:0.*cuda:1"):
+        work.wait()
+    for comm in comms:
+        comm.close()
+
+
+def test_a_rank_that_leaves(emulated_gpu: EmulatedGpu, make: Make, monkeypatch: Any) -> None:
+    """Before its call: the others are told. After it: the operation needs it no more."""
+    monkeypatch.setattr(cuda_work, "_CLOSE_PATIENCE_NS", 50_000_000)
+    comms = make(2)
+    work = comms[0].all_reduce(ones(emulated_gpu), async_op=True)
+    comms[1].close()
+    with pytest.raises(dcomm.PeerLostError, match="rank 1 left before all_reduce"):
+        work.wait()
+    comms = make(2)
+    x = ones(emulated_gpu)
+    early = comms[1].all_reduce(ones(emulated_gpu), async_op=True)
+    comms[1].close()
+    assert not early.done()
+    comms[0].all_reduce(x, async_op=True).synchronize(30)
+    assert early.done()
+    assert (x.host == 2).all()
+    late = comms[0]
+    with pytest.raises(dcomm.PeerLostError, match="rank 1 left before all_reduce"):
+        late.all_reduce(x, async_op=True)
+
+
+def test_abort_ends_what_was_not_launched(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    comms = make(2)
+    work = comms[0].all_reduce(ones(emulated_gpu), async_op=True)
+    threading.Timer(0.05, comms[1].abort).start()
+    with pytest.raises(dcomm.AbortedError):
+        work.wait()
+
+
+def test_a_call_that_is_taken_back(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    comms = make(2)
+    kept = Kept(emulated_gpu)
+    work = comms[0].all_reduce(kept.array, out=ones(emulated_gpu), async_op=True)
+    kept.drop()
+    assert kept.is_alive()
+    assert work._withdraw()
+    assert not kept.is_alive()
+    assert not work._withdraw()
+    with pytest.raises(dcomm.AbortedError, match="was taken back by rank 0"):
+        work.wait()
+    x = [ones(emulated_gpu, 3), ones(emulated_gpu, 3)]
+    works = [comms[rank].all_reduce(x[rank], async_op=True) for rank in (0, 1)]  # nothing is left of it
+    assert not works[0]._withdraw()
+    works[0].synchronize(30)
+    assert (x[0].host == 2).all()
+
+
+def test_dropped_before_the_last_rank_has_called(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    comms = make(2)
+    kept, out = Kept(emulated_gpu), emulated_gpu.put(np.zeros(100, np.float32))
+    comms[0].all_reduce(kept.array, out=out, async_op=True)
+    kept.drop()
+    assert kept.is_alive()
+    comms[1].all_reduce(ones(emulated_gpu), async_op=True).synchronize(30)
+    assert (out.host == 2).all()
+
+
+def test_a_capture_of_one_rank_alone_is_refused(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    comms = make(2)
+    stream = emulated_gpu.stream()
+    x = [ones(emulated_gpu), ones(emulated_gpu)]
+    with stream.capture(), pytest.raises(ValueError, match="graph is being captured"):
+        comms[0].all_reduce(x[0], stream=stream, async_op=True)
+    works = [comm.all_reduce(x[comm.rank], async_op=True) for comm in comms]  # the group is as before
+    works[0].synchronize(30)
+    work = comms[0].all_reduce(x[0], async_op=True)
+    with stream.capture(), pytest.raises(ValueError, match="rank 0's asynchronous call is no part"):
+        comms[1].all_reduce(x[1], stream=stream, async_op=True)
+    with pytest.raises(ValueError, match="rank 0's asynchronous call is no part"):
+        work.wait()
+    assert work.done()
+    assert isinstance(work.exception(), ValueError)
+
+
+def test_events_of_calls_that_wait_for_a_rank_come_back(emulated_gpu: EmulatedGpu, make: Make) -> None:
+    comms = make(2)
+    num_events = emulated_gpu.library.emulated_num_events
+    x = [[ones(emulated_gpu) for _ in range(6)] for _ in comms]
+    before = num_events()
+    for _ in range(20):
+        works = [comm.all_reduce(each, async_op=True) for comm in comms for each in x[comm.rank]]
+        for work in works:
+            work.synchronize(30)
+    assert num_events() == before
 
 
 def test_arguments(emulated_gpu: EmulatedGpu, make: Make) -> None:

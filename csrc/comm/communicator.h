@@ -98,7 +98,7 @@ class Communicator {
 
   /// Any collective of arrays on a GPU. Ranks that are threads: see CudaThreadGroup::run, and with `collected`
   /// CudaThreadGroup::collect; send and recv too. Ranks that are processes: the first one is collective also on the
-  /// host and makes windows on the GPU; see CudaProcessGroup::run.
+  /// host and makes windows on the GPU; see CudaProcessGroup::run. Threads' calls with a Work: CudaThreadGroup::post.
   void run_cuda(CudaRankCall call, bool collected);
   /// CudaThreadGroup::end_collecting.
   void end_collecting_cuda(bool complain);
@@ -110,6 +110,13 @@ class Communicator {
   bool is_beside(const Communicator& other) const { return cuda_group_ != nullptr && cuda_group_ == other.cuda_group_; }
   /// Blocks until the last GPU operation is done and throws what the GPU reported.
   void synchronize_cuda(int64_t timeout_ns);
+  /// Where ranks are threads: blocks until all ranks that take part have called, and `work` is launched or given up.
+  /// When the time is over, is_final breaks the group for all; else kTimeout, and the operation may still come.
+  void expect_cuda(const CudaWork& work, int64_t timeout_ns, bool is_final, InterruptCheck interrupted);
+  /// expect_cuda() as long as the call said; then what is enqueued on `stream` from now on comes after the operation.
+  void order_cuda(const CudaWork& work, void* stream, InterruptCheck interrupted);
+  /// Takes an asynchronous call back. False: too late, it is launched or given up.
+  bool withdraw_cuda(const CudaWork& work);
   /// Blocks until `work` of this communicator is over and throws what the GPU reported; kTimeout where it is still
   /// running when timeout_ns (0: its own deadline) has passed. Any thread.
   void wait_cuda(const CudaWork& work, int64_t timeout_ns, InterruptCheck interrupted);

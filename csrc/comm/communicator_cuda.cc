@@ -61,6 +61,8 @@ void Communicator::run_cuda(CudaRankCall call, bool collected) {
     run_cuda_between_processes(call);
   } else if (collected) {
     cuda_group().collect(rank(), call);
+  } else if (call.work != nullptr) {
+    cuda_group().post(rank(), call);
   } else {
     cuda_group().run(rank(), call);
   }
@@ -94,12 +96,27 @@ void Communicator::synchronize_cuda(int64_t timeout_ns) {
   synchronize_cuda_processes(limit_ns);
 }
 
+void Communicator::expect_cuda(const CudaWork& work, int64_t timeout_ns, bool is_final, InterruptCheck interrupted) {
+  if (work.is_settled() || serves_cuda_between_processes()) return;
+  cuda_group().await(rank(), work, {timeout_ns, is_final, interrupted, nullptr});
+}
+
+void Communicator::order_cuda(const CudaWork& work, void* stream, InterruptCheck interrupted) {
+  expect_cuda(work, work.timeout_ns(), true, interrupted);
+  work.order_before(stream);
+}
+
+bool Communicator::withdraw_cuda(const CudaWork& work) {
+  return !work.is_settled() && !serves_cuda_between_processes() && cuda_group().withdraw(rank(), work);
+}
+
 void Communicator::wait_cuda(const CudaWork& work, int64_t timeout_ns, InterruptCheck interrupted) {
   constexpr auto kSpin = std::chrono::microseconds(50);
   constexpr auto kBetweenChecks = std::chrono::milliseconds(50);
+  const auto start = Clock::now();
+  expect_cuda(work, timeout_ns > 0 ? timeout_ns : work.timeout_ns(), timeout_ns <= 0, interrupted);
   work.check_started();
   const auto limit = std::chrono::nanoseconds(timeout_ns > 0 ? timeout_ns : work.timeout_ns() + kCudaWorkExtraNs);
-  const auto start = Clock::now();
   auto next_check = start + kBetweenChecks;
   for (;;) {
     const DcommCudaEventState state = work.state();

@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-inline constexpr uint32_t kDcommCudaAbi = 9;
+inline constexpr uint32_t kDcommCudaAbi = 10;
 
 extern "C" {
 
@@ -70,6 +70,9 @@ struct DcommCudaCall {
   // an element alike. Each rank writes every result; all_out nullptr: its own only, which then is not its input.
   const void* const* all_in = nullptr;
   void* const* all_out = nullptr;
+  // Where that rank's part begins: behind what the event has recorded last; nullptr, the array or an entry: behind what
+  // its stream has been given by now.
+  const DcommCudaEvent* const* ready = nullptr;
 };
 
 /// Why a kernel gave up; the group is of no further use.
@@ -230,6 +233,9 @@ struct DcommCudaTable {
   int32_t (*event_create)(int32_t device, DcommCudaEvent** event, char* message, size_t message_bytes) = nullptr;
   /// Streams that wait for it go on waiting for what it has recorded; the same holds when it is recorded again.
   void (*event_destroy)(DcommCudaEvent* event) = nullptr;
+  /// Records what `stream` has been given by now. kDcommCudaInvalid for a stream that captures a graph, or the
+  /// per-thread default one.
+  int32_t (*event_record)(DcommCudaEvent* event, void* stream, char* message, size_t message_bytes) = nullptr;
   /// What is enqueued on `stream` from now on waits for what the event has recorded last; asynchronous to the host.
   int32_t (*event_wait)(const DcommCudaEvent* event, void* stream, char* message, size_t message_bytes) = nullptr;
   /// Never waits. *state: DcommCudaEventState.

@@ -46,7 +46,8 @@ bool CudaCallQueues::is_empty() const {
 
 bool CudaCallQueues::is_blocked(int rank) const {
   const Queue& queue = queues_[static_cast<size_t>(rank)];
-  return std::any_of(queue.begin(), queue.end(), [](const Pending& pending) { return pending->blocks; });
+  return std::any_of(queue.begin(), queue.end(),
+                     [](const Pending& pending) { return pending->manner == CudaCallManner::kWaits; });
 }
 
 void CudaCallQueues::push(Pending pending) {
@@ -67,13 +68,29 @@ std::vector<CudaCallQueues::Pending> CudaCallQueues::take_all() {
   return all;
 }
 
-std::vector<CudaCallQueues::Pending> CudaCallQueues::list_waiting() const {
-  std::vector<Pending> waiting;
-  for (const Queue& queue : queues_) {
-    std::copy_if(queue.begin(), queue.end(), std::back_inserter(waiting),
-                 [](const Pending& pending) { return pending->blocks; });
-  }
-  return waiting;
+template <class Wanted>
+std::vector<CudaCallQueues::Pending> CudaCallQueues::list(const Wanted& wanted) const {
+  std::vector<Pending> found;
+  for (const Queue& queue : queues_) std::copy_if(queue.begin(), queue.end(), std::back_inserter(found), wanted);
+  return found;
+}
+
+std::vector<CudaCallQueues::Pending> CudaCallQueues::take_collected() {
+  std::vector<Pending> collected =
+      list([](const Pending& pending) { return pending->manner == CudaCallManner::kCollected; });
+  for (const Pending& pending : collected) remove(pending);
+  return collected;
+}
+
+std::vector<CudaCallQueues::Pending> CudaCallQueues::list_own() const {
+  return list([](const Pending& pending) { return pending->manner != CudaCallManner::kCollected; });
+}
+
+CudaCallQueues::Pending CudaCallQueues::find(int rank, const CudaWork& work) const {
+  const Queue& queue = queues_[static_cast<size_t>(rank)];
+  const auto found =
+      std::find_if(queue.begin(), queue.end(), [&](const Pending& each) { return each->call.work.get() == &work; });
+  return found == queue.end() ? nullptr : *found;
 }
 
 std::vector<CudaCallQueues::Pending> CudaCallQueues::take_complete() {
@@ -123,7 +140,7 @@ CudaCallQueues::Pending CudaCallQueues::find_dead_end(const CudaPendingCall& wai
   const bool for_all = !is_message_call(waiting);
   for (const Queue& queue : queues_) {
     for (const Pending& other : queue) {
-      if (!other->blocks || other->rank == waiting.rank) continue;
+      if (other->manner != CudaCallManner::kWaits || other->rank == waiting.rank) continue;
       if (!for_all && other->rank != waiting.call.call.root) continue;  // not who is waited for
       const bool waits_for_us = !is_message_call(*other) || other->call.call.root == waiting.rank;
       if (waits_for_us && !(for_all && !is_message_call(*other))) return other;
@@ -132,12 +149,28 @@ CudaCallQueues::Pending CudaCallQueues::find_dead_end(const CudaPendingCall& wai
   return nullptr;
 }
 
+/// A collective's number among those of its rank that are queued says which one of another rank's it meets.
+bool CudaCallQueues::has_come(int rank, const CudaPendingCall& waiting) const {
+  const Queue& theirs = queues_[static_cast<size_t>(rank)];
+  const CollectiveCall& call = waiting.call.call;
+  if (is_message_call(waiting)) {
+    const auto other = call.collective == Collective::kSend ? Collective::kRecv : Collective::kSend;
+    return std::any_of(theirs.begin(), theirs.end(), [&](const Pending& each) {
+      const CollectiveCall& found = each->call.call;
+      return found.collective == other && found.root == waiting.rank && found.tag == call.tag;
+    });
+  }
+  const auto is_collective = [](const Pending& each) { return !is_message_call(*each); };
+  const Queue& ours = queues_[static_cast<size_t>(waiting.rank)];
+  const auto here = std::find_if(ours.begin(), ours.end(), [&](const Pending& each) { return each.get() == &waiting; });
+  return std::count_if(theirs.begin(), theirs.end(), is_collective) > std::count_if(ours.begin(), here, is_collective);
+}
+
 std::string CudaCallQueues::list_missing(const CudaPendingCall& waiting) const {
   if (is_message_call(waiting)) return list_ranks({waiting.call.call.root});
   std::vector<int> missing;
   for (int rank = 0; rank < world_size(); ++rank) {
-    const Queue& queue = queues_[static_cast<size_t>(rank)];
-    if (queue.empty() || is_message_call(*queue.front())) missing.push_back(rank);
+    if (!has_come(rank, waiting)) missing.push_back(rank);
   }
   return list_ranks(missing);
 }

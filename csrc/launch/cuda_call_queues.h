@@ -38,12 +38,17 @@ struct CudaOutcome {
   std::string message;
 };
 
+/// How a rank called: its thread waits inside the call; it plays all ranks in a dcomm.group; or the call has returned
+/// with a Work.
+enum class CudaCallManner : uint8_t { kWaits, kCollected, kPosted };
+
 struct CudaPendingCall {
   int rank = 0;
   CudaRankCall call;
-  bool blocks = true;  // a thread waits for it
+  CudaCallManner manner = CudaCallManner::kWaits;
   bool done = false;
-  CudaOutcome outcome;  // once done
+  CudaOutcome outcome;                    // once done
+  std::shared_ptr<DcommCudaEvent> ready;  // what the stream held at the call; nullptr: what it holds at the launch
 };
 
 class CudaCallQueues {
@@ -59,8 +64,12 @@ class CudaCallQueues {
   void push(Pending pending);
   void remove(const Pending& pending);
   std::vector<Pending> take_all();
-  /// Those that a thread waits for.
-  std::vector<Pending> list_waiting() const;
+  /// Those of a dcomm.group.
+  std::vector<Pending> take_collected();
+  /// All others.
+  std::vector<Pending> list_own() const;
+  /// The asynchronous call of this rank that gave `work`; nullptr: it is no longer queued.
+  Pending find(int rank, const CudaWork& work) const;
 
   /// The parts of an operation for which everybody has come, no longer queued: by rank, or of sender and receiver.
   /// Empty: there is none.
@@ -69,7 +78,9 @@ class CudaCallQueues {
   /// A call that can never be met, since the rank that it waits for waits for this one in another way; nullptr: none.
   Pending find_dead_end(const CudaPendingCall& waiting) const;
 
-  /// Ranks that have not called what `waiting` waits for: "rank 2" or "ranks 0, 3".
+  /// `rank` has called what `waiting` waits for.
+  bool has_come(int rank, const CudaPendingCall& waiting) const;
+  /// Ranks that have not: "rank 2" or "ranks 0, 3".
   std::string list_missing(const CudaPendingCall& waiting) const;
   /// "rank 0 called ..., rank 1 called nothing more": the first call of each.
   std::string describe_all() const;
@@ -77,6 +88,8 @@ class CudaCallQueues {
  private:
   using Queue = std::deque<Pending>;
 
+  template <class Wanted>
+  std::vector<Pending> list(const Wanted& wanted) const;
   std::vector<Pending> take_collective();
   std::vector<Pending> take_message();
   static Queue::iterator find_message(Queue& queue, Collective collective, int peer, int tag);

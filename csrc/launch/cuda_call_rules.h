@@ -36,10 +36,17 @@ bool is_first_of_equal_streams(const DcommCudaCall& call, int rank, int first_ra
   return true;
 }
 
+/// What the operation waits for on this rank's behalf; nullptr: its stream, as it is now.
+inline const DcommCudaEvent* ready_event(const DcommCudaCall& call, int rank, int first_rank = 0) {
+  return call.ready == nullptr ? nullptr : call.ready[rank - first_rank];
+}
+
 /// Whether the operation is to come after what this rank's stream has been given. first_rank: whose arrays and streams
 /// the call has first.
 inline bool is_first_of_its_stream(const DcommCudaCall& call, int rank, int first_rank = 0) {
-  return is_first_of_equal_streams(call, rank, first_rank, [&](int r) { return takes_part(call, r); });
+  return is_first_of_equal_streams(call, rank, first_rank, [&](int r) {
+    return takes_part(call, r) && ready_event(call, r, first_rank) == nullptr;
+  });
 }
 
 /// Whether this rank's stream is to wait for the operation's end: once for a stream of which any rank wants that.

@@ -32,7 +32,11 @@ cudaError_t find_launch_queue(int device, std::shared_ptr<LaunchQueue>* found) {
   *found = queues[device].lock();
   if (*found != nullptr) return cudaSuccess;
   auto queue = std::make_shared<LaunchQueue>();
-  const cudaError_t error = cudaStreamCreateWithFlags(&queue->stream, cudaStreamNonBlocking);
+  int lowest = 0;
+  int highest = 0;
+  cudaError_t error = cudaDeviceGetStreamPriorityRange(&lowest, &highest);
+  // Before the kernels that compute: the other ranks wait for these blocks, and a grid starts when all of it fits.
+  if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&queue->stream, cudaStreamNonBlocking, highest);
   if (error != cudaSuccess) return error;
   queues[device] = queue;
   *found = std::move(queue);

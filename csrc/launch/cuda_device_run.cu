@@ -72,6 +72,13 @@ DcommCudaStatus check_capture(const DcommCudaGroup& group, const DcommCudaCall& 
     }
   }
   *captured = first_id != 0;
+  for (int r = 0; r < group.num_local_ranks && *captured; ++r) {
+    if (ready_event(call, group.first_rank + r, group.first_rank) == nullptr) continue;
+    return message.say(kDcommCudaInvalid,
+                       "rank %d's stream is capturing a CUDA graph, of which rank %d's asynchronous call is no part; "
+                       "let one thread capture for all ranks, inside dcomm.group",
+                       group.first_rank + first, group.first_rank + r);
+  }
   return kDcommCudaOk;
 }
 
@@ -170,9 +177,11 @@ cudaError_t enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Cuda
   const std::lock_guard lock(group.queue->mutex);
   const cudaStream_t launch = group.queue->stream;
   for (int r = 0; r < group.num_local_ranks; ++r) {
-    if (!leads_its_stream(group, call, r)) continue;
-    const cudaEvent_t ready = group.ready[static_cast<size_t>(r)];
-    cudaError_t error = cudaEventRecord(ready, static_cast<cudaStream_t>(call.streams[r]));
+    const DcommCudaEvent* const noted = ready_event(call, group.first_rank + r, group.first_rank);
+    if (noted == nullptr && !leads_its_stream(group, call, r)) continue;
+    const cudaEvent_t ready = noted == nullptr ? group.ready[static_cast<size_t>(r)] : noted->event;
+    cudaError_t error = cudaSuccess;
+    if (noted == nullptr) error = cudaEventRecord(ready, static_cast<cudaStream_t>(call.streams[r]));
     if (error == cudaSuccess) error = cudaStreamWaitEvent(launch, ready, 0);
     if (error != cudaSuccess) return error;
   }

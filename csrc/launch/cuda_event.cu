@@ -45,6 +45,29 @@ void destroy_cuda_event(DcommCudaEvent* event) {
   delete event;
 }
 
+DcommCudaStatus record_cuda_event(DcommCudaEvent& event, void* handle, const CudaMessage& message) {
+  const ScopedDevice scope(event.device);
+  if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());
+  const auto stream = static_cast<cudaStream_t>(handle);
+  if (stream == cudaStreamPerThread) {
+    return message.say(kDcommCudaInvalid,
+                       "got the per-thread default stream, which means another stream in the thread that launches for "
+                       "all ranks; pass a stream of its own");
+  }
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t asked = cudaStreamIsCapturing(stream, &status);
+  if (asked == cudaErrorStreamCaptureImplicit || status != cudaStreamCaptureStatusNone) {
+    return message.say(
+        kDcommCudaInvalid,
+        "a CUDA graph is being captured, of which one rank's asynchronous call cannot be a part; let one "
+        "thread capture for all ranks, inside dcomm.group");
+  }
+  if (asked != cudaSuccess) return message.failed("cudaStreamIsCapturing", asked);
+  event.is_captured = false;
+  const cudaError_t error = cudaEventRecord(event.event, stream);
+  return error == cudaSuccess ? kDcommCudaOk : message.failed("cudaEventRecord", error);
+}
+
 DcommCudaStatus wait_for_cuda_event(const DcommCudaEvent& event, void* stream, const CudaMessage& message) {
   const ScopedDevice scope(event.device);
   if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());

@@ -68,6 +68,7 @@ CudaThreadGroup::CudaThreadGroup(int world_size, const CudaGroupOptions& options
 }
 
 CudaThreadGroup::~CudaThreadGroup() {
+  end(queues_.take_all(), {ErrorCode::kAborted, "the communicators were closed before all ranks had called"});
   if (group_ != nullptr) table_->group_destroy(group_);
 }
 
@@ -86,25 +87,71 @@ int CudaThreadGroup::device() {
   return device_;
 }
 
-void CudaThreadGroup::run(int rank, const CudaRankCall& call) {
-  std::unique_lock lock(mutex_);
+CudaThreadGroup::Pending CudaThreadGroup::queue(int rank, const CudaRankCall& call, CudaCallManner manner) {
   check_usable(rank);
   check_free(rank);
-  const auto mine = std::make_shared<CudaPendingCall>(CudaPendingCall{rank, call, true, false, {}});
+  auto mine = std::make_shared<CudaPendingCall>();
+  mine->rank = rank;
+  mine->call = call;
+  mine->manner = manner;
   queues_.push(mine);
+  return mine;
+}
+
+void CudaThreadGroup::run(int rank, const CudaRankCall& call) {
+  std::unique_lock lock(mutex_);
+  const Pending mine = queue(rank, call, CudaCallManner::kWaits);
   advance();
   if (!mine->done) refuse_lost_peers(mine);
   if (!mine->done) refuse_dead_end(mine);
-  if (!mine->done) wait(lock, mine);
+  if (!mine->done) wait(lock, mine, {call.timeout_ns, true, call.interrupted, call.argument});
   if (mine->outcome.code != ErrorCode::kOk) throw Error(mine->outcome.code, mine->outcome.message);
+}
+
+void CudaThreadGroup::post(int rank, const CudaRankCall& call) {
+  const std::lock_guard lock(mutex_);
+  const Pending mine = queue(rank, call, CudaCallManner::kPosted);
+  advance();  // a call that completes its operation needs no event: its stream is asked now
+  if (!mine->done) refuse_lost_peers(mine);
+  if (!mine->done) note_stream(mine);
+  if (mine->outcome.code != ErrorCode::kOk) throw Error(mine->outcome.code, mine->outcome.message);
+}
+
+/// So that the operation, launched later, does not wait for what the stream is given after the call.
+void CudaThreadGroup::note_stream(const Pending& mine) {
+  try {
+    if (group_ == nullptr) open_locked(mine->call.device);
+    if (device_ != mine->call.device) return;  // refused when all have come
+    auto event = events_->take();
+    char message[kMessageBytes] = "";
+    check_cuda(table_->event_record(event.get(), mine->call.stream, message, sizeof(message)), message);
+    mine->ready = std::move(event);
+  } catch (const Error& error) {
+    queues_.remove(mine);
+    if (error.code() != ErrorCode::kInvalidArgument) break_group(error.code(), error.what());
+    throw;
+  }
+}
+
+void CudaThreadGroup::await(int rank, const CudaWork& work, const Patience& patience) {
+  std::unique_lock lock(mutex_);
+  const Pending mine = queues_.find(rank, work);
+  if (mine == nullptr || mine->manner != CudaCallManner::kPosted) return;
+  wait(lock, mine, patience);
+}
+
+bool CudaThreadGroup::withdraw(int rank, const CudaWork& work) {
+  const std::lock_guard lock(mutex_);
+  const Pending mine = queues_.find(rank, work);
+  if (mine == nullptr || mine->manner != CudaCallManner::kPosted) return false;
+  queues_.remove(mine);
+  end({mine}, {ErrorCode::kAborted, describe(mine->call) + " was taken back by rank " + std::to_string(rank)});
+  return true;
 }
 
 void CudaThreadGroup::collect(int rank, const CudaRankCall& call) {
   const std::lock_guard lock(mutex_);
-  check_usable(rank);
-  check_free(rank);
-  const auto mine = std::make_shared<CudaPendingCall>(CudaPendingCall{rank, call, false, false, {}});
-  queues_.push(mine);
+  const Pending mine = queue(rank, call, CudaCallManner::kCollected);
   const Outcome outcome = advance();
   if (outcome.code != ErrorCode::kOk) throw Error(outcome.code, outcome.message);
   if (!mine->done) refuse_lost_peers(mine);
@@ -113,9 +160,9 @@ void CudaThreadGroup::collect(int rank, const CudaRankCall& call) {
 
 void CudaThreadGroup::end_collecting(bool complain) {
   const std::lock_guard lock(mutex_);
-  if (queues_.is_empty()) return;
   const std::string text = queues_.describe_all();
-  const std::vector<Pending> incomplete = queues_.take_all();
+  const std::vector<Pending> incomplete = queues_.take_collected();
+  if (incomplete.empty()) return;
   for (const Pending& pending : incomplete) {
     if (pending->call.work == nullptr) continue;
     pending->call.work->give_up(ErrorCode::kMismatch, describe(pending->call) +
@@ -146,13 +193,15 @@ void CudaThreadGroup::refuse_lost_peers(const Pending& mine) {
   const CollectiveCall& call = mine->call.call;
   const std::string remedy = "; all ranks must make the same calls before one is closed";
   if (is_message(call.collective)) {
-    if (!left_[static_cast<size_t>(call.root)]) return;
+    if (!left_[static_cast<size_t>(call.root)] || queues_.has_come(call.root, *mine)) return;
     queues_.remove(mine);
     end({mine},
         {ErrorCode::kPeerLost, list_ranks({call.root}) + " left before its part of " + describe(mine->call) + remedy});
     return;
   }
-  const std::vector<int> left = list_left();
+  std::vector<int> left = list_left();
+  left.erase(std::remove_if(left.begin(), left.end(), [&](int rank) { return queues_.has_come(rank, *mine); }),
+             left.end());
   if (left.empty()) return;
   break_group(ErrorCode::kPeerLost, list_ranks(left) + " left before " + describe(mine->call) + remedy);
 }
@@ -168,29 +217,30 @@ void CudaThreadGroup::refuse_dead_end(const Pending& mine) {
 }
 
 /// Returns when `mine` is done.
-void CudaThreadGroup::wait(std::unique_lock<std::mutex>& lock, const Pending& mine) {
+void CudaThreadGroup::wait(std::unique_lock<std::mutex>& lock, const Pending& mine, const Patience& patience) {
   using Clock = std::chrono::steady_clock;
-  const CudaRankCall& call = mine->call;
-  const auto deadline = Clock::now() + std::chrono::nanoseconds(call.timeout_ns);
+  const auto deadline = Clock::now() + std::chrono::nanoseconds(patience.timeout_ns);
   const auto ended = [&] { return mine->done; };
   for (;;) {
     const auto slice = std::min(deadline, Clock::now() + kInterruptCheck);
     if (call_ended_.wait_until(lock, slice, ended)) return;
     if (Clock::now() >= deadline) {
       std::ostringstream text;
-      text << "rank " << mine->rank << " waited " << static_cast<double>(call.timeout_ns) * 1e-9 << " s in "
-           << describe(call) << " for " << queues_.list_missing(*mine)
-           << ", which did not call it; every rank's thread must make " << "the same calls";
+      text << "rank " << mine->rank << " waited " << static_cast<double>(patience.timeout_ns) * 1e-9 << " s in "
+           << describe(mine->call) << " for " << queues_.list_missing(*mine)
+           << ", which did not call it; every rank's thread must make the same calls";
+      if (!patience.is_final) throw Error(ErrorCode::kTimeout, text.str() + "; it may still come: wait again");
       break_group(ErrorCode::kTimeout, text.str());
       return;
     }
-    if (call.interrupted == nullptr) continue;
+    if (patience.interrupted == nullptr) continue;
     lock.unlock();  // the check may take the interpreter's lock, which another rank may hold while it wants ours
-    const bool interrupted = call.interrupted(call.argument);
+    const bool interrupted = patience.interrupted(patience.argument);
     lock.lock();
     if (ended()) return;
     if (!interrupted) continue;
-    break_group(ErrorCode::kAborted, "rank " + std::to_string(mine->rank) + " was interrupted in " + describe(call));
+    break_group(ErrorCode::kAborted,
+                "rank " + std::to_string(mine->rank) + " was interrupted in " + describe(mine->call));
     throw Error(ErrorCode::kInterrupted, "interrupted");
   }
 }
@@ -221,10 +271,14 @@ CudaThreadGroup::Outcome CudaThreadGroup::advance() {
 }
 
 CudaThreadGroup::Outcome CudaThreadGroup::start(const std::vector<Pending>& parts) {
+  // Whose call has returned, or belongs to a message, may not hear of it otherwise: they find the group broken.
+  const bool concerns_later_calls =
+      is_message(parts[0]->call.call.collective) || std::any_of(parts.begin(), parts.end(), [](const Pending& part) {
+        return part->manner == CudaCallManner::kPosted;
+      });
   Outcome disagreement = find_disagreement(parts);
   if (disagreement.code != ErrorCode::kOk) {
-    // The other ranks do not hear of a message's; they find the group broken.
-    if (is_message(parts[0]->call.call.collective)) break_group(disagreement.code, disagreement.message);
+    if (concerns_later_calls) break_group(disagreement.code, disagreement.message);
     return disagreement;
   }
   try {
@@ -232,6 +286,7 @@ CudaThreadGroup::Outcome CudaThreadGroup::start(const std::vector<Pending>& part
   } catch (const Error& error) {
     // Bad arguments were found before anything was enqueued; after anything else the state is unknown.
     if (error.code() != ErrorCode::kInvalidArgument) broken_ = {error.code(), error.what()};
+    if (concerns_later_calls) break_group(error.code(), error.what());
     return {error.code(), error.what()};
   }
   return {};
@@ -283,6 +338,7 @@ void CudaThreadGroup::launch(const std::vector<Pending>& parts) {
   std::vector<void*> out(num_ranks);
   std::vector<void*> streams(num_ranks);
   std::vector<uint8_t> detached(num_ranks);
+  std::vector<const DcommCudaEvent*> ready(num_ranks);
   int64_t timeout_ns = 0;
   for (const Pending& part : parts) {
     const auto rank = static_cast<size_t>(part->rank);
@@ -290,6 +346,7 @@ void CudaThreadGroup::launch(const std::vector<Pending>& parts) {
     out[rank] = part->call.call.out;
     streams[rank] = part->call.stream;
     detached[rank] = part->call.work != nullptr ? 1 : 0;
+    ready[rank] = part->ready.get();
     timeout_ns = std::max(timeout_ns, part->call.timeout_ns);
   }
   const bool anyone_asks = std::find(detached.begin(), detached.end(), 1) != detached.end();
@@ -315,6 +372,7 @@ void CudaThreadGroup::launch(const std::vector<Pending>& parts) {
     job.all_in = in.data();
     job.all_out = out.data();
   }
+  job.ready = ready.data();
   char message[kMessageBytes] = "";
   check_cuda(table_->run(group_, &job, message, sizeof(message)), message);
   for (const Pending& part : parts) {
@@ -358,7 +416,7 @@ void CudaThreadGroup::leave(int rank) {
   const std::lock_guard lock(mutex_);
   DCOMM_CHECK(rank >= 0 && rank < world_size(), ErrorCode::kInvalidArgument, "rank ", rank, " of ", world_size());
   left_[static_cast<size_t>(rank)] = true;
-  for (const Pending& pending : queues_.list_waiting()) {
+  for (const Pending& pending : queues_.list_own()) {
     if (!pending->done) refuse_lost_peers(pending);
   }
 }

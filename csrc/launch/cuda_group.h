@@ -4,6 +4,9 @@
 // A call blocks the host until every rank that takes part has called, or its deadline; then it is asynchronous to the
 // GPU: each rank's part runs in order on that rank's stream. What all ranks must agree on is compared while they meet,
 // so a mismatch raises on all of them before anything is launched, and the group stays usable.
+//
+// An asynchronous call is posted: it notes by an event what its stream holds, and returns. The call that completes the
+// operation, posted or not, launches it for all.
 #pragma once
 
 #include <condition_variable>
@@ -55,6 +58,21 @@ class CudaThreadGroup {
   /// wait for each other in calls that do not go together) breaks the group; kPeerLost after leave() of the other.
   void run(int rank, const CudaRankCall& call);
 
+  /// run() for a call with a Work: never waits. When another rank completes the operation it is launched; where that
+  /// fails, the Work and all later calls throw, for whoever has called may look no more. Throws what is known by now.
+  void post(int rank, const CudaRankCall& call);
+  /// Blocks until a posted call is launched or given up, which the Work tells. When the time is over: is_final breaks
+  /// the group with kTimeout naming the missing; else throws it, and the operation may still come. kInterrupted.
+  struct Patience {
+    int64_t timeout_ns = 0;
+    bool is_final = true;
+    InterruptCheck interrupted = nullptr;  // asked every 50 ms
+    void* argument = nullptr;
+  };
+  void await(int rank, const CudaWork& work, const Patience& patience);
+  /// Takes a posted call back. False: too late, it is launched or given up.
+  bool withdraw(int rank, const CudaWork& work);
+
   /// run() for a thread that plays all ranks: never waits. The call that completes an operation launches it, and throws
   /// what all would.
   void collect(int rank, const CudaRankCall& call);
@@ -79,7 +97,9 @@ class CudaThreadGroup {
   void check_free(int rank) const;
   void refuse_lost_peers(const Pending& mine);
   void refuse_dead_end(const Pending& mine);
-  void wait(std::unique_lock<std::mutex>& lock, const Pending& mine);
+  void wait(std::unique_lock<std::mutex>& lock, const Pending& mine, const Patience& patience);
+  Pending queue(int rank, const CudaRankCall& call, CudaCallManner manner);
+  void note_stream(const Pending& mine);
   Outcome advance();
   Outcome start(const std::vector<Pending>& parts);
   void end(const std::vector<Pending>& parts, const Outcome& outcome);

@@ -90,6 +90,7 @@ DcommCudaFailure poll_cuda_group(const DcommCudaGroup& group);
 
 DcommCudaStatus create_cuda_event(int device, DcommCudaEvent** event, const CudaMessage& message);
 void destroy_cuda_event(DcommCudaEvent* event);
+DcommCudaStatus record_cuda_event(DcommCudaEvent& event, void* stream, const CudaMessage& message);
 DcommCudaStatus wait_for_cuda_event(const DcommCudaEvent& event, void* stream, const CudaMessage& message);
 DcommCudaStatus query_cuda_event(const DcommCudaEvent& event, int32_t* state, const CudaMessage& message);
 

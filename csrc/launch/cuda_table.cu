@@ -117,6 +117,10 @@ int32_t event_create(int32_t device, DcommCudaEvent** event, char* text, size_t 
 
 void event_destroy(DcommCudaEvent* event) { destroy_cuda_event(event); }
 
+int32_t event_record(DcommCudaEvent* event, void* stream, char* text, size_t num_bytes) {
+  return record_cuda_event(*event, stream, CudaMessage(text, num_bytes));
+}
+
 int32_t event_wait(const DcommCudaEvent* event, void* stream, char* text, size_t num_bytes) {
   return wait_for_cuda_event(*event, stream, CudaMessage(text, num_bytes));
 }
@@ -167,6 +171,7 @@ extern "C" __attribute__((visibility("default"))) const DcommCudaTable* dcomm_cu
       &launch_floor,
       &event_create,
       &event_destroy,
+      &event_record,
       &event_wait,
       &event_query,
       &window_base,

@@ -48,23 +48,25 @@ std::shared_ptr<DcommCudaEvent> CudaEvents::take() {
 void CudaWork::start(const DcommCudaTable& table, std::shared_ptr<DcommCudaEvent> end) {
   table_ = &table;
   end_ = std::move(end);
+  phase_.store(Phase::kLaunched, std::memory_order_release);
 }
 
 void CudaWork::give_up(ErrorCode code, const std::string& message) {
-  if (end_ != nullptr) return;
+  if (is_settled()) return;
   code_ = code;
   message_ = message;
+  phase_.store(Phase::kGivenUp, std::memory_order_release);
 }
 
 void CudaWork::check_started() const {
-  if (code_ != ErrorCode::kOk) throw Error(code_, message_);
-  DCOMM_CHECK(end_ != nullptr, ErrorCode::kInvalidArgument,
+  DCOMM_CHECK(is_settled(), ErrorCode::kInvalidArgument,
               "the operation is not launched yet: inside dcomm.group the call of the last rank launches it; wait for "
               "it after that");
+  if (code_ != ErrorCode::kOk) throw Error(code_, message_);
 }
 
 DcommCudaEventState CudaWork::state() const {
-  if (code_ == ErrorCode::kOk && end_ == nullptr) return kDcommCudaEventAhead;
+  if (!is_settled()) return kDcommCudaEventAhead;
   check_started();
   int32_t state = kDcommCudaEventAhead;
   char message[kMessageBytes] = "";

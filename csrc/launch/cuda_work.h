@@ -2,6 +2,7 @@
 // Floor: launch (plain C++; no CUDA header).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -38,7 +39,7 @@ class CudaEvents : public std::enable_shared_from_this<CudaEvents> {
   std::vector<DcommCudaEvent*> free_;
 };
 
-/// One rank's handle. What launches the operation, or gives it up, writes it before the call returns to its owner.
+/// One rank's handle. What launches the operation, or gives it up, writes it once; any thread, also another rank's.
 class CudaWork {
  public:
   explicit CudaWork(int64_t timeout_ns) : timeout_ns_(timeout_ns) {}
@@ -47,9 +48,11 @@ class CudaWork {
 
   int64_t timeout_ns() const { return timeout_ns_; }
   void start(const DcommCudaTable& table, std::shared_ptr<DcommCudaEvent> end);
-  /// It was not launched, and why.
+  /// It was not launched, and why. Nothing where it was.
   void give_up(ErrorCode code, const std::string& message);
 
+  /// It is launched or given up.
+  bool is_settled() const { return phase_.load(std::memory_order_acquire) != Phase::kAhead; }
   /// Throws what give_up() was told; kInvalidArgument inside a dcomm.group, before the launch.
   void check_started() const;
   /// Never waits. Throws what give_up() was told; kCuda.
@@ -59,7 +62,10 @@ class CudaWork {
   void order_before(void* stream) const;
 
  private:
+  enum class Phase : uint8_t { kAhead, kLaunched, kGivenUp };
+
   const int64_t timeout_ns_;
+  std::atomic<Phase> phase_{Phase::kAhead};  // the rest does not change any more once it is another
   const DcommCudaTable* table_ = nullptr;
   std::shared_ptr<DcommCudaEvent> end_;
   ErrorCode code_ = ErrorCode::kOk;

@@ -85,6 +85,22 @@ void bind_cuda(py::module_& m, py::class_<Communicator, std::shared_ptr<Communic
              const InterruptCheck check = signal_check();
              translate_released([&] { comm.wait_cuda(work, timeout_ns, check); });
            })
+      .def("expect_cuda",
+           [](Communicator& comm, const CudaWork& work, int64_t timeout_ns) {
+             const InterruptCheck check = signal_check();
+             translate_released([&] { comm.expect_cuda(work, timeout_ns, true, check); });
+           })
+      .def("order_cuda",
+           [](Communicator& comm, const CudaWork& work, uintptr_t stream) {
+             const InterruptCheck check = signal_check();
+             translate_released([&] { comm.order_cuda(work, reinterpret_cast<void*>(stream), check); });
+           })
+      .def("withdraw_cuda",
+           [](Communicator& comm, const CudaWork& work) {
+             bool taken = false;
+             translate_released([&] { taken = comm.withdraw_cuda(work); });
+             return taken;
+           })
       .def("check_cuda_reports", [](Communicator& comm) { translate_released([&] { comm.check_cuda_reports(); }); })
       .def("synchronize_cuda", [](Communicator& comm, int64_t timeout_ns) {
         translate_released([&] { comm.synchronize_cuda(timeout_ns); });
@@ -96,9 +112,7 @@ void bind_cuda(py::module_& m, py::class_<Communicator, std::shared_ptr<Communic
                                translate_released([&] { state = work.state(); });
                                return static_cast<int>(state);
                              })
-      .def("order_before", [](const CudaWork& work, uintptr_t stream) {
-        translate_released([&] { work.order_before(reinterpret_cast<void*>(stream)); });
-      });
+      .def_property_readonly("timeout_ns", &CudaWork::timeout_ns);
   m.def("cuda_device_count", &cuda_device_count);
   m.def("cuda_pointer_device",
         [](uintptr_t address) { return cuda_pointer_device(reinterpret_cast<const void*>(address)); });

@@ -175,6 +175,8 @@ void enqueue(DcommCudaGroup& group, const DcommCudaCall& call, const Launch& lau
   LaunchStream& queue = LaunchStream::instance();
   const std::lock_guard lock(queue.mutex);
   for (int r = 0; r < n; ++r) {
+    const DcommCudaEvent* const noted = ready_event(call, first + r, first);
+    if (noted != nullptr) queue.stream.wait_for(noted->last());
     if (!is_first_of_its_stream(call, first + r, first)) continue;
     queue.stream.wait_for(Streams::instance().find(call.streams[r])->record());
   }
@@ -216,7 +218,7 @@ int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t
     if (!has_good_arrays(*call, first + r, first)) {
       return message.say(kDcommCudaInvalid, "rank %d's arrays are at bad addresses", first + r);
     }
-    if (!takes_part(*call, first + r)) continue;
+    if (!takes_part(*call, first + r) || ready_event(*call, first + r, first) != nullptr) continue;
     if (reinterpret_cast<uintptr_t>(call->streams[r]) == 2) {
       return message.say(kDcommCudaInvalid, "rank %d passes the per-thread default stream", first + r);
     }
@@ -229,6 +231,13 @@ int32_t run(DcommCudaGroup* group, const DcommCudaCall* call, char* text, size_t
                          first + r);
     }
     any = stream;
+  }
+  for (int r = 0; r < n && any != nullptr && any->graph() != nullptr; ++r) {
+    if (ready_event(*call, first + r, first) == nullptr) continue;
+    return message.say(kDcommCudaInvalid,
+                       "one rank's stream is capturing a CUDA graph, of which rank %d's asynchronous call is no part; "
+                       "let one thread capture for all ranks, inside dcomm.group",
+                       first + r);
   }
   if (call->all_in != nullptr) arrays = arrays_of_all(*group, *call);
   if ((call->all_in != nullptr) != (static_cast<Algo>(call->algo) == Algo::kDirect)) {
@@ -311,6 +320,20 @@ int32_t event_create(int32_t, DcommCudaEvent** event, char*, size_t) {
 void event_destroy(DcommCudaEvent* event) {
   --num_events;
   delete event;
+}
+
+int32_t event_record(DcommCudaEvent* event, void* handle, char* text, size_t num_bytes) {
+  Stream* const stream = Streams::instance().find(handle);
+  if (stream == nullptr) return Message(text, num_bytes).no_stream(handle);
+  if (reinterpret_cast<uintptr_t>(handle) == 2 || stream->graph() != nullptr) {
+    return Message(text, num_bytes)
+        .say(kDcommCudaInvalid,
+             "the per-thread default stream, or a CUDA graph is being captured, of which one rank's asynchronous call "
+             "cannot be a part; let one thread capture for all ranks, inside dcomm.group");
+  }
+  const std::lock_guard lock(event->mutex);
+  event->recorded = stream->record();
+  return kDcommCudaOk;
 }
 
 int32_t event_wait(const DcommCudaEvent* event, void* handle, char* text, size_t num_bytes) {
@@ -486,6 +509,7 @@ DCOMM_EXPORTED const DcommCudaTable* dcomm_cuda_table(uint32_t abi) {
       &launch_floor,
       &event_create,
       &event_destroy,
+      &event_record,
       &event_wait,
       &event_query,
       &window_base,

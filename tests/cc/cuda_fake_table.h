@@ -32,6 +32,9 @@ struct Fake {
   std::vector<uint8_t> detached;
   std::atomic<int> num_events{0};  // that exist
   std::vector<std::pair<const DcommCudaEvent*, void*>> waits;
+  std::vector<std::pair<const DcommCudaEvent*, void*>> records;
+  std::vector<const DcommCudaEvent*> ready;
+  int32_t record_status = kDcommCudaOk;
   int32_t event_status = kDcommCudaOk;
   int32_t event_state = kDcommCudaEventAhead;
   int32_t create_status = kDcommCudaOk;
@@ -65,6 +68,7 @@ inline int32_t fake_run(DcommCudaGroup*, const DcommCudaCall* call, char* messag
   fake->out.assign(call->out, call->out + n);
   fake->streams.assign(call->streams, call->streams + n);
   fake->detached.assign(call->detached, call->detached + n);
+  fake->ready.assign(call->ready, call->ready + n);
   return answer(fake->launch_status, message, message_bytes);
 }
 inline void fake_poll(const DcommCudaGroup*, DcommCudaFailure* failure) { *failure = fake->failure; }
@@ -81,6 +85,10 @@ inline int32_t fake_event_create(int32_t, DcommCudaEvent** event, char* message,
 }
 inline void fake_event_destroy(DcommCudaEvent*) {
   if (fake != nullptr) --fake->num_events;
+}
+inline int32_t fake_event_record(DcommCudaEvent* event, void* stream, char* message, size_t message_bytes) {
+  if (fake->record_status == kDcommCudaOk) fake->records.emplace_back(event, stream);
+  return answer(fake->record_status, message, message_bytes);
 }
 inline int32_t fake_event_wait(const DcommCudaEvent* event, void* stream, char*, size_t) {
   fake->waits.emplace_back(event, stream);
@@ -117,6 +125,7 @@ inline const DcommCudaTable kTable = {kDcommCudaAbi,
                                       nullptr,
                                       &fake_event_create,
                                       &fake_event_destroy,
+                                      &fake_event_record,
                                       &fake_event_wait,
                                       &fake_event_query};
 

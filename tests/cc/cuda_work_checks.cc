@@ -54,6 +54,127 @@ CHECK_CASE(cuda_work_streams_that_wait) {
   EXPECT(some == (std::vector<bool>{false, true, true, false}));
 }
 
+CHECK_CASE(cuda_work_streams_that_were_noted) {
+  DcommCudaEvent* const event = reinterpret_cast<DcommCudaEvent*>(uintptr_t{0x55});
+  void* streams[4] = {nullptr, nullptr, streams, nullptr};
+  const DcommCudaEvent* ready[4] = {event, nullptr, event, nullptr};
+  DcommCudaCall call{};
+  call.collective = static_cast<int32_t>(Collective::kAllReduce);
+  call.streams = streams;
+  call.ready = ready;
+  std::vector<bool> asked;
+  for (int rank = 4; rank < 8; ++rank) asked.push_back(is_first_of_its_stream(call, rank, 4));
+  EXPECT(asked == (std::vector<bool>{false, true, false, false}));  // rank 4's event is from before
+  EXPECT(ready_event(call, 6, 4) == event && ready_event(call, 7, 4) == nullptr);
+}
+
+CHECK_CASE(cuda_work_posted_calls_meet) {
+  UseFake use;
+  CudaThreadGroup group(3, {}, &kTable);
+  const std::vector<CudaRankCall> calls = {asynchronous(0), asynchronous(1), asynchronous(2)};
+  for (const int rank : {2, 0}) {
+    group.post(rank, calls[static_cast<size_t>(rank)]);
+    EXPECT(!calls[static_cast<size_t>(rank)].work->is_settled());
+  }
+  EXPECT_EQ(fake->num_launched.load(), 0);
+  EXPECT_EQ(fake->records.size(), size_t{2});
+  EXPECT(fake->records[0].second == calls[2].stream && fake->records[1].second == calls[0].stream);
+  group.post(1, calls[1]);
+  EXPECT_EQ(fake->num_launched.load(), 1);
+  EXPECT_EQ(fake->records.size(), size_t{2});  // whose call launches needs none
+  EXPECT(fake->ready == (std::vector<const DcommCudaEvent*>{fake->records[1].first, nullptr, fake->records[0].first}));
+  EXPECT(fake->detached == (std::vector<uint8_t>{1, 1, 1}));
+  for (const CudaRankCall& call : calls) call.work->check_started();
+  EXPECT_EQ(fake->num_events.load(), CudaEvents::kNumReady);
+}
+
+CHECK_CASE(cuda_work_posted_calls_that_cannot_be) {
+  UseFake use;
+  CudaThreadGroup group(2, {}, &kTable);
+  fake->record_status = kDcommCudaInvalid;
+  const Result refused = attempt([&] { group.post(0, asynchronous(0)); });
+  EXPECT_EQ(static_cast<int>(refused.code), static_cast<int>(ErrorCode::kInvalidArgument));
+  fake->record_status = kDcommCudaOk;
+  for (int rank = 0; rank < 2; ++rank) group.post(rank, asynchronous(rank));  // nothing is left of it
+  EXPECT_EQ(fake->num_launched.load(), 1);
+  fake->record_status = kDcommCudaFailed;
+  for (int rank = 0; rank < 2; ++rank) {
+    const Result failed = attempt([&] { group.post(rank, asynchronous(rank)); });
+    EXPECT_EQ(static_cast<int>(failed.code), static_cast<int>(ErrorCode::kCuda));
+  }
+  EXPECT_EQ(fake->num_launched.load(), 1);
+}
+
+CHECK_CASE(cuda_work_posted_calls_that_differ) {
+  for (const int32_t status : {kDcommCudaOk, kDcommCudaInvalid}) {
+    UseFake use;
+    fake->launch_status = status;
+    CudaThreadGroup group(2, {}, &kTable);
+    std::vector<CudaRankCall> calls = {asynchronous(0), asynchronous(1)};
+    if (status == kDcommCudaOk) calls[1].call.count = 7;
+    group.post(0, calls[0]);
+    const Result last = attempt([&] { group.post(1, calls[1]); });
+    const Result waiting = attempt([&] { calls[0].work->check_started(); });
+    const Result later = attempt([&] { group.post(0, asynchronous(0)); });
+    const ErrorCode expected = status == kDcommCudaOk ? ErrorCode::kMismatch : ErrorCode::kInvalidArgument;
+    for (const Result& result : {last, waiting, later}) {
+      EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(expected));
+      EXPECT_EQ(result.message, last.message);
+    }
+  }
+}
+
+CHECK_CASE(cuda_work_posted_calls_are_awaited) {
+  UseFake use;
+  CudaThreadGroup group(3, {}, &kTable);
+  const std::vector<CudaRankCall> calls = {asynchronous(0), asynchronous(0), asynchronous(1)};
+  group.post(0, calls[0]);
+  group.post(0, calls[1]);
+  group.post(1, calls[2]);
+  const Result early = attempt([&] { group.await(0, *calls[0].work, {kShortNs, false}); });
+  EXPECT_EQ(static_cast<int>(early.code), static_cast<int>(ErrorCode::kTimeout));
+  EXPECT_MSG(contains(early.message, "for rank 2, which") && contains(early.message, "may still come"), early.message);
+  EXPECT(!calls[0].work->is_settled());
+  group.await(0, *calls[1].work, {kShortNs, true});
+  for (const CudaRankCall& call : calls) {
+    const Result late = attempt([&] { call.work->check_started(); });
+    EXPECT_EQ(static_cast<int>(late.code), static_cast<int>(ErrorCode::kTimeout));
+    EXPECT_MSG(contains(late.message, "for ranks 1, 2, which"), late.message);
+  }
+}
+
+CHECK_CASE(cuda_work_posted_calls_end_with_the_group) {
+  UseFake use;
+  const CudaRankCall taken = asynchronous(0);
+  const CudaRankCall left = asynchronous(0);
+  {
+    CudaThreadGroup group(2, {}, &kTable);
+    group.post(0, left);
+    group.post(0, taken);
+    EXPECT(group.withdraw(0, *taken.work));
+    EXPECT(!group.withdraw(0, *taken.work) && !group.withdraw(1, *left.work));
+    group.leave(0);  // its part is there
+    EXPECT(!left.work->is_settled());
+  }
+  for (const CudaRankCall& call : {taken, left}) {
+    const Result result = attempt([&] { call.work->check_started(); });
+    EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kAborted));
+  }
+}
+
+CHECK_CASE(cuda_work_posted_calls_and_who_leaves) {
+  UseFake use;
+  CudaThreadGroup group(2, {}, &kTable);
+  const CudaRankCall first = asynchronous(0);
+  const CudaRankCall second = asynchronous(0);
+  group.post(1, asynchronous(1));
+  group.leave(1);
+  group.post(0, first);
+  first.work->check_started();  // rank 1 had called before it left
+  const Result result = attempt([&] { group.post(0, second); });
+  EXPECT_EQ(static_cast<int>(result.code), static_cast<int>(ErrorCode::kPeerLost));
+}
+
 CHECK_CASE(cuda_work_that_is_not_launched) {
   UseFake use;
   CudaThreadGroup group(2, {}, &kTable);

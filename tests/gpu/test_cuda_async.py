@@ -49,6 +49,23 @@ def test_every_collective(make: Make, n: int) -> None:
     cuda_work_cases.check_every_collective(GPU, make(n))
 
 
+@pytest.mark.parametrize("n", [2, 3])
+def test_no_rank_waits_for_another(make: Make, n: int) -> None:
+    cuda_work_cases.check_no_rank_waits_for_another(GPU, make(n))
+
+
+def test_behind_the_stream_at_the_call(make: Make) -> None:
+    cuda_work_cases.check_behind_the_stream_at_the_call(GPU, make(3))
+
+
+def test_asynchronous_and_synchronous_ranks(make: Make) -> None:
+    cuda_work_cases.check_asynchronous_and_synchronous_ranks(GPU, make(3))
+
+
+def test_messages_cross(make: Make) -> None:
+    cuda_work_cases.check_messages_cross(GPU, make(2))
+
+
 def test_in_a_group(make: Make) -> None:
     cuda_work_cases.check_group_works(GPU, make(3))
 

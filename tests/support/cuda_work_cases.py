@@ -185,6 +185,86 @@ def check_every_collective(gpu: Gpu, comms: Sequence[dcomm.Communicator]) -> Non
     values(comms, body)
 
 
+def check_no_rank_waits_for_another(gpu: Gpu, comms: Sequence[dcomm.Communicator]) -> None:
+    """One thread, no dcomm.group: asynchronous calls return at once; what streams are given later holds up nothing."""
+    n = len(comms)
+    streams = [gpu.stream() for _ in comms]
+    x, y = ([gpu.put(np.full(700, rank + 1, F32)) for rank in range(n)] for _ in range(2))
+    works, releases = [], []
+    for comm, stream in zip(comms, streams, strict=True):
+        rank = comm.rank
+        works.append(comm.all_reduce(x[rank], stream=stream, async_op=True))
+        works.append(comm.all_reduce(y[rank], "avg", stream=stream, async_op=True))
+        if rank < n - 1:
+            assert not works[-1].done()
+            assert works[-1].exception() is None
+        releases.append(gpu.hold(stream))
+    for work in works:
+        work.synchronize(30)
+    for release in releases:
+        release()
+    for stream, mine in zip(streams, x, strict=True):
+        assert (gpu.read(stream, mine)() == total_of(n)).all()
+    for stream, mine in zip(streams, y, strict=True):
+        assert (gpu.read(stream, mine)() == total_of(n) / n).all()
+
+
+def check_behind_the_stream_at_the_call(gpu: Gpu, comms: Sequence[dcomm.Communicator]) -> None:
+    """Whoever calls first, and whoever launches: each rank's part begins where its stream was at its call."""
+    n = len(comms)
+    for first in range(n):
+        streams = [gpu.stream() for _ in comms]
+        x = [gpu.put(np.zeros(700, F32)) for _ in comms]
+        releases, works = [], []
+        for rank in (*range(first, n), *range(first)):
+            releases.append(gpu.hold(streams[rank]))
+            gpu.write(streams[rank], x[rank], np.full(700, rank + 1, F32))
+            works.append(comms[rank].all_reduce(x[rank], stream=streams[rank], async_op=True))
+            gpu.write(streams[rank], gpu.put(np.zeros(8, F32)), np.ones(8, F32))
+        reader = gpu.stream()
+        for work in works:
+            work.wait(stream=reader)
+        seen = [gpu.read(reader, mine) for mine in x]
+        for release in releases:
+            release()
+        assert all((read() == total_of(n)).all() for read in seen)
+
+
+def check_asynchronous_and_synchronous_ranks(gpu: Gpu, comms: Sequence[dcomm.Communicator], turns: int = 30) -> None:
+    """Of each operation some ranks' calls return at once and some wait; several may be open; all in call order."""
+    n = len(comms)
+
+    def body(comm: dcomm.Communicator) -> None:
+        stream = gpu.stream()
+        x = [gpu.put(np.full(300, turn + comm.rank, F32)) for turn in range(turns)]
+        works = []
+        for turn in range(turns):
+            is_async = (turn + comm.rank) % 3 != 0
+            work = comm.all_reduce(x[turn], stream=stream, async_op=is_async)
+            if is_async:
+                works.append(work)
+        for work in works:
+            work.wait(stream=stream)
+        for turn in range(turns):
+            assert (gpu.read(stream, x[turn])() == total_of(n, turn)).all(), turn
+
+    values(comms, body)
+
+
+def check_messages_cross(gpu: Gpu, comms: Sequence[dcomm.Communicator]) -> None:
+    """Both ranks send first, asynchronously: no dead end."""
+
+    def body(comm: dcomm.Communicator) -> None:
+        stream = gpu.stream()
+        mine, theirs = gpu.put(np.full(400, comm.rank + 1, F32)), gpu.put(np.zeros(400, F32))
+        sent = comm.send(mine, 1 - comm.rank, stream=stream, async_op=True)
+        comm.recv(theirs, 1 - comm.rank, stream=stream, async_op=True).wait(stream=stream)
+        sent.wait(stream=stream)
+        assert (gpu.read(stream, theirs)() == 2 - comm.rank).all()
+
+    values(comms, body)
+
+
 def check_group_works(gpu: Gpu, comms: Sequence[dcomm.Communicator]) -> None:
     """dcomm.group: a Work may be waited for once the last rank has called; of what was not launched it says so."""
     n = len(comms)
