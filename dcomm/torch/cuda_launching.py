@@ -1,9 +1,12 @@
-"""How a bucket of gradients on a GPU is reduced beside backward: on a stream of its own.
+"""How a bucket of gradients on a GPU is reduced beside backward: asynchronously, behind all that has written to it.
 
     current stream   | gradients of bucket 0 | gradients of bucket 1 | ...          | finish: waits | optimizer
-    side stream               waits for them | all_reduce 0          | all_reduce 1 |
+    side stream               waits for them         waits for them
+    dcomm's stream               | all_reduce 0 |        | all_reduce 1 |
 
-No host thread waits for the GPU. The buckets are dcomm's own memory, so no allocator needs to know of the side stream.
+No host thread waits for the GPU, and none for another rank before finish(): ranks that are threads of one process share
+one thread of torch's, which runs backward of all of them. A bucket is launched there by the rank that comes last. The
+buckets are dcomm's own memory, so no allocator needs to know of the streams.
 """
 
 from __future__ import annotations
@@ -11,23 +14,27 @@ from __future__ import annotations
 import torch
 
 from dcomm.communicator import Communicator
+from dcomm.cuda_work import CudaWork
 from dcomm.torch.launching import Pending
 
 
-class _Event:
-    """The end of one reduction."""
+class _Operation:
+    """A reduction that was started, and may still wait for another rank's thread to start it too."""
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._device = stream.device
-        self._event = stream.record_event()
+    def __init__(self, work: CudaWork) -> None:
+        self._work = work
 
     def wait(self) -> None:
-        """Let the current stream wait; returns at once."""
-        torch.cuda.current_stream(self._device).wait_event(self._event)
+        """Let the current stream wait; the host does so only while some rank has not started it."""
+        self._work.wait()
+
+    def withdraw(self) -> bool:
+        """Take it back if some rank has not."""
+        return self._work._withdraw()
 
 
 class CudaLauncher:
-    """A side stream for reductions that start in backward; others run on the current stream."""
+    """Reductions that start in backward wait for a side stream, which waits for all that has written gradients."""
 
     def __init__(self, comm: Communicator, device: torch.device) -> None:
         self._comm = comm
@@ -54,12 +61,12 @@ class CudaLauncher:
         torch.cuda.current_stream(self._device).synchronize()
 
     def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> Pending:
-        """On the side stream, after what the writers were given so far."""
+        """Behind what the writers were given so far; returns at once."""
         for stream in self._writers.values():
             self._side.wait_stream(stream)
         self._writers.clear()  # what comes later on the side stream comes after them, too
-        self._comm.all_reduce(buffer, op, wire_dtype=wire_dtype, algo=algo, stream=self._side)
-        return _Event(self._side)
+        work = self._comm.all_reduce(buffer, op, wire_dtype=wire_dtype, algo=algo, stream=self._side, async_op=True)
+        return _Operation(work)
 
     def run(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> None:
         """On the current stream, after what the other writers were given."""

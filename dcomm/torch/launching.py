@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from dcomm.communicator import Communicator
+from dcomm.work import Work
 
 
 class Pending(Protocol):
@@ -14,6 +15,9 @@ class Pending(Protocol):
 
     def wait(self) -> Any:
         """What follows sees the result."""
+
+    def withdraw(self) -> bool:
+        """Take it back where wait() would need another rank's thread to go on; the last one first."""
 
 
 class Launcher(Protocol):
@@ -39,6 +43,20 @@ class Launcher(Protocol):
         """Reduce `buffer` in place; what follows sees the result."""
 
 
+class _Queued:
+    """An operation on the progress thread."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def wait(self) -> None:
+        self._work.wait()
+
+    def withdraw(self) -> bool:
+        """Backward of each rank has a thread of its own on the CPU."""
+        return False
+
+
 class HostLauncher:
     """The progress thread of a communicator, or the caller's own."""
 
@@ -57,8 +75,7 @@ class HostLauncher:
 
     def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> Pending:
         """On the progress thread."""
-        work: Pending = self._comm.all_reduce(buffer, op, wire_dtype=wire_dtype, algo=algo, async_op=True)
-        return work
+        return _Queued(self._comm.all_reduce(buffer, op, wire_dtype=wire_dtype, algo=algo, async_op=True))
 
     def run(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> None:
         """In the calling thread."""

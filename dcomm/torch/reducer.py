@@ -84,7 +84,7 @@ class Reducer:
 
     def begin_pass(self) -> None:
         """A backward pass has produced its first gradient: only gradients of this very pass make a bucket complete."""
-        self.wait()  # what is left of a pass that failed
+        self._settle()  # what is left of a pass that failed
         self._num_missing = list(self._num_missing_at_start)
 
     def take(self, index: int, syncing: bool) -> None:
@@ -115,7 +115,7 @@ class Reducer:
 
     def end_pass(self) -> None:
         """Nothing may be in flight while a later backward accumulates."""
-        self.wait()
+        self._settle()
 
     def finish(self) -> None:
         """Reduce what is left and agree on which parameters have gradients. Collective."""
@@ -150,6 +150,14 @@ class Reducer:
         for number, work in works:
             work.wait()
             self._mark("reduced", number)
+
+    def _settle(self) -> None:
+        """As wait(), for hooks, where no rank may wait for another: what that has not started is left to finish()."""
+        while self._works and self._works[-1][1].withdraw():
+            number, _ = self._works.pop()
+            self._num_complete = self._num_launched = number
+            self._changed[number] = False
+        self.wait()
 
     def _check_late(self, index: int, number: int, is_fresh: bool) -> None:
         """A gradient of a bucket that was complete in this step: right only where averages may be averaged again."""

@@ -35,9 +35,9 @@ from dcomm.torch.timeline import Event, Timeline
 
 logger = logging.getLogger("dcomm")
 
-_ONE_THREAD = (
-    "overlap=True with a model on a GPU and ranks that are threads: one thread of torch's runs backward of all of "
-    "them, where a rank cannot wait for another; leave overlap out, or use a process for each rank"
+_NO_WAY_BACK = (
+    "overlap=True with error_feedback=True, a model on a GPU and ranks that are threads: a bucket that other ranks have "
+    "not launched may be taken back, but not what was added to it; leave overlap out, or use a process for each rank"
 )
 _HALVES = ("float16", "bfloat16")
 
@@ -100,8 +100,9 @@ class GradientSynchronizer:
             overlap: True: a bucket is reduced on the communicator's progress thread as soon as it is complete, while
                 backward goes on. False: all buckets in finish(), for where ranks have one CPU each nothing could run
                 beside backward. None: True where there are two CPUs for each rank. Local: ranks may differ.
-                On a GPU buckets are reduced on a stream of their own, and finish() lets the current stream wait for
-                it; None: True where ranks are processes, the only ones for which it can be.
+                On a GPU buckets are reduced on a stream of their own, for which finish() lets the current stream
+                wait; None: True, but with `error_feedback` where ranks are threads. Of these the last one to complete a
+                bucket launches it for all.
             grad_scaler: With `error_feedback`: the torch.amp.GradScaler by which losses are scaled. What is kept is
                 kept in unscaled units, since the scale changes between steps.
             record_events: Keep a :meth:`timeline`.
@@ -136,9 +137,9 @@ class GradientSynchronizer:
         self._comm = comm
         self._deterministic = deterministic
         # Of this rank alone: the messages are the same.
-        self._overlap = _choose_overlap(comm, self._device) if overlap is None else overlap
-        if self._overlap and self._device.type == "cuda" and _are_threads(comm):
-            raise ValueError(_ONE_THREAD)
+        self._overlap = _choose_overlap(comm, self._device, error_feedback) if overlap is None else overlap
+        if self._overlap and error_feedback and _shares_gpu(comm, self._device):
+            raise ValueError(_NO_WAY_BACK)
         self._launcher = _make_launcher(comm, self._device)
         # What "auto" chooses from is made of the smallest ones.
         self._plan_bytes = CANDIDATES[0] if isinstance(bucket_bytes, str) else bucket_bytes
@@ -450,13 +451,16 @@ def _hook(owner: weakref.ref[GradientSynchronizer], index: int) -> Callable[[tor
     return on_gradient
 
 
-def _are_threads(comm: Communicator) -> bool:
-    return comm.world_size > 1 and comm._core.is_beside(comm._core)
+def _choose_overlap(comm: Communicator, device: torch.device, error_feedback: bool) -> bool:
+    """On a GPU no host thread is needed."""
+    if device.type == "cuda":
+        return not (error_feedback and _shares_gpu(comm, device))
+    return not _shares_cpus(comm)
 
 
-def _choose_overlap(comm: Communicator, device: torch.device) -> bool:
-    """On a GPU no host thread is needed, but one thread of torch's runs backward of all ranks that are threads."""
-    return not (_are_threads(comm) if device.type == "cuda" else _shares_cpus(comm))
+def _shares_gpu(comm: Communicator, device: torch.device) -> bool:
+    """Ranks are threads with one GPU: a bucket may be taken back until the last of them has launched it."""
+    return device.type == "cuda" and comm.world_size > 1 and bool(comm._core.is_beside(comm._core))
 
 
 def _make_launcher(comm: Communicator, device: torch.device) -> Launcher:

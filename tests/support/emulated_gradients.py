@@ -1,7 +1,7 @@
-"""GradientSynchronizer on an emulated GPU: its gradients are CPU tensors over that GPU's memory, and its side stream is
-one of that GPU's. What torch computes is done when it returns, so the "current stream" is the host's own order.
+"""GradientSynchronizer on an emulated GPU: its gradients are CPU tensors over that GPU's memory.
 
-Replaced are only what needs torch with CUDA: the tensor over dcomm's memory, and CudaLauncher's streams and events.
+Replaced are what needs torch with CUDA (the tensor over dcomm's memory, torch's streams), and the order between torch's
+arithmetic, which is done when it returns, and streams: what makes the current stream wait makes the host wait too.
 """
 
 from __future__ import annotations
@@ -13,66 +13,59 @@ from typing import Any
 from unittest import mock
 
 import torch
-from emulated_gpu import EmulatedGpu, EmulatedStream
+from emulated_gpu import EmulatedGpu
+from emulated_torch_streams import torch_streams_on
 
 import dcomm
 from dcomm import arrays
 from dcomm.torch import agreement, synchronizer
+from dcomm.torch.cuda_launching import CudaLauncher
 
 
-class OnGpu:
-    """A CPU tensor as what its memory is."""
+class EmulatedLauncher(CudaLauncher):
+    """Notes what it is told. `host_follows`: the host is where the current stream is, as torch on the CPU expects."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        host = self._tensor.numpy()
-        return {
-            "shape": host.shape,
-            "typestr": host.dtype.str,
-            "data": (host.ctypes.data, False),
-            "version": 3,
-        }
-
-
-class EmulatedLauncher:
-    """As CudaLauncher."""
-
-    canonical_algo = "auto"
-
-    def __init__(self, comm: dcomm.Communicator, gpu: EmulatedGpu) -> None:
-        self._comm, self._gpu, self._side = comm, gpu, gpu.stream()
-        self.started: list[int] = []  # counts, of what ran beside backward
+    def __init__(self, comm: dcomm.Communicator, device: torch.device, host_follows: bool = True) -> None:
+        super().__init__(comm, device)
+        self._host_follows = host_follows
+        self.started: list[int] = []  # counts, of what may run beside backward
         self.ran: list[int] = []
-
-    def note(self) -> None:
-        pass
+        self.withdrawn: list[int] = []
 
     def join(self) -> None:
-        pass
+        super().join()
+        self.follow()
 
     def drain(self) -> None:
-        pass
+        self.follow()
 
     def start(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> Any:
-        self._comm.all_reduce(OnGpu(buffer), op, wire_dtype=wire_dtype, algo=algo, stream=self._side)
         self.started.append(buffer.numel())
-        return _Event(self._side)
+        return _Pending(super().start(buffer, op, wire_dtype, algo), self, buffer.numel())
 
     def run(self, buffer: torch.Tensor, op: str, wire_dtype: str | None, algo: str = "auto") -> None:
-        self._comm.all_reduce(OnGpu(buffer), op, wire_dtype=wire_dtype, algo=algo)
-        self._gpu.streams[0].synchronize()
+        super().run(buffer, op, wire_dtype, algo)
+        self.follow()
         self.ran.append(buffer.numel())
 
+    def follow(self) -> None:
+        if self._host_follows:
+            torch.cuda.current_stream().synchronize()
 
-class _Event:
-    def __init__(self, stream: EmulatedStream) -> None:
-        self._stream = stream
+
+class _Pending:
+    def __init__(self, pending: Any, launcher: EmulatedLauncher, count: int) -> None:
+        self._pending, self._launcher, self._count = pending, launcher, count
 
     def wait(self) -> None:
-        self._stream.synchronize()
+        self._pending.wait()
+        self._launcher.follow()
+
+    def withdraw(self) -> bool:
+        taken = bool(self._pending.withdraw())
+        if taken:
+            self._launcher.withdrawn.append(self._count)
+        return taken
 
 
 def _tensor_over(region: Any, shape: tuple[int, ...], dtype: torch.dtype, device: int) -> torch.Tensor:
@@ -84,12 +77,17 @@ def _tensor_over(region: Any, shape: tuple[int, ...], dtype: torch.dtype, device
 
 
 @contextmanager
-def gradients_on(gpu: EmulatedGpu) -> Iterator[None]:
+def gradients_on(gpu: EmulatedGpu, host_follows: bool = True) -> Iterator[None]:
     """Inside, models on the CPU have their gradients on cuda:0."""
     with ExitStack() as stack:
+        stack.enter_context(torch_streams_on(gpu))
         for owner, name, value in (
             (agreement, "find_device", lambda model: torch.device("cuda:0")),
-            (synchronizer, "_make_launcher", lambda comm, device: EmulatedLauncher(comm, gpu)),
+            (
+                synchronizer,
+                "_make_launcher",
+                lambda comm, device: EmulatedLauncher(comm, device, host_follows),
+            ),
             (dcomm.window_arrays, "as_tensor", _tensor_over),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
