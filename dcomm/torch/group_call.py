@@ -16,8 +16,11 @@ import torch.distributed as dist
 
 from dcomm import arrays, reduce_ops
 from dcomm.communicator import Communicator
+from dcomm.cuda_work import CudaWork
 from dcomm.operation import Operation, operand
+from dcomm.torch import device_streams
 from dcomm.torch.completer import Completer
+from dcomm.torch.group_cuda_work import CudaGroupWork
 from dcomm.torch.group_work import GroupWork
 from dcomm.work import Work
 
@@ -37,16 +40,25 @@ class GroupCall:
         comm: The communicator that runs them.
         is_async: Whether the caller wants a handle.
         timeout: Of each wait; None: the communicator's.
-        overlap: False: everything runs in the calling thread.
-        completer: What turns operations into futures.
+        overlap: False: everything runs in the calling thread, or on its current stream.
+        completer: What turns operations on the CPU into futures.
+        sides: Where the futures of operations on a GPU come from.
     """
 
     def __init__(
-        self, comm: Communicator, is_async: bool, timeout: timedelta | None, overlap: bool, completer: Completer
+        self,
+        comm: Communicator,
+        is_async: bool,
+        timeout: timedelta | None,
+        overlap: bool,
+        completer: Completer,
+        sides: device_streams.SideStreams,
     ) -> None:
         """See the class."""
         self._comm = comm
         self._completer = completer
+        self._sides = sides
+        self._gpu: int | None = None  # of the operations
         self._async = is_async
         self._overlap = overlap and is_async
         self._timeout = timeout
@@ -55,7 +67,7 @@ class GroupCall:
 
     def beforehand(self) -> GroupCall:
         """A call of the same communicator that runs in this thread: what must be known before the rest can start."""
-        return GroupCall(self._comm, False, self._timeout, False, self._completer)
+        return GroupCall(self._comm, False, self._timeout, False, self._completer, self._sides)
 
     def run(self, kind: int, count: int, source: Any, target: Any, **parts: Any) -> None:
         """Start one operation on flat tensors; `count` as in :class:`dcomm.operation.Operation`."""
@@ -66,17 +78,16 @@ class GroupCall:
         self.start(Operation(kind, count, of.view.dtype, read, written, **parts))
 
     def start(self, operation: Operation) -> None:
-        """Start one operation; of CUDA tensors on the caller's current stream, which orders it."""
-        on_host = all(each is None or each.view.device < 0 for each in (operation.source, operation.target))
-        result = self._comm._run(operation, self._overlap and on_host, self._timeout)
-        if isinstance(result, Work):
-            self._works.append(result)
+        """Start one operation; of CUDA tensors behind what the current stream holds now."""
+        for each in (operation.source, operation.target):
+            if each is not None and each.view.device >= 0:
+                self._gpu = each.view.device
+        self._note(self._comm._run(operation, self._overlap, self._timeout))
 
     def message(self, start: Callable[..., Any], tensor: torch.Tensor) -> None:
         """Start one message: `start` is called with the communicator, the tensor, and how to run it."""
-        result = start(self._comm, tensor, async_op=tensor.is_cpu, timeout=self._timeout)
-        if isinstance(result, Work):
-            self._works.append(result)
+        self._gpu = device_streams.gpu_of(tensor)
+        self._note(start(self._comm, tensor, async_op=True, timeout=self._timeout))
 
     def after(self, finish: Callable[[], None]) -> None:
         """Call `finish` when all operations have succeeded."""
@@ -85,7 +96,7 @@ class GroupCall:
     def readable(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor`, or the bytes of one whose dtype dcomm does not know, as something to read."""
         tensor = tensor.detach()
-        if not (tensor.is_contiguous() or (tensor.is_cpu and tensor.dtype in _KNOWN)):
+        if not (tensor.is_contiguous() or _is_staged(tensor)):
             tensor = tensor.contiguous()
         return tensor if tensor.dtype in _KNOWN else _bytes(tensor)
 
@@ -94,8 +105,8 @@ class GroupCall:
         tensor = tensor.detach()
         if tensor.is_contiguous():
             return tensor if tensor.dtype in _KNOWN else _bytes(tensor)
-        if tensor.is_cpu and tensor.dtype in _KNOWN:
-            return tensor  # the communicator copies it in and out
+        if _is_staged(tensor):
+            return tensor
         staged = tensor.contiguous()
         self.after(lambda: _copy(tensor, staged))
         return staged if staged.dtype in _KNOWN else _bytes(staged)
@@ -125,13 +136,28 @@ class GroupCall:
     def end(self, tensors: list[torch.Tensor]) -> GroupWork | None:
         """What torch gets: a handle; None, when all is done, where it has not asked for one."""
         if self._works:
-            return GroupWork(self._works, tensors, self._completer, self._finish if self._finishes else None)
+            return self._handle(tensors, GroupWork)
         self._finish()
-        return GroupWork((), tensors, self._completer) if self._async else None
+        if not self._async:
+            return None
+        if self._gpu is not None:  # in the order of the current stream
+            return CudaGroupWork((), tensors, self._completer, self._sides.of(self._gpu))
+        return GroupWork((), tensors, self._completer)
 
     def end_message(self, tensors: list[torch.Tensor], handle: type[GroupWork]) -> GroupWork:
         """The handle of a message."""
-        return handle(self._works, tensors, self._completer, self._finish if self._finishes else None)
+        return self._handle(tensors, handle)
+
+    def _note(self, result: Any) -> None:
+        if isinstance(result, Work):
+            self._works.append(result)
+
+    def _handle(self, tensors: list[torch.Tensor], handle: type[GroupWork]) -> GroupWork:
+        finish = self._finish if self._finishes else None
+        if isinstance(self._works[0], CudaWork):
+            assert self._gpu is not None
+            return CudaGroupWork(self._works, tensors, self._completer, self._sides.of(self._gpu), finish)
+        return handle(self._works, tensors, self._completer, finish)
 
     def _finish(self) -> None:
         for each in self._finishes:
@@ -154,6 +180,11 @@ def reduction(reduce_op: Any) -> tuple[int, float, torch.Tensor | None]:
             return SUM_CODE, 1.0, factor
         return reduce_ops.PREMUL_SUM_CODE, float(factor), None
     raise ValueError(f"op={reduce_op.op}: expected SUM, AVG, PRODUCT, MIN, MAX, BAND, BOR, BXOR or PREMUL_SUM")
+
+
+def _is_staged(tensor: torch.Tensor) -> bool:
+    """The communicator copies such a tensor in and out, where it is not contiguous."""
+    return tensor.dtype in _KNOWN and device_streams.gpu_of(tensor) is None
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

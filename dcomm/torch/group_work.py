@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from dcomm.torch.completer import Completer
-from dcomm.torch.device_streams import completed_on
 from dcomm.work import Work
 
 _finishing = threading.Lock()  # one for all: held for a copy out, and by few
@@ -107,9 +106,6 @@ class GroupWork(dist.Work):
 
     def get_future(self) -> torch.futures.Future[Any]:
         """A future of the tensors, or of the error's text."""
-        gpu = next((tensor for tensor in self._tensors if tensor.is_cuda), None)
-        if gpu is not None and not self._works:  # enqueued on the current stream; see GroupCall.start
-            return completed_on(None, gpu.device.index, self._tensors)
         if not self._works:
             done: torch.futures.Future[Any] = torch.futures.Future()
             done.set_result(self._tensors)

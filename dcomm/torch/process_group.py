@@ -23,6 +23,7 @@ import dcomm
 from dcomm.operation import timeout_to_ns
 from dcomm.torch import dynamo, functional_ops
 from dcomm.torch.completer import Completer
+from dcomm.torch.device_streams import SideStreams
 from dcomm.torch.group_call import GroupCall
 from dcomm.torch.group_identity import BACKEND_NAME
 from dcomm.torch.group_messages import GroupMessages
@@ -42,7 +43,9 @@ class ProcessGroup(GroupOverloads, GroupMessages, GroupMonitored):
     """A process group over dcomm; made by ``init_process_group("dcomm")`` and ``new_group``.
 
     Synchronous calls run in the calling thread. Asynchronous ones run on the communicator's progress thread, in call
-    order; with ``DCOMM_ASYNC=0`` they run in the calling thread as well, and callbacks of their futures inline.
+    order; with ``DCOMM_ASYNC=0`` they run in the calling thread as well, and callbacks of their futures inline. On a
+    GPU all are asynchronous to the host: the current stream waits for a synchronous call at once, for another one when
+    somebody waits for its handle.
     """
 
     def __init__(self, rank: int, world_size: int, store: Any, timeout: timedelta, group_id: str) -> None:
@@ -51,6 +54,7 @@ class ProcessGroup(GroupOverloads, GroupMessages, GroupMonitored):
         functional_ops.install()
         self._overlap = os.environ.get("DCOMM_ASYNC", "1") != "0"
         self._completer = Completer()
+        self._sides = SideStreams()
         self._comm = dcomm.init(
             rank=rank, world_size=world_size, store=store, group_name=f"group/{group_id}", timeout=timeout
         )
@@ -120,7 +124,12 @@ class ProcessGroup(GroupOverloads, GroupMessages, GroupMonitored):
     def _call(self, opts: Any) -> GroupCall:
         timeout = opts.timeout
         return GroupCall(
-            self._comm, opts.asyncOp, None if timeout <= _UNSET else timeout, self._overlap, self._completer
+            self._comm,
+            opts.asyncOp,
+            None if timeout <= _UNSET else timeout,
+            self._overlap,
+            self._completer,
+            self._sides,
         )
 
     def _start(self, tensors: list[torch.Tensor], op: str) -> GroupWork | None:
@@ -131,7 +140,7 @@ class ProcessGroup(GroupOverloads, GroupMessages, GroupMonitored):
         return GroupWork((started,), tensors, self._completer) if started else None
 
     def _message_call(self) -> GroupCall:
-        return GroupCall(self._messages, True, None, True, self._completer)
+        return GroupCall(self._messages, True, None, True, self._completer, self._sides)
 
 
 def create(options: Any, _backend_options: Any = None) -> ProcessGroup:

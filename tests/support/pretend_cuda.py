@@ -95,7 +95,7 @@ def group(comms: list[Comm]) -> Iterator[None]:
         Graph.captured.calls.append(reduce)
 
 
-def init_threads(world_size: int, device: str) -> list[Comm]:
+def init_threads(world_size: int, device: str = "") -> list[Comm]:
     if world_size > 16:
         raise dcomm.CudaError(f"{world_size} ranks with 8 channels each need too many thread blocks at once")
     calls: list[Any] = []
