@@ -29,7 +29,7 @@ def test_arguments() -> None:
 
 def test_every_part_has_a_module_and_figures() -> None:
     assert set(figures.PARTS) == {
-        *("correct", "timing", "graphs", "crossovers", "processes", "hooks", "lists", "registered"),
+        *("correct", "timing", "graphs", "crossovers", "processes", "hooks", "overlap", "lists", "registered"),
     }
     for part in figures.PARTS:
         assert "def run(" in (TOOLS / "gpu" / f"{part}.py").read_text(), part
@@ -42,7 +42,7 @@ def test_the_modules_import_without_a_gpu(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); "
         "import gpu.correct, gpu.timing, gpu.graphs, gpu.crossovers, gpu.processes, gpu.hooks, gpu.lists; "
-        "import gpu.registered"
+        "import gpu.registered, gpu.overlap"
     )
     subprocess.run([sys.executable, "-c", code, str(TOOLS)], check=True, timeout=100, cwd=tmp_path)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_checks import MIB, figures, gpu_check, hook_trace, only, outcomes
+from gpu_checks import MIB, figures, gpu_check, only, outcomes
 
 pytestmark = pytest.mark.long
 
@@ -132,7 +132,13 @@ def test_process_figures() -> None:
 
 def test_hook_figures() -> None:
     good = {"what": "gradients", "hook": "fp16", "worst": 1e-4, "served": True, "num_wrong": 0}
-    beside = {"what": "overlap", "hook": "fp16_hook", "served": True, "percent_beside": 50.0}
+    beside = {
+        "what": "overlap",
+        "hook": "fp16_hook",
+        "served": True,
+        "percent_beside": 50.0,
+        "percent_beside_any": 60.0,
+    }
     gradients, overlap = ("fp16_hook", "DDP's own"), ("fp16_hook", "beside backward")
     assert only("hooks", {"rows": [good, beside]}, *gradients)["outcome"] == "reached"
     assert only("hooks", {"rows": [good, beside]}, *overlap)["outcome"] == "reached"
@@ -145,15 +151,14 @@ def test_hook_figures() -> None:
         assert only("hooks", {"rows": [failed]}, *words)["outcome"] == "not reached"
 
 
-def test_share_of_kernels_beside_others() -> None:
-    def kernel(name: str, begin: float, end: float, cat: str = "kernel") -> dict[str, Any]:
-        return {"name": name, "cat": cat, "ts": begin, "dur": end - begin}
-
-    ours = [kernel("void dcomm::k<F32>()", 10, 20), kernel("void dcomm::k<F32>()", 40, 50)]
-    assert hook_trace.share_beside([kernel("gemm", 0, 100)]) is None
-    assert hook_trace.share_beside(ours) == 0
-    others = [kernel("gemm", 0, 15), kernel("gemm", 12, 15), kernel("add", 45, 90), kernel("cpu", 0, 90, "cpu_op")]
-    assert hook_trace.share_beside([*ours, *others]) == 50
+def test_overlap_figures() -> None:
+    step = {"what": "step", "over_alone": 1.1, "alone_us": 9.0}
+    profile = {"what": "overlap", "percent_beside": 50.0, "percent_beside_any": 70.0}
+    assert set(outcomes("overlap", {"rows": [step, profile]}).values()) == {"reached"}
+    worse = [{**step, "over_alone": 1.11}, {**profile, "percent_beside": 49.0}]
+    assert set(outcomes("overlap", {"rows": worse}).values()) == {"not reached"}
+    assert "70.0%" in only("overlap", {"rows": [profile]}, "GradientSynchronizer")["measured"]
+    assert set(outcomes("overlap", {"rows": [{**profile, "percent_beside": None}]}).values()) == {"not measured"}
 
 
 def test_correct_figure() -> None:
@@ -186,7 +191,7 @@ def test_figures_of_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_figures_of_registered_arrays() -> None:
-    def rows(direct: float, wrong: int, over: float, digests: list[str]) -> dict[str, Any]:
+    def rows(direct: float, wrong: int, digests: list[str]) -> dict[str, Any]:
         sums = [
             {"what": "sum", "world_size": n, "nbytes": 64 * MIB, "algo": algo, "median_us": us, "num_wrong": wrong}
             for n in (2, 4, 8)
@@ -196,8 +201,8 @@ def test_figures_of_registered_arrays() -> None:
             {"what": "weights", "world_size": n, "sha256": [digest]}
             for n, digest in zip((1, 2, 4, 8), digests, strict=True)
         ]
-        return {"rows": [*sums, {"what": "step", "over_alone": over, "alone_us": 9.0}, *weights]}
+        return {"rows": [*sums, *weights]}
 
-    assert set(outcomes("registered", rows(100.0, 0, 1.1, ["a"] * 4)).values()) == {"reached"}
-    assert set(outcomes("registered", rows(101.0, 0, 1.11, ["a", "a", "b", "a"])).values()) == {"not reached"}
-    assert only("registered", rows(50.0, 1, 1.0, ["a"] * 4), "64 MiB, 2 ranks")["outcome"] == "not reached"
+    assert set(outcomes("registered", rows(100.0, 0, ["a"] * 4)).values()) == {"reached"}
+    assert set(outcomes("registered", rows(101.0, 0, ["a", "a", "b", "a"])).values()) == {"not reached"}
+    assert only("registered", rows(50.0, 1, ["a"] * 4), "64 MiB, 2 ranks")["outcome"] == "not reached"

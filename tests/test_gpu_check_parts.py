@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,30 @@ def test_lists_part(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         ("unpack", "float32", "float32"),
     ]
     assert "not measured" not in outcomes("lists", found).values()
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_overlap_part(parts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Steps that only take their time, and a profile in which there is no kernel."""
+    overlap = importlib.import_module("gpu.overlap")
+
+    class Steps:
+        def __init__(self, comm: Any, *, syncs: bool, overlap: bool | None) -> None:
+            self.seconds = 0.002 if not syncs else 0.003 if overlap else 0.02
+
+        def step(self) -> None:
+            time.sleep(self.seconds)
+
+    monkeypatch.setattr(overlap, "Training", Steps)
+    monkeypatch.setenv("OUT", str(tmp_path))
+    found = parts("overlap", STEPS=3)
+    assert not gpu_check.has_failed(found), found
+    step, profile = found["rows"]
+    assert 1 < step["over_alone"] < 10
+    assert step["after_us"] > step["median_us"] > step["alone_us"] > 2000
+    assert profile["percent_beside"] is None
+    assert profile["num_kernels"] == 0
+    assert (tmp_path / profile["trace"]).is_file()
 
 
 @pytest.mark.parametrize("flipped", [False, True])

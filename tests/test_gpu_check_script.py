@@ -71,7 +71,7 @@ def test_script_runs_all_parts(stub: dict[str, str]) -> None:
     assert status == 0, printed
     told = [line.split()[1].rstrip(":") for line in printed.splitlines() if line.startswith("===") and ": exit" in line]
     parts = ["build", "doctor", "correct", "sanitize", "tests", "timing", "graphs", "processes", "hooks"]
-    assert told == [*parts, "registered", "lists", "crossovers", "bench"]
+    assert told == [*parts, "overlap", "registered", "lists", "crossovers", "bench"]
     (bench,) = (line for line in calls if "all_reduce.py" in line)
     assert "--device cuda" in bench
     assert "--compare all" in bench

@@ -10,7 +10,8 @@ graphs      small ones by replay of CUDA graphs, beside the floor of a launch an
 crossovers  every algorithm, 1 KiB to 256 MiB, 2 to 32 ranks: where thresholds belong.
 processes   ranks that are processes, both kinds of windows, the death of one; also under MPS where there is one.
 hooks       DDP hooks of two processes on the GPU: gradients, and a profile of what runs beside what.
-registered  arrays that all ranks reach beside staged ones; training steps whose gradients lie in them.
+overlap     steps of the GPT on two ranks that are threads, beside ones without communication; a profile.
+registered  arrays that all ranks reach beside staged ones; the same weights on any number of ranks.
 lists       packing of 200 ResNet-50-shaped tensors beside a device copy and torch._foreach_copy_.
 
 figures reads what the parts wrote (gpu_PART.json) and prints each figure: reached, not reached, or not measured; it

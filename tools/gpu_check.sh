@@ -5,14 +5,14 @@
 #   PARTS="build graphs" bash tools/gpu_check.sh
 #
 # Needs python with torch (CUDA), NumPy, pybind11, setuptools, cmake, ninja, pytest; nvcc; no network. Parts, each under
-# 8 minutes: build doctor correct sanitize tests timing graphs processes hooks registered lists crossovers bench. Where a
-# command has 10 minutes at most: "build doctor graphs lists", then "timing", "correct", "processes", "hooks", "registered",
-# "sanitize", "tests", "crossovers", "bench".
+# 8 minutes: build doctor correct sanitize tests timing graphs processes hooks overlap registered lists crossovers bench.
+# Where a command has 10 minutes at most: "build doctor graphs lists", then "timing", "correct", "processes", "hooks",
+# "overlap", "registered", "sanitize", "tests", "crossovers", "bench".
 # A failed part does not stop the later ones; at the end all figures that were measured so far are told. The exit status
 # is that of the parts: a missed figure is no failure. COMMIT: what the reports name where there is no repository.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-ALL="build doctor correct sanitize tests timing graphs processes hooks registered lists crossovers bench"
+ALL="build doctor correct sanitize tests timing graphs processes hooks overlap registered lists crossovers bench"
 PARTS=${PARTS:-$ALL}
 PYTHON=${PYTHON:-python}
 OUT=${OUT:-benchmarks/results}
@@ -99,6 +99,7 @@ part timing measure timing
 part graphs measure graphs
 part processes measure processes
 part hooks measure hooks
+part overlap measure overlap
 part registered measure registered
 part lists measure lists
 part crossovers measure crossovers

@@ -16,14 +16,14 @@ MIB = 1 << 20
 def _modules() -> dict[str, ModuleType]:
     sys.path.insert(0, str(TOOLS))
     try:
-        names = ("gpu_check", "gpu.figures", "gpu.report", "gpu.hook_trace")
+        names = ("gpu_check", "gpu.figures", "gpu.report")
         return {name: importlib.import_module(name) for name in names}
     finally:
         sys.path.remove(str(TOOLS))
 
 
 MODULES = _modules()
-gpu_check, figures, report, hook_trace = MODULES.values()
+gpu_check, figures, report = MODULES.values()
 
 
 def outcomes(part: str, found: dict[str, Any] | None) -> dict[str, str]:
