@@ -36,8 +36,8 @@ from dcomm.torch.timeline import Event, Timeline
 logger = logging.getLogger("dcomm")
 
 _NO_WAY_BACK = (
-    "overlap=True with error_feedback=True, a model on a GPU and ranks that are threads: a bucket that other ranks have "
-    "not launched may be taken back, but not what was added to it; leave overlap out, or use a process for each rank"
+    "overlap=True with error_feedback=True, a model on a GPU and ranks that are threads: a bucket that other ranks "
+    "have not launched may be taken back, but not what was added to it; leave overlap out, or use a process for each rank"
 )
 _HALVES = ("float16", "bfloat16")
 

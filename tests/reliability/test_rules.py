@@ -54,7 +54,7 @@ def test_no_wait_is_unlimited(value: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8, 16])
 def test_slots_share_8_mib(world_size: int) -> None:
-    """floor_pow2(8 MiB / 2n), at least 16 KiB, at most 64 KiB, or 1 MiB where ranks share CPUs: a slot costs a switch."""
+    """floor_pow2(8 MiB / 2n), from 16 KiB to 64 KiB, or to 1 MiB where ranks share CPUs and a slot costs a switch."""
     most = (64 << 10) if world_size <= len(os.sched_getaffinity(0)) else (1 << 20)
     share = (8 << 20) // (2 * world_size)
     expected = min(max(1 << (share.bit_length() - 1), 16 << 10), most)
