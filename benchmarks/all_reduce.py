@@ -42,7 +42,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("-f", "--stepfactor", type=int, default=8, help="factor between messages")
     add("-d", "--datatype", default="float32", help="dtypes, by commas")
     add("-o", "--op", default="sum", help="operations, by commas")
-    add("--wire", default="none", help="wire dtypes, by commas: none, float16, bfloat16")
+    add("--wire", default="none", help="wire dtypes, by commas: none, float16, bfloat16, fp8, fp8_block128")
     add("--algo", default="auto", help="algorithms, by commas")
     add("--level", default="python", help="who calls, by commas: python, c")
     add("--threads", action="store_true", help="ranks are threads of one process; best with --level c")

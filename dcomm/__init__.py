@@ -46,6 +46,7 @@ from dcomm.errors import (  # noqa: E402
 from dcomm.grouping import group  # noqa: E402
 from dcomm.reduce_ops import PremulSum, premul_sum  # noqa: E402
 from dcomm.registration import Registration  # noqa: E402
+from dcomm.rounding import quantize  # noqa: E402
 from dcomm.work import Work  # noqa: E402
 
 __all__ = [
@@ -71,5 +72,6 @@ __all__ = [
     "init_threads",
     "pack",
     "premul_sum",
+    "quantize",
     "unpack",
 ]

@@ -32,7 +32,10 @@ DTYPE_CODES = {
 DTYPE_NAMES = {code: name for name, code in DTYPE_CODES.items()}
 DTYPE_BYTES = {0: 4, 1: 2, 2: 2, 3: 8, 4: 4, 5: 8, 6: 1, 7: 1, 8: 1, 9: 8, 10: 16}
 
-_WIRE_ALIASES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
+# What no array has, but float32 may travel as: e4m3 numbers with a scale for each 32 or 128 of them.
+FP8_CODES = {"fp8_block32": 11, "fp8_block128": 12}
+WIRE_NAMES = {**DTYPE_NAMES, **{code: name for name, code in FP8_CODES.items()}}
+_WIRE_ALIASES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "fp8": "fp8_block32"}
 
 # What was seen before; csrc/python/array_reader.cc and fast_call.cc read these three.
 KIND_BUFFER, KIND_TENSOR = 1, 2
@@ -162,10 +165,23 @@ def wire_code(wire_dtype: Any) -> int:
     name = str(getattr(wire_dtype, "name", None) or getattr(wire_dtype, "__name__", None) or wire_dtype)
     name = name.removeprefix("torch.")
     name = _WIRE_ALIASES.get(name, name)
-    if not name.startswith(("float", "bfloat")) or name not in DTYPE_CODES:
-        raise ValueError(f"wire_dtype={wire_dtype!r}: expected None, 'float16' ('fp16') or 'bfloat16' ('bf16')")
-    WIRE_CODES[wire_dtype] = DTYPE_CODES[name]
-    return DTYPE_CODES[name]
+    code = FP8_CODES.get(name, DTYPE_CODES.get(name))
+    if code is None or not name.startswith(("float", "bfloat", "fp8")):
+        raise ValueError(
+            f"wire_dtype={wire_dtype!r}: expected None, 'float16' ('fp16'), 'bfloat16' ('bf16'), 'fp8' ('fp8_block32') "
+            "or 'fp8_block128'"
+        )
+    WIRE_CODES[wire_dtype] = code
+    return code
+
+
+def wire_name(wire_dtype: Any) -> str | None:
+    """The one name of a `wire_dtype` argument; None for None.
+
+    Raises:
+        ValueError: As :func:`wire_code`.
+    """
+    return None if wire_dtype is None else WIRE_NAMES[wire_code(wire_dtype)]
 
 
 def contiguous_copy(array: Any) -> Any:

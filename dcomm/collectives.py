@@ -87,7 +87,9 @@ class SymmetricCollectives(Endpoint):
             out: Array of the same shape and dtype that takes the result; `x` is then left as it is. A Bucket, or with a
                 Bucket as `x`: contiguous memory of as many elements.
             wire_dtype: "float16" / "bfloat16": float32 data travels in that type and is reduced in float32; "avg"
-                divides before the cast. None: no conversion.
+                divides before the cast. "fp8" (or "fp8_block32") / "fp8_block128": as e4m3 numbers with a power of two
+                as scale for each 32 or 128 of them, 1.03 or 1.01 bytes an element; sums, averages and premul_sum only,
+                always by two_shot; an inf or NaN makes its block NaN (docs/compression.md). None: no conversion.
             algo: "auto"; "two_shot" or "one_shot" (canonical order: the result does not depend on how a tensor is
                 split); "ring" or "tree"; "direct" (canonical order): only for arrays of :meth:`empty` or
                 :meth:`register`, for which "auto" takes it in place of "two_shot". For integer and bool CUDA arrays

@@ -195,7 +195,12 @@ def test_gloo_stands_beside_it() -> None:
             ("broadcast", "--algo", "ring"),
             "--algo: expected COLLECTIVE all_reduce, reduce_scatter, all_gather, got broadcast",
         ),
-        (("all_reduce", "--wire", "int8"), "--wire int8: expected none, float16 or bfloat16"),
+        (("all_reduce", "--wire", "int8"), "--wire int8: expected none, float16, bfloat16, fp8 or fp8_block128"),
+        (("all_reduce", "--wire", "fp8", "-o", "max"), "--wire fp8_block32 -o max: expected sum or avg"),
+        (
+            ("all_reduce", "--wire", "fp8", "-n", "8"),
+            "--wire fp8_block32 -o sum -n 8: there are no inputs whose results",
+        ),
         (("all_reduce", "--wire", "float16", "-d", "int32"), "--wire float16: expected -d float32, got int32"),
         (("broadcast", "--level", "c"), "--level c: expected COLLECTIVE all_reduce, got broadcast"),
         (("all_reduce", "--compare", "nccl"), "--compare nccl: expected one of gloo, mpi"),

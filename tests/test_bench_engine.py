@@ -469,19 +469,56 @@ def test_without_an_mpi_it_says_what_to_run(tmp_path: Path) -> None:
     assert done.stderr == "dcomm bench: --compare mpi: no MPI found; run benchmarks/install_peers.sh\n"
 
 
-def test_a_mpi_table_is_made_of_the_rows(tmp_path: Path) -> None:
+@pytest.fixture
+def make_tables() -> Any:
     spec = importlib.util.spec_from_file_location("make_tables", Path(__file__).parents[1] / "tools" / "make_tables.py")
     assert spec is not None
     assert spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    return tool
+
+
+_MEASURED_ON = {"ranks": 2, "machine": {"cpu": "C", "cores": 2, "kernel": "6", "isa": "avx2"}, "versions": {}}
+_MEASURED_ON |= {"rounds": [{}], "rounds_used": [0], "state": "near", "date": "D", "commit": "c", "command": "x"}
+
+
+def test_a_mpi_table_is_made_of_the_rows(make_tables: Any) -> None:
     case = Case(2, 16, 3, level="c")
     peers = [replace(case, lib="mpi", variant=f"{name}, default") for name in ("Open MPI 4", "MPICH 4")]
     rows = summarise([case, *peers], [[Measured([us], 0)] for us in (1.0, 3.0, 2.0)], [[0]] * 3, 2)
-    report = {"ranks": 2, "rows": rows, "machine": {"cpu": "C", "cores": 2, "kernel": "6", "isa": "avx2"}}
-    report |= {"versions": {}, "rounds": [{}], "rounds_used": [0], "state": "near", "date": "D", "commit": "c"}
-    text = list(tool.mpi_table({**report, "command": "x"}))
+    text = list(make_tables.mpi_table({**_MEASURED_ON, "rows": rows}))
     assert text[0] == "| message | dcomm | p90 | MPICH 4 | Open MPI 4 | best MPI / dcomm | #wrong |"
     assert text[2] == "| 8 B | 1 us | 1 us | 2 us (default) | 3 us (default) | 2.00x | 0 |"
-    with pytest.raises(tool.TableError, match="--level c --compare mpi"):
-        list(tool.mpi_table({**report, "rows": [], "command": "x"}))
+    with pytest.raises(make_tables.TableError, match="--level c --compare mpi"):
+        list(make_tables.mpi_table({**_MEASURED_ON, "rows": []}))
+
+
+def test_a_table_of_wires_compares_each_with_the_wider_one(make_tables: Any) -> None:
+    cases, measured = [], []
+    for count, times in ((1 << 8, (8.0, 9.0, 9.0)), (1 << 18, (600.0, 400.0, 380.0))):
+        for wire, us in zip((None, "float16", "fp8_block32"), times, strict=True):
+            cases.append(Case(count, 16, 3, wire=wire))
+            measured.append(Measured([us], 0))
+    text = list(
+        make_tables.wires_table({**_MEASURED_ON, "rows": summarise(cases, [[one] for one in measured], [[0]] * 6, 2)})
+    )
+    assert text[0] == "| message | float32 | float16 | fp8_block32 | float16 over float32 | fp8_block32 over float16 |"
+    assert text[2] == "| 1 KiB | 8 us | 9 us | 9 us | 0.89x | 1.00x |"
+    assert text[3] == "| 1 MiB | 600 us | 400 us | 380 us | 1.50x | 1.05x |"
+    assert text[5] == "* float16 at least 1.2x as fast as float32 from 1 MiB on: reached, 1.50x at least."
+    assert text[6] == "* fp8_block32 at least 1.1x as fast as float16 from 1 MiB on: not reached, 1.05x at least."
+    with pytest.raises(make_tables.TableError, match="--wire none,float16,fp8"):
+        list(make_tables.wires_table({**_MEASURED_ON, "rows": []}))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "op", "chain"), [(2, "sum", 8), (3, "sum", 1), (4, "sum", 1), (5, "sum", 1), (4, "avg", 1)]
+)
+def test_inputs_for_fp8_wires_are_exact(ranks: int, op: str, chain: int) -> None:
+    assert exact.exact_chain(ranks, 8, "fp8_block32", op) == chain
+    made = exact.make("float32", "fp8_block32", op, ranks, chain)
+    for values in (*made.inputs, made.reduced):
+        significands = np.frexp(np.asarray(values))[0] * 16
+        assert (significands == np.rint(significands)).all()
+        assert np.abs(values).max() / np.abs(values).min() <= 2**14

@@ -87,6 +87,11 @@ CHECKS = {
         "cuda_direct_disagreement_touches_nothing",
         "cuda_direct_against_another_collective",
     ],
+    "cuda_fp8_checks": [
+        "cuda_fp8_matches_host",
+        "cuda_fp8_has_one_kernel",
+        "cuda_protocol_fp8",
+    ],
     "cuda_integer_checks": [
         "cuda_integers_two_shot_matches_host",
         "cuda_integers_ring_matches_host",
@@ -241,6 +246,22 @@ CHECKS = {
         "failure_mismatch_seen_in_next_operation",
         "failure_mismatch_seen_by_a_rank_left_behind",
         "failure_interrupt_and_stall_warning",
+    ],
+    "fp8_algo_checks": [
+        "fp8_all_reduce_matches_reference",
+        "fp8_bits_ignore_slots_and_lanes",
+        "fp8_schedules",
+        "protocol_fp8",
+    ],
+    "fp8_checks": [
+        "fp8_every_code",
+        "fp8_every_midpoint",
+        "fp8_scales",
+        "fp8_tables_round_every_midpoint",
+        "fp8_tables_encode_decode",
+        "fp8_tables_reduce",
+        "fp8_rounds_once",
+        "fp8_slots_hold_what_they_should",
     ],
     "kernel_checks": [
         "kernel_table_selection",

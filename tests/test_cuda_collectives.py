@@ -59,6 +59,14 @@ def test_all_reduce_algorithms(emulated_gpu: EmulatedGpu, make: Make, n: int, wi
         cuda_cases.check_collective(emulated_gpu, comms, "all_reduce", "float32", op=op, wire_dtype=wire, algo=algo)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_fp8_wires(monkeypatch: pytest.MonkeyPatch, emulated_gpu: EmulatedGpu, make: Make, n: int) -> None:
+    monkeypatch.setenv("DCOMM_ALGO", "tree")  # says nothing about them
+    comms = make(n)
+    for op, wire in (("sum", "fp8"), ("avg", "fp8_block128")):
+        cuda_cases.check_collective(emulated_gpu, comms, "all_reduce", "float32", op=op, wire_dtype=wire)
+
+
 @pytest.mark.parametrize("name", ["all_gather", "broadcast", "gather", "scatter", "all_to_all"])
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_moves(emulated_gpu: EmulatedGpu, make: Make, n: int, name: str) -> None:

@@ -24,8 +24,8 @@ FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-arch=sm_90", "-Xptxas", "-v", "-W
 # two_shot and packets: 5 pairs of types x 2, 4, 8 or any ranks; ring, tree, one_shot: 5; reduce_scatter: 3 x 4;
 # reduce: 3; two_shot, ring, reduce_scatter, reduce of integers: 3 widths and bool; five collectives that move bytes,
 # send, and the barrier; direct for 2, 8 or any, pulled for 2 or any ranks, of 3 types. Lists of arrays: 7 pairs of
-# types, and bytes.
-NUM_KERNELS = 2 * 5 * 4 + 3 * 5 + 3 * 4 + 3 + 4 * 4 + 7 + 3 * 5 + 8
+# types, and bytes; two_shot of fp8 wires.
+NUM_KERNELS = 2 * 5 * 4 + 3 * 5 + 3 * 4 + 3 + 4 * 4 + 7 + 3 * 5 + 8 + 1
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 

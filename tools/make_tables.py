@@ -2,10 +2,10 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. NAME is the stem of a JSON file that
 benchmarks/all_reduce.py or `dcomm bench all_reduce --json` wrote (its times by size, called from Python), or STEM.mpi
-(called from C, beside each MPI), STEM.rounds (the states of the cores) or STEM.figures (what was promised and what was
-reached); STEM.steps is of benchmarks/ddp_step.py, STEM.fused of benchmarks/bucket.py,
-STEM.direct of benchmarks/direct.py, STEM.volumes of benchmarks/communication_volume.py, STEM.backend of
-benchmarks/torch_backend.py, STEM.fsdp of benchmarks/fsdp_step.py, STEM.convergence of
+(called from C, beside each MPI), STEM.wires (its wires beside each other), STEM.rounds (the states of the cores) or
+STEM.figures (what was promised and what was reached); STEM.steps is of benchmarks/ddp_step.py, STEM.fused of
+benchmarks/bucket.py, STEM.direct of benchmarks/direct.py, STEM.volumes of benchmarks/communication_volume.py,
+STEM.backend of benchmarks/torch_backend.py, STEM.fsdp of benchmarks/fsdp_step.py, STEM.convergence of
 benchmarks/convergence.py, STEM.examples of benchmarks/examples.py.
 
     python tools/make_tables.py            # rewrite the tables
@@ -110,6 +110,35 @@ def sizes_table(report: dict[str, Any]) -> Iterator[str]:
         num_wrong = sum(row["num_wrong"] for row in report["rows"] if row["nbytes"] == nbytes)
         lines.append([*cells, str(num_wrong)])
     yield from markdown(heads, lines)
+    yield ""
+    yield provenance(report)
+
+
+# Each wire is promised to be so many times as fast as the next wider one, from 1 MiB on.
+_WIRE_GAINS = {"float16": ("float32", 1.2), "fp8_block32": ("float16", 1.1), "fp8_block128": ("float16", 1.1)}
+
+
+def wires_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per message: p50 on each wire, and how many times as fast the narrower one is."""
+    found = {(row["nbytes"], row["wire"] or row["dtype"]): row["p50_us"] for row in of_dcomm(report, "python")}
+    sizes = list(dict.fromkeys(nbytes for nbytes, _ in found))
+    wires = list(dict.fromkeys(wire for _, wire in found))
+    gains = {wire: gain for wire, gain in _WIRE_GAINS.items() if wire in wires and gain[0] in wires}
+    if not gains:
+        raise TableError("no two wires to compare: measure with --wire none,float16,fp8")
+    lines = []
+    for nbytes in sizes:
+        cells = [time_text(found[nbytes, wire]) for wire in wires]
+        ratios = [found[nbytes, wider] / found[nbytes, wire] for wire, (wider, _) in gains.items()]
+        lines.append([size_text(nbytes), *cells, *(f"{ratio:.2f}x" for ratio in ratios)])
+    yield from markdown(["message", *wires, *(f"{wire} over {wider}" for wire, (wider, _) in gains.items())], lines)
+    yield ""
+    for wire, (wider, least) in gains.items():
+        large = {n: found[n, wider] / found[n, wire] for n in sizes if n >= 1 << 20}
+        worst = min(large, key=lambda nbytes: large[nbytes], default=None)
+        if worst is not None:
+            verdict = f"{'reached' if large[worst] >= least else 'not reached'}, {large[worst]:.2f}x at least"
+            yield f"* {wire} at least {least}x as fast as {wider} from 1 MiB on: {verdict}."
     yield ""
     yield provenance(report)
 
@@ -280,6 +309,7 @@ def convergence_table(report: dict[str, Any]) -> Iterator[str]:
 KINDS = {
     "": sizes_table,
     "mpi": mpi_table,
+    "wires": wires_table,
     "rounds": rounds_table,
     "figures": figures_table,
     "steps": steps_table,

@@ -21,8 +21,12 @@ enum class DType : uint8_t {
   kBool = 8,
   kC64 = 9,
   kC128 = 10,
+  // What float32 may travel as; no array has it.
+  kF8Block32 = 11,
+  kF8Block128 = 12,
 };
-inline constexpr int kNumDTypes = 11;
+inline constexpr int kNumDTypes = 11;      // of arrays
+inline constexpr int kNumWireDTypes = 13;  // and of wires
 
 enum class ReduceOp : uint8_t {
   kSum = 0,
@@ -37,9 +41,11 @@ enum class ReduceOp : uint8_t {
 };
 inline constexpr int kNumReduceOps = 9;
 
-/// Size of one element in bytes.
+/// Size of one element in bytes; of those that share a scale, without it (schedule/block_layout.h).
 DCOMM_HOST_DEVICE constexpr size_t dtype_bytes(DType dtype) {
   switch (dtype) {
+    case DType::kF8Block32:
+    case DType::kF8Block128:
     case DType::kI8:
     case DType::kU8:
     case DType::kBool:
@@ -66,6 +72,14 @@ DCOMM_HOST_DEVICE constexpr bool is_integer(DType dtype) {
 }
 
 DCOMM_HOST_DEVICE constexpr bool is_half(DType dtype) { return dtype == DType::kF16 || dtype == DType::kBF16; }
+
+/// e4m3 numbers of which a block shares a scale: base/fp8.h.
+DCOMM_HOST_DEVICE constexpr bool is_block_scaled(DType wire) {
+  return wire == DType::kF8Block32 || wire == DType::kF8Block128;
+}
+
+/// Narrower than float32, in which it is summed.
+DCOMM_HOST_DEVICE constexpr bool is_narrow(DType wire) { return is_half(wire) || is_block_scaled(wire); }
 
 DCOMM_HOST_DEVICE constexpr bool is_floating(DType dtype) {
   return dtype == DType::kF32 || dtype == DType::kF64 || is_half(dtype);
@@ -123,6 +137,10 @@ constexpr const char* dtype_name(DType dtype) {
       return "complex64";
     case DType::kC128:
       return "complex128";
+    case DType::kF8Block32:
+      return "fp8_block32";
+    case DType::kF8Block128:
+      return "fp8_block128";
   }
   return "unknown";
 }

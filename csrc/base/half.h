@@ -17,7 +17,7 @@ inline constexpr uint32_t kF32QuietNan = 0x7fc00000u;
 inline constexpr uint16_t kF16QuietNan = 0x7e00u;
 inline constexpr uint16_t kBF16QuietNan = 0x7fc0u;
 
-DCOMM_HOST_DEVICE uint32_t f32_bits(float value) {
+DCOMM_ALWAYS_INLINE uint32_t f32_bits(float value) {
 #if defined(__CUDA_ARCH__)
   return __float_as_uint(value);
 #else
@@ -25,7 +25,7 @@ DCOMM_HOST_DEVICE uint32_t f32_bits(float value) {
 #endif
 }
 
-DCOMM_HOST_DEVICE float f32_from_bits(uint32_t bits) {
+DCOMM_ALWAYS_INLINE float f32_from_bits(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   return __uint_as_float(bits);
 #else
@@ -33,7 +33,7 @@ DCOMM_HOST_DEVICE float f32_from_bits(uint32_t bits) {
 #endif
 }
 
-DCOMM_HOST_DEVICE float f32_canonical(float value) { return value != value ? f32_from_bits(kF32QuietNan) : value; }
+DCOMM_ALWAYS_INLINE float f32_canonical(float value) { return value != value ? f32_from_bits(kF32QuietNan) : value; }
 
 DCOMM_HOST_DEVICE uint16_t bf16_from_f32(float value) {
   const uint32_t bits = f32_bits(value);

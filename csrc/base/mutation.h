@@ -33,6 +33,11 @@ enum class Mutation : int {
   kDirectOwnRecordOnly,   // ... takes its own array's being in reach for all ranks'
   kRunFromStart,          // a tile that begins inside one of many arrays takes it from its start
   kExitIgnoresCompleted,  // a peer that has left ends also the operations that it had completed
+  kFp8ScaleOff,           // a block's scale is twice what it should be
+  kFp8NoNanScale,         // inf and NaN do not make a block's scale NaN
+  kFp8OwnerKeepsSum,      // the owner of a chunk stores its sum as it was before it was encoded for the others
+  kFp8BlockOwnerKeepsSum, // ... on a GPU
+  kFp8ChunkInBlock,       // chunks begin inside of blocks, so that an element's block depends on how a message is cut
   kBlockNoPublishSync,    // a block of a GPU publishes before all its threads have written
   kBlockNoReleaseSync,    // ... gives a slot back before all have read it
   kBlockNoSignalSync,     // ... tells all ranks before all its threads are done
@@ -99,6 +104,16 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "run_from_start";
     case Mutation::kExitIgnoresCompleted:
       return "exit_ignores_completed";
+    case Mutation::kFp8ScaleOff:
+      return "fp8_scale_off";
+    case Mutation::kFp8NoNanScale:
+      return "fp8_no_nan_scale";
+    case Mutation::kFp8OwnerKeepsSum:
+      return "fp8_owner_keeps_sum";
+    case Mutation::kFp8BlockOwnerKeepsSum:
+      return "fp8_block_owner_keeps_sum";
+    case Mutation::kFp8ChunkInBlock:
+      return "fp8_chunk_in_block";
     case Mutation::kBlockNoPublishSync:
       return "block_no_publish_sync";
     case Mutation::kBlockNoReleaseSync:

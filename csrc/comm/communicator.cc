@@ -169,7 +169,23 @@ void Communicator::check_usable() const {
   DCOMM_CHECK(!closed(), ErrorCode::kAborted, "this communicator is closed; make a new one with dcomm.init()");
 }
 
-/// What holds wherever the arrays are; of an all-reduce the algorithm is still open.
+namespace {
+
+/// Of an all-reduce. A sum is encoded twice, whatever the number of ranks: in two_shot alone.
+void check_block_scaled(const CollectiveCall& call) {
+  const char* const wire = dtype_name(call.wire);
+  DCOMM_CHECK(call.op == ReduceOp::kSum || call.op == ReduceOp::kAvg || call.op == ReduceOp::kPremulSum,
+              ErrorCode::kInvalidArgument, "wire_dtype=", wire, " with op='", reduce_op_name(call.op),
+              "': it carries sums, averages and premul_sum; pass wire_dtype='float16' or None");
+  DCOMM_CHECK(call.algo == Algo::kAuto || call.algo == Algo::kTwoShot, ErrorCode::kInvalidArgument, "wire_dtype=", wire,
+              " with algo='", algo_name(call.algo),
+              "': only two_shot rounds each sum as often however many ranks there are; pass algo='auto' or 'two_shot', "
+              "or wire_dtype='float16'");
+}
+
+}  // namespace
+
+/// What holds wherever the arrays are; of most all-reduces the algorithm is still open.
 void Communicator::complete_call(CollectiveCall& call) const {
   const bool from_any = call.collective == Collective::kRecv && call.root == kAnySource;
   DCOMM_CHECK(!from_any || world_size() > 1, ErrorCode::kInvalidArgument,
@@ -191,9 +207,13 @@ void Communicator::complete_call(CollectiveCall& call) const {
               "' is not defined for ", dtype_name(call.dtype),
               " arrays: avg needs floats or complex numbers, premul_sum floats, prod, min and max no complex numbers, "
               "band, bor and bxor integers or bool; convert the array, or use op='sum'");
-  DCOMM_CHECK(call.wire == call.dtype || (call.dtype == DType::kF32 && is_half(call.wire)), ErrorCode::kInvalidArgument,
-              "wire_dtype=", dtype_name(call.wire), " with a ", dtype_name(call.dtype),
-              " array: only float32 arrays can travel as float16 or bfloat16; pass wire_dtype=None");
+  DCOMM_CHECK(call.wire == call.dtype || (call.dtype == DType::kF32 && is_narrow(call.wire)),
+              ErrorCode::kInvalidArgument, "wire_dtype=", dtype_name(call.wire), " with a ", dtype_name(call.dtype),
+              " array: only float32 arrays can travel as float16, bfloat16 or fp8; pass wire_dtype=None");
+  if (DCOMM_UNLIKELY(is_block_scaled(call.wire))) {
+    check_block_scaled(call);
+    call.algo = Algo::kTwoShot;
+  }
 }
 
 void Communicator::check_direct(const CollectiveCall& call, bool is_shared) const {

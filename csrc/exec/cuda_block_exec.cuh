@@ -65,6 +65,7 @@ struct CudaJob {
   int peer;       // of a send: who receives
   int tag;        // of a send
   DType dtype;    // of a send
+  DType wire;     // of a sum whose elements share scales by blocks
   float divisor;  // what an average divides by; 1 for a sum
   size_t slot_bytes;
   uint64_t timeout_ns;        // of each wait

@@ -20,12 +20,20 @@ namespace dcomm::gpu {
 
 /// Threads of a block. 512 x 128 registers fill a multiprocessor's register file.
 inline constexpr int kBlockThreads = 512;
+inline constexpr int kWarpLanes = 32;
 /// Looks at a flag between two looks at the clock and the abort words (a read over PCIe takes 1-2 us).
 inline constexpr uint32_t kPollsPerCheck = 1024;
 
 DCOMM_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 DCOMM_DEVICE void block_sync() { __syncthreads(); }
 DCOMM_DEVICE bool block_any(bool mine) { return __syncthreads_or(mine ? 1 : 0) != 0; }
+
+/// largest[0] of 32 lanes, each the largest of its group of so many neighbours afterwards; a power of two. All lanes.
+DCOMM_DEVICE void spread_largest(uint32_t (&largest)[1], int num_neighbours) {
+  for (int distance = 1; distance < num_neighbours; distance *= 2) {
+    largest[0] = max(largest[0], __shfl_xor_sync(0xffffffffu, largest[0], distance));
+  }
+}
 
 // ---- Words shared with other ranks or the host. The memory clobber keeps the compiler from moving data accesses
 // ---- across them; the order that the hardware gives is the instruction's.

@@ -53,8 +53,9 @@ struct TileFunctions {
 struct KernelTable {
   const char* isa;
   /// nullptr where `op` is not defined for `dtype`, where (dtype, wire) is not one of: equal types, (f32, f16),
-  /// (f32, bf16); and for complex types, which are reduced as twice as many of their components. avg and premul_sum
-  /// are the functions of sum: what they add stands in the Scales.
+  /// (f32, bf16), (f32, fp8), that for sums alone and its wire pointers those of groups (schedule/block_layout.h); and
+  /// for complex types, which are reduced as twice as many of their components. avg and premul_sum are the functions of
+  /// sum: what they add stands in the Scales.
   const TileFunctions* (*find)(DType dtype, DType wire, ReduceOp op);
 };
 

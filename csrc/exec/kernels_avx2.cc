@@ -2,7 +2,9 @@
 // after select_kernel_table has asked the CPU.
 #include <immintrin.h>
 
+#include "base/fp8.h"
 #include "exec/host_kernels.h"
+#include "schedule/block_layout.h"
 
 namespace dcomm {
 namespace {
@@ -38,6 +40,33 @@ struct Avx2 {
   static DCOMM_INLINE bool f16_any_special(const Pack<U16Half>& x) {
     const U16Half special = ((x.a & 0x7c00u) == 0x7c00u) | ((x.b & 0x7c00u) == 0x7c00u);
     return _mm_movemask_epi8(reinterpret_cast<__m128i>(special)) != 0;
+  }
+
+  static DCOMM_INLINE uint32_t max_lane(U32V x) {
+    const __m256i all = reinterpret_cast<__m256i>(x);
+    __m128i m = _mm_max_epu32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(m));
+  }
+
+  static DCOMM_INLINE void narrow_to_bytes(const U32V* codes, char* to) {
+    const auto at = [&](int i) __attribute__((always_inline)) { return reinterpret_cast<__m256i>(codes[i]); };
+    const __m256i low = _mm256_packus_epi32(at(0), at(1));
+    const __m256i high = _mm256_packus_epi32(at(2), at(3));
+    // The packs work per 128 bits: their words of 4 codes are put in order.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
+  }
+
+  static DCOMM_INLINE void widen_e4m3(const char* from, F32V* wide) {
+    for (int i = 0; i < 2; ++i) {
+      const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i);
+      const auto halves = reinterpret_cast<__m256i>(e4m3_as_f16(reinterpret_cast<U16V>(_mm256_cvtepi8_epi16(codes))));
+      wide[2 * i] = _mm256_cvtph_ps(_mm256_castsi256_si128(halves)) * 256.0f;
+      wide[2 * i + 1] = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)) * 256.0f;
+    }
   }
 
   [[gnu::noinline]] static U32V load_partial(const char* from, size_t num_bytes) {

@@ -7,7 +7,9 @@
 
 #include <immintrin.h>
 
+#include "base/fp8.h"
 #include "exec/host_kernels.h"
+#include "schedule/block_layout.h"
 
 namespace dcomm {
 namespace {
@@ -56,6 +58,22 @@ struct Avx512 {
   static DCOMM_INLINE bool f16_any_special(const Pack<U16Half>& x) {
     const U16Half special = ((x.a & 0x7c00u) == 0x7c00u) | ((x.b & 0x7c00u) == 0x7c00u);
     return _mm256_movemask_epi8(reinterpret_cast<__m256i>(special)) != 0;
+  }
+
+  static DCOMM_INLINE uint32_t max_lane(U32V x) { return _mm512_reduce_max_epu32(reinterpret_cast<__m512i>(x)); }
+
+  static DCOMM_INLINE void narrow_to_bytes(const U32V* codes, char* to) {
+    for (int i = 0; i < 2; ++i) {
+      const __m128i bytes = _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(codes[i]));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + i, bytes);
+    }
+  }
+
+  static DCOMM_INLINE void widen_e4m3(const char* from, F32V* wide) {
+    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const auto halves = reinterpret_cast<__m512i>(e4m3_as_f16(reinterpret_cast<U16V>(_mm512_cvtepi8_epi16(codes))));
+    wide[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(halves)) * 256.0f;
+    wide[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)) * 256.0f;
   }
 
   // Masked bytes are neither read nor written: the masked instructions do not fault on them.

@@ -2,7 +2,9 @@
 // Compiled for aarch64 only.
 #include <arm_neon.h>
 
+#include "base/fp8.h"
 #include "exec/host_kernels.h"
+#include "schedule/block_layout.h"
 
 namespace dcomm {
 namespace {
@@ -38,6 +40,29 @@ struct Neon {
   static DCOMM_INLINE bool f16_any_special(const Pack<U16Half>& x) {
     const U16Half special = ((x.a & 0x7c00u) == 0x7c00u) | ((x.b & 0x7c00u) == 0x7c00u);
     return vmaxv_u16(reinterpret_cast<uint16x4_t>(special)) != 0;
+  }
+
+  static DCOMM_INLINE uint32_t max_lane(U32V x) { return vmaxvq_u32(reinterpret_cast<uint32x4_t>(x)); }
+
+  static DCOMM_INLINE void narrow_to_bytes(const U32V* codes, char* to) {
+    for (int i = 0; i < 8; i += 4) {
+      const auto at = [&](int k) __attribute__((always_inline)) {
+        return vmovn_u32(reinterpret_cast<uint32x4_t>(codes[i + k]));
+      };
+      const uint16x8_t low = vcombine_u16(at(0), at(1));
+      const uint16x8_t high = vcombine_u16(at(2), at(3));
+      vst1q_u8(reinterpret_cast<uint8_t*>(to) + 4 * i, vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
+    }
+  }
+
+  static DCOMM_INLINE void widen_e4m3(const char* from, F32V* wide) {
+    for (int i = 0; i < 4; ++i) {
+      const int8x8_t codes = vld1_s8(reinterpret_cast<const int8_t*>(from) + 8 * i);
+      const auto halves = reinterpret_cast<uint16x8_t>(e4m3_as_f16(reinterpret_cast<U16V>(vmovl_s8(codes))));
+      wide[2 * i] = reinterpret_cast<F32V>(vcvt_f32_f16(reinterpret_cast<float16x4_t>(vget_low_u16(halves)))) * 256.0f;
+      wide[2 * i + 1] =
+          reinterpret_cast<F32V>(vcvt_f32_f16(reinterpret_cast<float16x4_t>(vget_high_u16(halves)))) * 256.0f;
+    }
   }
 
   [[gnu::noinline]] static U32V load_partial(const char* from, size_t num_bytes) {

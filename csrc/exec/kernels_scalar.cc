@@ -1,8 +1,10 @@
 // Tile functions for the baseline instruction set of the target, and the reference for the other tables.
 // Floor: exec. Vectors are 16 bytes (SSE2, NEON, or plain registers); float16 goes lane by lane through
 // base/half.h.
+#include "base/fp8.h"
 #include "base/half.h"
 #include "exec/host_kernels.h"
+#include "schedule/block_layout.h"
 
 namespace dcomm {
 namespace {
@@ -46,6 +48,20 @@ struct Scalar {
 
   // f16_to_f32 keeps a NaN's bits already.
   static DCOMM_INLINE bool f16_any_special(const Pack<U16Half>&) { return false; }
+
+  static DCOMM_INLINE uint32_t max_lane(U32V x) {
+    uint32_t largest = 0;
+    for (int i = 0; i < 4; ++i) largest = x[i] > largest ? x[i] : largest;
+    return largest;
+  }
+
+  static DCOMM_INLINE void narrow_to_bytes(const U32V* codes, char* to) {
+    for (size_t i = 0; i < kRunBytes; ++i) to[i] = static_cast<char>(codes[i / 4][i % 4]);
+  }
+
+  static DCOMM_INLINE void widen_e4m3(const char* from, F32V* wide) {
+    for (size_t i = 0; i < kRunBytes; ++i) wide[i / 4][i % 4] = e4m3_to_f32(static_cast<uint8_t>(from[i]));
+  }
 
   [[gnu::noinline]] static U32V load_partial(const char* from, size_t num_bytes) {
     U32V x{};

@@ -17,6 +17,7 @@
 #include "algo/reduce_scatter.h"
 #include "algo/scatter.h"
 #include "algo/send_recv.h"
+#include "exec/cuda_block_kernels.cuh"
 #include "exec/cuda_direct_kernels.cuh"
 #include "exec/cuda_integer_kernels.cuh"
 #include "exec/cuda_move_kernels.cuh"
@@ -41,6 +42,19 @@ struct TwoShotBody : CudaSumBody<User, Wire, kRanks, Collective::kAllReduce, Alg
   DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
     const CudaReduceKernels<User, Wire, kRanks, TwoShotBody::kDividesTerms> kernels(arrays, job.divisor);
     all_reduce_two_shot(exec, kernels, job.plan);
+  }
+};
+
+/// For both sizes of blocks and all world sizes.
+struct TwoShotBlocksBody {
+  static constexpr int kNumRanks = 0;
+  static constexpr CudaKernelKey kKey{Collective::kAllReduce, Algo::kTwoShot, false, DType::kF32, DType::kF8Block32};
+  DCOMM_DEVICE static void run(CudaBlockExec& exec, const CudaJob& job, const CudaArrays& arrays) {
+    if (job.wire == DType::kF8Block32) {
+      all_reduce_two_shot(exec, CudaBlockKernels<32>(arrays, job.divisor), job.plan);
+    } else {
+      all_reduce_two_shot(exec, CudaBlockKernels<128>(arrays, job.divisor), job.plan);
+    }
   }
 };
 

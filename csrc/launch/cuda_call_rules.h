@@ -15,7 +15,7 @@ inline bool is_known_call(const DcommCudaCall& call, int num_ranks) {
   const auto op = static_cast<ReduceOp>(call.op);
   const auto is_rank = [&](int number) { return number >= 0 && number < num_ranks; };
   return (collective != Collective::kSend || (is_rank(call.root) && is_rank(call.peer) && call.root != call.peer)) &&
-         call.dtype >= 0 && call.dtype < kNumDTypes && call.wire >= 0 && call.wire < kNumDTypes &&
+         call.dtype >= 0 && call.dtype < kNumDTypes && call.wire >= 0 && call.wire < kNumWireDTypes &&
          (!has_root(collective) || is_rank(call.root)) &&
          (!reduces(collective) || op == ReduceOp::kSum ||
           (op == ReduceOp::kAvg && is_floating(static_cast<DType>(call.dtype))));

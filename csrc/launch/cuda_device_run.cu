@@ -102,6 +102,7 @@ CudaJob make_job(const DcommCudaGroup& group, const DcommCudaCall& call, const C
   job.peer = call.peer;
   job.tag = call.tag;
   job.dtype = static_cast<DType>(call.dtype);
+  job.wire = static_cast<DType>(call.wire);
   job.divisor = static_cast<ReduceOp>(call.op) == ReduceOp::kAvg ? static_cast<float>(group.world_size) : 1.0f;
   job.slot_bytes = group.slot_bytes;
   job.timeout_ns = call.timeout_ns;
@@ -212,12 +213,13 @@ DcommCudaStatus run_cuda_group(DcommCudaGroup& group, const DcommCudaCall& call,
       choose_cuda(request, CudaShape{group.world_size, group.num_channels, group.slot_bytes, kCudaPacketDataBytes});
   const CudaKernel* const kernel = find_cuda_kernel(choice.key, group.world_size);
   if (kernel == nullptr) {
-    return message.say(kDcommCudaInvalid,
-                       "no CUDA kernel for %s (%s) of %s arrays on a %s wire; sums are of float32, float16 or bfloat16 "
-                       "arrays, with a float16 or bfloat16 wire in an all_reduce of float32 only, or, by two_shot or "
-                       "ring, of integers or bool",
-                       collective_name(request.collective), algo_name(choice.key.algo), dtype_name(request.dtype),
-                       dtype_name(request.wire));
+    return message.say(
+        kDcommCudaInvalid,
+        "no CUDA kernel for %s (%s) of %s arrays on a %s wire; sums are of float32, float16 or bfloat16 "
+        "arrays, with a float16, bfloat16 or fp8 wire in an all_reduce of float32 only, or, by two_shot or "
+        "ring, of integers or bool",
+        collective_name(request.collective), algo_name(choice.key.algo), dtype_name(request.dtype),
+        dtype_name(request.wire));
   }
   const DcommCudaStatus direct = check_direct(group, call, message);
   if (direct != kDcommCudaOk) return direct;

@@ -48,7 +48,8 @@ int num_cuda_kernels();
 const CudaKernel& cuda_kernel(int index);
 
 /// The best one, or nullptr where there is none: sums know the (dtype, wire) pairs (f32, f32) (bf16, bf16) (f16, f16),
-/// and in an all_reduce (f32, bf16) (f32, f16); of integers and bool has_cuda_algo's and (dtype, dtype).
+/// and in an all_reduce (f32, bf16) (f32, f16), by two_shot (f32, fp8); of integers and bool has_cuda_algo's and
+/// (dtype, dtype).
 const CudaKernel* find_cuda_kernel(const CudaKernelKey& key, int num_ranks);
 
 /// Bytes of shared memory that a block needs.

@@ -14,7 +14,7 @@ CudaKernelList cuda_kernels_by_slots() {
   static const CudaKernel kernels[] = {
       DCOMM_KERNELS("f32, f32", CudaF32, CudaF32), DCOMM_KERNELS("f32, bf16", CudaF32, CudaBF16),
       DCOMM_KERNELS("f32, f16", CudaF32, CudaF16), DCOMM_KERNELS("bf16, bf16", CudaBF16, CudaBF16),
-      DCOMM_KERNELS("f16, f16", CudaF16, CudaF16),
+      DCOMM_KERNELS("f16, f16", CudaF16, CudaF16), kernel_of<TwoShotBlocksBody>("two_shot<f32, fp8, n>"),
   };
   return list_kernels(kernels);
 }

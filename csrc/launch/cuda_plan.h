@@ -3,6 +3,7 @@
 
 #include "base/dtype.h"
 #include "protocol/control.h"
+#include "schedule/block_layout.h"
 #include "schedule/partition.h"
 #include "schedule/tree.h"
 
@@ -44,12 +45,13 @@ inline size_t choose_cuda_slot_bytes(size_t l2_bytes, int num_sharing, int world
 
 /// Segments as large as a slot only where every channel gets one: a small message is spread over all channels.
 /// Chunks, and with them every bit of the result, do not depend on this.
-inline ChunkPlan cuda_plan(size_t count, int num_chunks, size_t element_bytes, size_t slot_bytes, int num_channels) {
+inline ChunkPlan cuda_plan(size_t count, int num_chunks, size_t element_bytes, size_t slot_count, int num_channels,
+                           size_t align = kChunkAlign) {
   const size_t chunk = ceil_div(count, static_cast<size_t>(num_chunks));
-  const size_t share = round_up(ceil_div(chunk, static_cast<size_t>(num_channels)), kChunkAlign);
+  const size_t share = round_up(ceil_div(chunk, static_cast<size_t>(num_channels)), align);
   const size_t least = kCudaMinSegmentBytes / element_bytes;
   const size_t segment = share < least ? least : share;
-  return ChunkPlan::make(count, num_chunks, min_size(segment, slot_bytes / element_bytes), num_channels);
+  return ChunkPlan::make(count, num_chunks, min_size(segment, slot_count), num_channels, align);
 }
 
 /// A collective of a group, as it was asked for: enumerations of base/dtype.h and protocol/control.h.
@@ -72,6 +74,8 @@ struct CudaShape {
 
 /// Integers wrap, and a sign changes no bit of a sum: they have one kernel for each width.
 constexpr DType cuda_sum_dtype(DType dtype) { return dtype == DType::kU8 ? DType::kI8 : dtype; }
+/// Blocks of either size have one for both.
+constexpr DType cuda_wire_dtype(DType wire) { return is_block_scaled(wire) ? DType::kF8Block32 : cuda_sum_dtype(wire); }
 
 /// Of integers and bool there are two_shot and ring alone: no packets, nothing direct.
 constexpr bool has_cuda_algo(Algo algo, DType dtype) {
@@ -140,6 +144,7 @@ inline bool has_cuda_direct(DType dtype, ReduceOp op) {
 inline Algo choose_cuda_algo(const CudaRequest& request, const CudaShape& shape) {
   // A ring of one has no hops and nothing to wait for.
   if (request.algo != Algo::kAuto && shape.world_size > 1) return request.algo;
+  if (is_block_scaled(request.wire)) return Algo::kTwoShot;
   const size_t total = request.count * dtype_bytes(request.wire) * static_cast<size_t>(shape.world_size);
   for (const CudaTuningRow& row : kCudaTuning) {
     if (row.most_ranks != 0 && shape.world_size > row.most_ranks) continue;
@@ -166,7 +171,7 @@ inline CudaChoice choose_cuda(const CudaRequest& request, const CudaShape& shape
     return choice;
   }
   choice.key.dtype = cuda_sum_dtype(request.dtype);
-  choice.key.wire = cuda_sum_dtype(request.wire);
+  choice.key.wire = cuda_wire_dtype(request.wire);
   int num_chunks = 1;
   size_t slot_bytes = shape.slot_bytes;
   if (request.collective == Collective::kAllReduce) {
@@ -179,7 +184,8 @@ inline CudaChoice choose_cuda(const CudaRequest& request, const CudaShape& shape
     if (packets) slot_bytes = shape.packet_data_bytes;
     if (choice.key.algo == Algo::kDirect) slot_bytes *= kCudaDirectSlots;
   }
-  choice.plan = cuda_plan(request.count, num_chunks, dtype_bytes(request.wire), slot_bytes, shape.num_channels);
+  choice.plan = cuda_plan(request.count, num_chunks, dtype_bytes(request.wire), slot_capacity(request.wire, slot_bytes),
+                          shape.num_channels, chunk_align_of(request.wire));
   return choice;
 }
 

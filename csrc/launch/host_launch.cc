@@ -17,6 +17,8 @@
 #include "algo/reduce_scatter.h"
 #include "algo/reduce_scatter_direct.h"
 #include "algo/scatter.h"
+#include "exec/float_environment.h"
+#include "exec/host_block_tiles.h"
 #include "protocol/averaging.h"
 
 namespace dcomm {
@@ -63,7 +65,7 @@ int num_chunks_of(const CollectiveCall& call, int world_size) {
 }
 
 size_t slot_count(const CollectiveCall& call, const WindowLayout& layout) {
-  return layout.slot_bytes[static_cast<size_t>(pool_of(call))] / dtype_bytes(call.wire);
+  return slot_capacity(call.wire, layout.slot_bytes[static_cast<size_t>(pool_of(call))]);
 }
 
 /// Where an all-to-all's blocks lie.
@@ -116,8 +118,14 @@ bool run_all_reduce(HostExec& exec, const CollectiveCall& call, const HostKernel
     case Algo::kDirect:
       return all_reduce_direct(exec, kernels, plan);
     default:
+      if (is_block_scaled(call.wire)) return all_reduce_two_shot(exec, HostBlockKernels(kernels, call.wire), plan);
       return all_reduce_two_shot(exec, kernels, plan);
   }
+}
+
+void run_alone(const HostKernels& kernels, const CollectiveCall& call) {
+  if (is_block_scaled(call.wire)) return HostBlockKernels(kernels, call.wire).reduce_alone(call.count);
+  kernels.reduce_alone(call.count);
 }
 
 }  // namespace
@@ -142,8 +150,8 @@ HostKernels bind_kernels(const CollectiveCall& call, int world_size, const Kerne
               "' is not defined for ", dtype_name(call.dtype), " arrays");
   kernels.functions = table.find(call.dtype, call.wire, op);
   DCOMM_CHECK(kernels.functions != nullptr, ErrorCode::kInvalidArgument, "wire_dtype ", dtype_name(call.wire),
-              " is not available for ", dtype_name(call.dtype),
-              " arrays; use None, or float16 / bfloat16 with a float32 array");
+              " is not available for ", dtype_name(call.dtype), " arrays and op='", reduce_op_name(op),
+              "'; use None, or float16 / bfloat16 with a float32 array, or fp8 for sums of one");
   kernels.in = static_cast<const std::byte*>(call.in);
   kernels.out = static_cast<std::byte*>(call.out);
   if (call.in_table != nullptr) {
@@ -171,7 +179,9 @@ ChunkPlan plan_call(const CollectiveCall& call, const WindowLayout& layout) {
   if (call.algo == Algo::kOneShot && fits_packets(call, layout)) {
     segment = layout.packet_bytes / kLineBytes * kPacketPayloadBytes / dtype_bytes(call.wire);
   }
-  return ChunkPlan::make(call.count, num_chunks_of(call, layout.placement.world_size), segment, layout.num_channels);
+  const size_t align = mutated(Mutation::kFp8ChunkInBlock) ? kChunkAlign : chunk_align_of(call.wire);
+  return ChunkPlan::make(call.count, num_chunks_of(call, layout.placement.world_size), segment, layout.num_channels,
+                         align);
 }
 
 bool run_lane(HostExec& exec, const CollectiveCall& call, const HostKernels& kernels, const ChunkPlan& plan) {
@@ -212,7 +222,16 @@ void run_alone(const CollectiveCall& call, const KernelTable& table) {
     if (moves) std::memcpy(call.out, call.in, call.count * dtype_bytes(call.dtype));
     return;
   }
-  bind_kernels(call, 1, table).reduce_alone(call.count);
+  run_alone(bind_kernels(call, 1, table), call);
+}
+
+// A number that has been rounded is rounded to itself: once more does no harm.
+void quantize(CollectiveCall call, int divisor, const KernelTable& table) {
+  call.collective = Collective::kAllReduce;
+  call.algo = Algo::kTwoShot;
+  call.op = ReduceOp::kAvg;
+  const FloatEnvironment environment;
+  run_alone(bind_kernels(call, divisor, table), call);
 }
 
 bool run_single_lane(HostContext& context, HostOp& op, const CollectiveCall& call, const KernelTable& table,

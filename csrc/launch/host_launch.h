@@ -70,4 +70,8 @@ bool run_single_lane(HostContext& context, HostOp& op, const CollectiveCall& cal
 /// The call in a group of one rank.
 void run_alone(const CollectiveCall& call, const KernelTable& table);
 
+/// out = what other ranks get to see of in / divisor, bit for bit: call's terms, encoded and decoded. divisor: of an
+/// average over as many ranks, else 1. Throws as bind_kernels.
+void quantize(CollectiveCall call, int divisor, const KernelTable& table);
+
 }  // namespace dcomm

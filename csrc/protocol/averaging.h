@@ -9,7 +9,7 @@ namespace dcomm {
 /// and a tree, whose partial sums travel in half precision and could overflow where the mean does not. False: the sum
 /// is divided once, at the end.
 DCOMM_HOST_DEVICE constexpr bool divides_terms(DType dtype, DType wire, bool sums_travel) {
-  return is_half(wire) && (wire != dtype || sums_travel);
+  return is_narrow(wire) && (wire != dtype || sums_travel);
 }
 
 }  // namespace dcomm

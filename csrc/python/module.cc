@@ -21,6 +21,7 @@
 #include "python/buffer_view.h"
 #include "python/cuda.h"
 #include "python/fast_call.h"
+#include "python/quantize.h"
 #include "python/releasing.h"
 #include "python/schedule.h"
 #include "python/timing.h"
@@ -351,6 +352,7 @@ PYBIND11_MODULE(_core, m) {
   bind_work(m);
   bind_region(m);
   bind_cuda(m, bind_communicator(m));
+  bind_quantize(m);
   bind_schedule(m);
   bind_timing(m);
 }

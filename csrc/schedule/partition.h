@@ -16,7 +16,8 @@
 
 namespace dcomm {
 
-/// Chunks start at multiples of this many elements, so that 16-byte packs of any wire type lie in one chunk.
+/// Chunks start at multiples of this many elements, so that 16-byte packs of any wire type lie in one chunk; where
+/// blocks share a scale, at multiples of a block (block_layout.h).
 inline constexpr size_t kChunkAlign = 16;
 
 struct Range {
@@ -34,15 +35,16 @@ struct ChunkPlan {
   size_t segment_count = 0;  // elements of every segment but a chunk's last
   int num_channels = 1;
 
-  /// slot_count: how many wire elements a slot holds (a multiple of kChunkAlign).
-  DCOMM_HOST_DEVICE static ChunkPlan make(size_t count, int num_chunks, size_t slot_count, int num_channels) {
+  /// slot_count: how many wire elements a slot holds (a multiple of `align`).
+  DCOMM_HOST_DEVICE static ChunkPlan make(size_t count, int num_chunks, size_t slot_count, int num_channels,
+                                          size_t align = kChunkAlign) {
     ChunkPlan plan;
     plan.count = count;
-    plan.chunk_count = round_up(ceil_div(count, static_cast<size_t>(num_chunks)), kChunkAlign);
+    plan.chunk_count = round_up(ceil_div(count, static_cast<size_t>(num_chunks)), align);
     plan.num_channels = num_channels;
     // Equal segments: a last segment of a few elements would cost a whole turn.
     const size_t num_segments = plan.chunk_count == 0 ? 1 : ceil_div(plan.chunk_count, slot_count);
-    plan.segment_count = round_up(ceil_div(plan.chunk_count, num_segments), kChunkAlign);
+    plan.segment_count = round_up(ceil_div(plan.chunk_count, num_segments), align);
     return plan;
   }
 

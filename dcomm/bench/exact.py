@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 # Significant bits, exponent of the smallest unit used, largest exponent: what a dtype holds exactly.
 _CARRIERS = {"float64": (53, -1022, 1023), "float32": (24, -126, 127), "float16": (11, -24, 15)}
 _CARRIERS["bfloat16"] = (8, -126, 127)
+_CARRIERS["fp8_block32"] = _CARRIERS["fp8_block128"] = (4, -100, 100)  # of small integers in one block
 _PRIMES = (997, 509, 251, 127, 61, 31, 13, 7, 5, 3)
 _MAX_POWER = 14  # products of more powers of two would leave float16
 

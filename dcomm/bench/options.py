@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from dcomm.bench import gloo, mpi
 from dcomm.bench.codes import ALGO_CODES, BLOCK_ALGO_CODES, OP_CODES
 from dcomm.bench.collectives import COLLECTIVES
-from dcomm.bench.dtypes import ALIASES, COMPLEX_PARTS, FLOATS, HALVES, NAMES
+from dcomm.bench.dtypes import ALIASES, COMPLEX_PARTS, FLOATS, FP8, HALVES, NAMES
+from dcomm.bench.exact import exact_chain
 
 ALGOS = {  # by collective; the others have no choice
     "all_reduce": tuple(ALGO_CODES),
@@ -110,10 +111,22 @@ class Options:
                 if not defined(op, dtype):
                     raise OptionError(f"-o {op} -d {dtype}: not defined; expected another op or dtype")
         for wire in self.wires:
-            if wire is not None and wire not in HALVES:
-                raise OptionError(f"--wire {wire}: expected none, float16 or bfloat16")
+            if wire is not None and wire not in (*HALVES, *FP8):
+                raise OptionError(f"--wire {wire}: expected none, float16, bfloat16, fp8 or fp8_block128")
             if wire is not None and self.dtypes != ("float32",):
                 raise OptionError(f"--wire {wire}: expected -d float32, got {', '.join(self.dtypes)}")
+            if wire in FP8:
+                self._check_fp8(wire)
+
+    def _check_fp8(self, wire: str) -> None:
+        for op in self.ops:
+            if op not in ("sum", "avg"):
+                raise OptionError(f"--wire {wire} -o {op}: expected sum or avg, which alone it carries")
+            if self.check and exact_chain(self.ranks, 1, wire, op) == 0:
+                raise OptionError(
+                    f"--wire {wire} -o {op} -n {self.ranks}: there are no inputs whose results are exact with so many "
+                    "ranks; expected fewer, or -c 0, which does not check results"
+                )
 
     def _check_peers(self) -> None:
         for peer in self.compare:
@@ -140,6 +153,13 @@ class Options:
 def algos_of(collective: str) -> tuple[str, ...]:
     """What ``--algo all`` means."""
     return ALGOS.get(collective, ("auto",))
+
+
+def serves(wire: str | None, algo: str) -> bool:
+    """Whether an algorithm sends in a type other than the array's."""
+    if wire in FP8:
+        return algo in ("auto", "two_shot")
+    return wire is None or algo != "direct"
 
 
 def defined(op: str, dtype: str) -> bool:

@@ -9,7 +9,7 @@ from dcomm.bench.case import Case
 from dcomm.bench.collectives import COLLECTIVES
 from dcomm.bench.dtypes import item_bytes
 from dcomm.bench.exact import exact_chain
-from dcomm.bench.options import Options
+from dcomm.bench.options import Options, serves
 
 LARGE = 2 << 20
 _BUFFER_BYTES = 64 << 20  # of all buffers together, by default
@@ -67,7 +67,7 @@ def _variants(options: Options, nbytes: int, dtype: str) -> Iterator[dict[str, o
     for level in options.levels:
         for algo in options.algos:
             for wire in options.wires if level == "python" else (None,):
-                if wire is None or algo != "direct":  # which casts nothing
+                if serves(wire, algo):
                     yield {"level": level, "algo": algo, "wire": wire}
     if "torch" in options.arrays and nbytes == 8:
         yield {"array": "torch"}

@@ -80,7 +80,7 @@ def bench(
     rounds: Annotated[int, _Flag("-N", "--rounds", "--run_cycles", help="rounds; everything in turn in each")] = 5,
     timeout: Annotated[float, _Flag("-T", "--timeout", help="seconds for one measurement")] = 300.0,
     algo: Annotated[str, _Flag(help="algorithms by commas, or all")] = "auto",
-    wire: Annotated[str, _Flag(help="wire dtypes by commas: none, float16, bfloat16")] = "none",
+    wire: Annotated[str, _Flag(help="wire dtypes by commas: none, float16, bfloat16, fp8, fp8_block128")] = "none",
     level: Annotated[str, _Flag(help="who calls, by commas: python, c (no Python between the calls)")] = "python",
     threads: Annotated[bool, _Flag("--threads", help="ranks are threads of one process; best with --level c")] = False,
     compare: Annotated[

@@ -13,7 +13,7 @@ import importlib
 from types import ModuleType
 
 from dcomm.torch.group_monitored import monitored_barrier
-from dcomm.torch.hooks import HookState, all_reduce_hook, bf16_hook, fp16_hook
+from dcomm.torch.hooks import HookState, all_reduce_hook, bf16_hook, fp8_hook, fp16_hook
 from dcomm.torch.process_group import ProcessGroup, register
 from dcomm.torch.recommendation import Recommendation, recommend
 from dcomm.torch.synchronizer import GradientSynchronizer
@@ -27,6 +27,7 @@ __all__ = [
     "Recommendation",
     "all_reduce_hook",
     "bf16_hook",
+    "fp8_hook",
     "fp16_hook",
     "functional",
     "monitored_barrier",

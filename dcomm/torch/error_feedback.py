@@ -1,4 +1,4 @@
-"""Keeps what a half-precision wire rounds away, and adds it to the next step's gradients.
+"""Keeps what a narrow wire rounds away, and adds it to the next step's gradients.
 
     y = g + e            what this rank wants to say: its gradient and what it still owes
     q = n Q(y / n)       what the others hear: the wire divides by n before it rounds (Q)
@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from dcomm.arrays import FP8_CODES
+from dcomm.rounding import quantize
 from dcomm.torch.buckets import GradientBucket, GradientBuckets
 
 _CASTS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -28,7 +30,7 @@ def wire_round_trip(x: torch.Tensor, wire_dtype: str, divisor: int = 1) -> torch
 
     Args:
         x: (count,) float32, a whole message.
-        wire_dtype: "float16" or "bfloat16".
+        wire_dtype: "float16" or "bfloat16"; on the CPU also "fp8_block32" or "fp8_block128".
         divisor: The number of ranks for an average, 1 for a sum. A true division in float32, before the rounding.
 
     Returns:
@@ -37,8 +39,11 @@ def wire_round_trip(x: torch.Tensor, wire_dtype: str, divisor: int = 1) -> torch
     Raises:
         ValueError: Another wire.
     """
+    if wire_dtype in FP8_CODES and x.device.type == "cpu":
+        rounded: torch.Tensor = quantize(x, wire_dtype, divisor=divisor)
+        return rounded
     if wire_dtype not in _CASTS:
-        raise ValueError(f"wire_dtype={wire_dtype!r}: expected one of {', '.join(_CASTS)}")
+        raise ValueError(f"wire_dtype={wire_dtype!r}: expected one of {', '.join(_CASTS)}, fp8 on the CPU only")
     scaled = x if divisor == 1 else x / divisor
     return scaled.to(_CASTS[wire_dtype]).to(torch.float32)
 

@@ -58,7 +58,8 @@ def all_reduce(
         x: Any shape; dtypes as for :meth:`dcomm.Communicator.all_reduce`. Left as it is.
         comm: The ranks.
         op: A name, as for :meth:`dcomm.Communicator.all_reduce`.
-        wire_dtype: "float16" / "bfloat16" or the torch dtype: float32 travels in that type, the gradient's too.
+        wire_dtype: "float16" / "bfloat16" or the torch dtype, "fp8" or "fp8_block128": float32 travels in that type,
+            the gradient's too.
         algo: As for :meth:`dcomm.Communicator.all_reduce`.
 
     Returns:

@@ -1,7 +1,7 @@
 """DDP communication hooks: gradients travel through dcomm instead of the process group.
 
 The hooks divide by the number of ranks themselves, before the cast where the wire is half precision (PyTorch's own
-fp16 hook casts first, so one large gradient on one rank becomes inf). Sums are in float32.
+fp16 hook casts first, so one large gradient on one rank becomes inf), or travels as fp8. Sums are in float32.
 Source of the interface: PyTorch, "DDP Communication Hooks".
 """
 
@@ -41,7 +41,7 @@ class HookState:
 
     Args:
         process_group: The DDP module's process group; None: the default group.
-        wire_dtype: "float16" / "bfloat16" for :func:`all_reduce_hook`; None: no conversion.
+        wire_dtype: "float16", "bfloat16", "fp8" or "fp8_block128" for :func:`all_reduce_hook`; None: no conversion.
         policy: "dcomm": use dcomm wherever it can serve. "auto": in the third step, when DDP has laid out its buckets
             for good, time the process group, dcomm, and dcomm with the wire (`wire_dtype`, or the hook's) for each
             size of bucket, and use what is fastest from then on; rank 0's logger "dcomm" says so in one line. A wire
@@ -51,7 +51,7 @@ class HookState:
             in that core's cache: faster where ranks have one CPU each, for then nothing else could run at the same
             time. Local: ranks may differ.
         register_buckets: CPU only. True: from a bucket's third step on the ranks reduce it where DDP keeps it, without
-            a copy (see :meth:`dcomm.Communicator.register`). False, and with a half-precision wire: through the window.
+            a copy (see :meth:`dcomm.Communicator.register`). False, and with a narrower wire: through the window.
         reuse_gradients: CPU only. True: large gradients that DDP copies to and from its buckets (without
             ``gradient_as_bucket_view``) become parts of the memory that their bucket is reduced into, which stays from
             step to step: no copy back, no page faults. What anything else refers to is left alone. Until backward ends,
@@ -241,6 +241,14 @@ def fp16_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torc
 def bf16_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """As :func:`all_reduce_hook`, float32 gradients travelling as bfloat16; sums in float32."""
     return _average(state, bucket, "bfloat16")
+
+
+def fp8_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """As :func:`all_reduce_hook`, float32 gradients travelling as fp8, a scale for each 32 numbers; sums in float32.
+
+    An inf or NaN makes its whole block NaN on every rank, so that a gradient scaler skips the step.
+    """
+    return _average(state, bucket, "fp8")
 
 
 def _average(state: HookState, bucket: GradBucket, wire_dtype: Any) -> torch.futures.Future[torch.Tensor]:

@@ -84,7 +84,8 @@ class GradientSynchronizer:
             model: On the CPU or on one GPU for each rank, equal on all ranks but for its values; float32, float16,
                 bfloat16, float64 or complex parameters, mixed as you like; on a GPU the first three.
             comm: Ranks are processes or threads. It stays yours: close it after the synchronizer.
-            wire_dtype: "float16" / "bfloat16": float32 gradients travel in that type and are summed in float32.
+            wire_dtype: "float16", "bfloat16", "fp8" or "fp8_block128": float32 gradients travel in that type and are
+                summed in float32; docs/compression.md says what each one costs and loses.
             error_feedback: True, with a `wire_dtype`: what the wire rounds away of this rank's gradients is kept and
                 added to the next step's. Takes 8 bytes for each parameter, and four more passes over the gradients. A
                 step whose averaged gradients hold inf or NaN, on any rank, leaves what is kept as it was.
@@ -116,7 +117,7 @@ class GradientSynchronizer:
         """
         self._hooks: list[Any] = []
         _check_settings(model, comm, wire_dtype, bucket_bytes, average, deterministic)
-        wire_name = None if wire_dtype is None else arrays.DTYPE_NAMES[arrays.wire_code(wire_dtype)]
+        wire_name = arrays.wire_name(wire_dtype)
         _check_feedback(error_feedback, wire_name, grad_scaler)
         self._settings = {
             "wire_dtype": wire_name,
@@ -128,6 +129,11 @@ class GradientSynchronizer:
         shared = ", ".join(f"{name}={value}" for name, value in self._settings.items())
         agreement.check_equal(comm, [f"{shared}, broadcast={broadcast}", *agreement.describe_model(model)])
         self._device = agreement.find_device(model)
+        if error_feedback and self._device.type != "cpu" and wire_name in arrays.FP8_CODES:
+            raise ValueError(
+                f"error_feedback=True with wire_dtype={wire_dtype!r} and a model on a GPU: an fp8 wire's rounding is known "
+                "on the CPU only; use 'bfloat16' or 'float16', or leave error_feedback out"
+            )
 
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not trained:
@@ -483,8 +489,8 @@ def _check_settings(
         raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
     if not isinstance(comm, Communicator):
         raise TypeError(f"comm is a {type(comm).__name__}: expected a dcomm.Communicator, from dcomm.init()")
-    if wire_dtype is not None and arrays.DTYPE_NAMES[arrays.wire_code(wire_dtype)] not in _HALVES:
-        raise ValueError(f"wire_dtype={wire_dtype!r}: expected None, 'float16' or 'bfloat16'")
+    if wire_dtype is not None and arrays.wire_name(wire_dtype) not in (*_HALVES, *arrays.FP8_CODES):
+        raise ValueError(f"wire_dtype={wire_dtype!r}: expected None, 'float16', 'bfloat16', 'fp8' or 'fp8_block128'")
     if not _is_count(bucket_bytes) and bucket_bytes != "auto":
         raise ValueError(f"bucket_bytes={bucket_bytes!r}: expected a positive number of bytes, or 'auto'")
     if not isinstance(deterministic, bool):

@@ -121,12 +121,12 @@ CHECK_CASE(cuda_tuning_rows) {
 
 CHECK_CASE(cuda_plan_uses_all_channels) {
   // 64 KiB over 8 ranks and 16 channels: 512 bytes each, though a slot would hold more.
-  const ChunkPlan plan = cuda_plan(16384, 8, 4, 65536, 16);
+  const ChunkPlan plan = cuda_plan(16384, 8, 4, 65536 / 4, 16);
   EXPECT_EQ(plan.num_tiles(), uint64_t{1});
   EXPECT(plan.segment(0, 3, 0).count > 0);
   // Never more than a slot, and never packs cut in two.
   for (const size_t count : {size_t{1}, size_t{1000}, size_t{1} << 20, (size_t{1} << 24) + 3}) {
-    const ChunkPlan any = cuda_plan(count, 3, 2, 4096, 7);
+    const ChunkPlan any = cuda_plan(count, 3, 2, 4096 / 2, 7);
     EXPECT(any.segment_count * 2 <= 4096);
     EXPECT_EQ(any.segment_count % kChunkAlign, size_t{0});
   }

@@ -134,6 +134,7 @@ inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   take_all_reduce<CudaF32, CudaF16>(choice.key, group.world_size, launch);
   take_all_reduce<CudaBF16, CudaBF16>(choice.key, group.world_size, launch);
   take_all_reduce<CudaF16, CudaF16>(choice.key, group.world_size, launch);
+  take_if<TwoShotBlocksBody>(choice.key, group.world_size, launch);
   take_direct<CudaF32>(choice.key, group.world_size, launch);
   take_direct<CudaBF16>(choice.key, group.world_size, launch);
   take_direct<CudaF16>(choice.key, group.world_size, launch);
@@ -158,6 +159,7 @@ inline Launch find_launch(EmulatedGroup& group, const CollectiveCall& call, cons
   job.root = call.root;
   job.tag = call.tag;
   job.dtype = call.dtype;
+  job.wire = call.wire;
   job.divisor = call.op == ReduceOp::kAvg ? static_cast<float>(group.world_size) : 1.0f;
   job.slot_bytes = group.slot_bytes;
   job.timeout_ns = kTimeoutNs;

@@ -11,6 +11,7 @@
 #define DCOMM_DEVICE inline
 #define DCOMM_ROLLED
 
+#include <algorithm>
 #include <atomic>
 #include <barrier>
 #include <chrono>
@@ -26,12 +27,14 @@
 namespace dcomm::gpu {
 
 inline constexpr int kBlockThreads = 4;
+inline constexpr int kWarpLanes = 4;  // which hold 8 quads each of what 32 hold
 inline constexpr uint32_t kPollsPerCheck = 8;
 
 /// One emulated block; each of its threads sets `current_block` and `current_thread`.
 struct Block {
   std::barrier<> barrier{kBlockThreads};
   std::atomic<int> votes[2] = {0, 0};
+  uint32_t quads[32] = {};  // what the lanes of a warp tell each other
 };
 inline thread_local Block* current_block = nullptr;
 inline thread_local int current_thread = 0;
@@ -47,6 +50,19 @@ inline bool block_any(bool mine) {
   block_sync();
   if (current_thread == 0) votes.store(0);
   return any;
+}
+
+template <int kQuads>
+void spread_largest(uint32_t (&largest)[kQuads], int num_neighbours) {
+  static_assert(kQuads * kWarpLanes == 32 && kWarpLanes == kBlockThreads);
+  uint32_t* const quads = current_block->quads;
+  for (int k = 0; k < kQuads; ++k) quads[current_thread + k * kWarpLanes] = largest[k];
+  block_sync();
+  for (int k = 0; k < kQuads; ++k) {
+    const int first = (current_thread + k * kWarpLanes) / num_neighbours * num_neighbours;
+    for (int i = 0; i < num_neighbours; ++i) largest[k] = std::max(largest[k], quads[first + i]);
+  }
+  block_sync();
 }
 
 template <class Word>

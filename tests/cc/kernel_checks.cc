@@ -33,10 +33,12 @@ CHECK_CASE(kernel_table_selection) {
 
 CHECK_CASE(kernel_table_find) {
   for (const KernelTable* table : available_tables()) {
-    for (int i = 0; i < kNumDTypes * kNumDTypes * kNumReduceOps; ++i) {
-      const auto dtype = static_cast<DType>(i % kNumDTypes), wire = static_cast<DType>(i / kNumDTypes % kNumDTypes);
-      const auto op = static_cast<ReduceOp>(i / kNumDTypes / kNumDTypes);
-      const bool is_pair = dtype == wire || (dtype == DType::kF32 && is_half(wire));
+    for (int i = 0; i < kNumDTypes * kNumWireDTypes * kNumReduceOps; ++i) {
+      const auto dtype = static_cast<DType>(i % kNumDTypes), wire = static_cast<DType>(i / kNumDTypes % kNumWireDTypes);
+      const auto op = static_cast<ReduceOp>(i / kNumDTypes / kNumWireDTypes);
+      const bool is_sum = op == ReduceOp::kSum || op == ReduceOp::kAvg || op == ReduceOp::kPremulSum;
+      const bool is_pair =
+          dtype == wire || (dtype == DType::kF32 && (is_half(wire) || (is_block_scaled(wire) && is_sum)));
       const TileFunctions* found = table->find(dtype, wire, op);
       EXPECT_EQ(found != nullptr, is_pair && is_defined(op, dtype) && !is_complex(dtype));
       if (found == nullptr) continue;

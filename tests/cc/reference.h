@@ -271,6 +271,9 @@ inline Bytes reference_all_reduce(const ReduceCase& what, const std::vector<Byte
     case DType::kC64:
     case DType::kC128:
       return reference_all_reduce(in_components(what), inputs, 2 * count);
+    case DType::kF8Block32:
+    case DType::kF8Block128:
+      break;  // no array's
   }
   return {};
 }

@@ -24,6 +24,7 @@
 #include "algo/reduce_scatter_direct.h"
 #include "algo/scatter.h"
 #include "launch/host_launch.h"
+#include "schedule/block_layout.h"
 #include "verifier_replay.h"
 
 namespace dcomm::checks {
@@ -35,6 +36,7 @@ struct Operation {
   int root = 0;
   /// All-to-all: the length of the block that goes from a to b stands at a * world_size + b; empty: `count` each.
   std::vector<size_t> lengths{};
+  DType wire = DType::kF32;
 };
 
 /// Operations one after the other, without any pause between them: slots and flags are reused across operations,
@@ -54,13 +56,21 @@ struct Scenario {
 
   ChunkPlan plan(const Operation& operation) const {
     WindowLayout layout{placement, num_channels, {}, slot_count(SlotPool::kPacket) / kLineCount * kLineBytes};
-    for (size_t pool = 0; pool < kNumSlotPools; ++pool) layout.slot_bytes[pool] = slot_counts[pool] * kElementBytes;
+    for (size_t pool = 0; pool < kNumSlotPools; ++pool) {
+      layout.slot_bytes[pool] = slot_bytes(slot_counts[pool], operation.wire);
+    }
     layout.direct_bytes = direct_count * kElementBytes;
     CollectiveCall call;
     call.collective = operation.collective;
     call.algo = operation.algo;
     call.count = operation.count;
+    call.wire = operation.wire;
     return plan_call(call, layout);
+  }
+  /// Of a slot that holds so many elements; where blocks share scales, a multiple of a block.
+  static size_t slot_bytes(size_t count, DType wire) {
+    if (!is_block_scaled(wire)) return count * kElementBytes;
+    return BlockLayout{block_count_of(wire)}.element_offset(count - 1) + 1;
   }
   bool fits_packets(const Operation& operation) const { return operation.count <= slot_count(SlotPool::kPacket); }
 };

@@ -7,6 +7,7 @@
 
 #include "base/dtype.h"
 #include "exec/host_kernels.h"
+#include "schedule/block_layout.h"
 
 #if defined(__SANITIZE_THREAD__)
 extern "C" void __tsan_read_range(void* begin, unsigned long num_bytes);
@@ -23,11 +24,17 @@ struct VisibleTile {
     static const TileFunctions* const functions = select_kernel_table(nullptr)->find(kDType, kWire, kOp);
     return *functions;
   }
+  /// Of what starts at the beginning of a slot, or of a group of blocks.
+  static size_t extent(size_t count, DType dtype) {
+    if (!is_block_scaled(dtype)) return count * dtype_bytes(dtype);
+    const BlockLayout layout{block_count_of(dtype)};
+    return layout.element_offset(layout.num_blocks(count) * layout.block_count - 1) + 1;
+  }
   static void reads(const void* begin, size_t count, DType dtype) {
-    if (count != 0) __tsan_read_range(const_cast<void*>(begin), count * dtype_bytes(dtype));
+    if (count != 0) __tsan_read_range(const_cast<void*>(begin), extent(count, dtype));
   }
   static void writes(void* begin, size_t count, DType dtype) {
-    if (count != 0) __tsan_write_range(begin, count * dtype_bytes(dtype));
+    if (count != 0) __tsan_write_range(begin, extent(count, dtype));
   }
 
   static void encode(void* wire, const void* user, size_t count, Scale scale) {
@@ -53,27 +60,29 @@ struct VisibleTile {
   static constexpr TileFunctions kFunctions{&encode, &decode, &reduce};
 
   static const TileFunctions* functions() {
+    constexpr bool kIsSum = kOp == ReduceOp::kSum || kOp == ReduceOp::kAvg || kOp == ReduceOp::kPremulSum;
     if constexpr (is_defined(kOp, kDType) && !is_complex(kDType) &&
-                  (kDType == kWire || (kDType == DType::kF32 && is_half(kWire)))) {
+                  (kDType == kWire ||
+                   (kDType == DType::kF32 && (is_half(kWire) || (is_block_scaled(kWire) && kIsSum))))) {
       return &kFunctions;
     }
     return nullptr;
   }
 };
 
-inline constexpr size_t kNumVisible = size_t{kNumDTypes} * kNumDTypes * kNumReduceOps;
+inline constexpr size_t kNumVisible = size_t{kNumDTypes} * kNumWireDTypes * kNumReduceOps;
 
 template <size_t... kIndices>
 const TileFunctions* find_visible(size_t index, std::index_sequence<kIndices...>) {
   using Find = const TileFunctions* (*)();
-  static constexpr Find kFind[] = {&VisibleTile<static_cast<DType>(kIndices / kNumReduceOps / kNumDTypes),
-                                                static_cast<DType>(kIndices / kNumReduceOps % kNumDTypes),
+  static constexpr Find kFind[] = {&VisibleTile<static_cast<DType>(kIndices / kNumReduceOps / kNumWireDTypes),
+                                                static_cast<DType>(kIndices / kNumReduceOps % kNumWireDTypes),
                                                 static_cast<ReduceOp>(kIndices % kNumReduceOps)>::functions...};
   return kFind[index]();
 }
 
 inline const TileFunctions* find_visible(DType dtype, DType wire, ReduceOp op) {
-  const size_t pair = static_cast<size_t>(dtype) * kNumDTypes + static_cast<size_t>(wire);
+  const size_t pair = static_cast<size_t>(dtype) * kNumWireDTypes + static_cast<size_t>(wire);
   return find_visible(pair * kNumReduceOps + static_cast<size_t>(op), std::make_index_sequence<kNumVisible>());
 }
 

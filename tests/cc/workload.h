@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "fp8_reference.h"
 #include "random.h"
 #include "reference.h"
 #include "sanitized.h"
@@ -108,6 +109,9 @@ inline Bytes random_array(Random& random, DType dtype, size_t count) {
       case DType::kC64:
       case DType::kC128:
         break;  // above
+      case DType::kF8Block32:
+      case DType::kF8Block128:
+        break;  // no array's
     }
   }
   return array;
@@ -117,6 +121,7 @@ inline Bytes random_array(Random& random, DType dtype, size_t count) {
 class Workload {
  public:
   explicit Workload(int world_size) : world_size_(world_size) {}
+  int world_size() const { return world_size_; }
 
   void add_all_reduce(Random& random, const ReduceCase& what, size_t count, bool in_place = false,
                       bool misaligned = false) {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,24 @@ def unrounded(x: Array) -> Array:
     return x
 
 
+def to_fp8(x: Array, block: int) -> Array:
+    """Each block of a flat array rounded to e4m3 times the least power of two by which its largest is at most 448."""
+    rows = np.pad(np.asarray(x, np.float64), (0, -len(x) % block)).reshape(-1, block)
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    finite = np.isfinite(largest)
+    significand, exponent = np.frexp(np.where(finite, largest, 1.0))  # significand in [0.5, 1); 448 = 0.875 x 2^9
+    exponent = np.maximum(exponent - 9 + (significand > 0.875), -126)
+    with np.errstate(invalid="ignore"):
+        scaled = np.ldexp(rows, -exponent[:, None])
+        unit = np.ldexp(1.0, np.maximum(np.frexp(scaled)[1] - 4, -9))  # 4 significant bits; 2^-9 below 2^-6
+        rounded = np.ldexp(np.rint(scaled / unit) * unit, exponent[:, None])
+    rounded = np.where(finite[:, None], rounded, np.nan)
+    with np.errstate(over="ignore"):
+        return rounded.astype(np.float32).reshape(-1)[: len(x)]
+
+
 ROUNDINGS: dict[str | None, Rounding] = {None: unrounded, "float16": to_float16, "bfloat16": to_bfloat16}
+ROUNDINGS |= {f"fp8_block{block}": partial(to_fp8, block=block) for block in (32, 128)}
 
 
 def pairwise_sum(terms: Sequence[Array]) -> Array:

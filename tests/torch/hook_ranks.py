@@ -24,6 +24,7 @@ HOOKS = {
     "all_reduce": dcomm.torch.all_reduce_hook,
     "fp16": dcomm.torch.fp16_hook,
     "bf16": dcomm.torch.bf16_hook,
+    "fp8": dcomm.torch.fp8_hook,
 }
 
 

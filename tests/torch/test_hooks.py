@@ -20,6 +20,7 @@ ENV = {"GLOO_SOCKET_IFNAME": "lo"}
 SMALL_BUCKETS = {"bucket_cap_mb": 0.01}  # rebuilt after the first step, then several buckets
 # Worst |dcomm - DDP| / mean|g| allowed, per element. Wires: decision 4, two roundings, and the absolute part.
 EXACT, FP16, BF16 = 1e-6, 2 * 2.0**-11 * 1.01, 2 * 2.0**-8 * 1.01
+FP8 = 1.1  # what is small beside its block's largest may become zero
 
 MODES: dict[str, tuple[dict[str, Any], float]] = {
     "plain": ({}, EXACT),
@@ -32,6 +33,7 @@ MODES: dict[str, tuple[dict[str, Any], float]] = {
     "float64": ({"dtype": "float64"}, 1e-14),
     "fp16 hook": ({"hook": "fp16"}, FP16),
     "bf16 hook": ({"hook": "bf16", "ddp": SMALL_BUCKETS}, BF16),
+    "fp8 hook": ({"hook": "fp8", "ddp": SMALL_BUCKETS}, FP8),
     "bf16 wire, one bucket": ({"wire_dtype": "bf16"}, BF16),
 }
 

@@ -163,6 +163,23 @@ def test_half_precision_wires(wire: str, unit: float) -> None:
     assert 0.05 < worst <= 1.01
 
 
+@pytest.mark.parametrize("wire", ["fp8", "fp8_block128"])
+def test_fp8_wires(wire: str) -> None:
+    def body(comm: dcomm.Communicator) -> list[Any]:
+        model = seeded(Branches)
+        sync = GradientSynchronizer(model, comm, wire_dtype=wire, **SMALL)
+        loss_of(model, 0, comm.rank).backward()
+        sync.finish()
+        return gradients(model)
+
+    results = run_threads(2, body)
+    assert same_bits(results)
+    exact = [g for g in expected(seeded(Branches), 2, 0) if g is not None]
+    ours = [g for g in results[0] if g is not None]
+    error = sum(float((a - b).square().sum()) for a, b in zip(ours, exact, strict=True))
+    assert 0.005 < (error / sum(float(g.square().sum()) for g in exact)) ** 0.5 < 0.06
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_sum_instead_of_average(overlap: bool) -> None:
     def body(comm: dcomm.Communicator) -> list[Any]:

@@ -11,6 +11,7 @@ from dcomm.bench.cuda.options import CudaOptions
 from dcomm.bench.cuda.rivals import RIVALS
 from dcomm.bench.cuda.torch_timing import calls_for
 from dcomm.bench.exact import exact_chain
+from dcomm.bench.options import serves
 from dcomm.bench.plan import LARGE, counts, nbytes_of
 
 
@@ -34,7 +35,7 @@ def plan(options: CudaOptions, rivals: Sequence[str]) -> list[CudaCase]:
 def _ours(options: CudaOptions, fixed: dict[str, Any], in_place: bool) -> Iterator[CudaCase]:
     for mode in options.modes:
         for algo in options.base.algos:
-            for wire in options.base.wires:
+            for wire in (wire for wire in options.base.wires if serves(wire, algo)):
                 for timing in options.timings:
                     how: dict[str, Any] = {
                         "mode": mode,
