@@ -8,45 +8,45 @@ namespace dcomm {
 
 enum class Mutation : int {
   kNone = 0,
-  kRingNoLaneSync,        // ring publishes before all lanes have written the slot
-  kNoCreditWait,          // a pushed slot is overwritten without waiting for its credit
-  kCreditOffByOne,        // ... or one message too early
-  kRingWrongChunk,        // at one step of the ring a rank handles another chunk
-  kTwoShotNoLaneSync,     // two-shot scatters before all lanes have written their slots
-  kTwoShotNoGatherSync,   // two-shot hands its results out before all lanes have written them
-  kWaitOldEpoch,          // a wait is content with the previous message's sequence number
-  kSingleSlot,            // two-shot uses one slot although it looks one tile ahead
-  kTwoShotNoReuseSync,    // two-shot refills a slot before all lanes have read it
-  kRelaxedPublish,        // the publishing store is relaxed instead of release
-  kRelaxedArrive,         // the load that waits is relaxed instead of acquire
-  kTreeNoReuseSync,       // the tree refills a slot before all lanes have read it
-  kSwappedTreeParent,     // a rank climbs to its parent in the other tree
-  kExchangeNoLaneSync,    // an exchange signals before all lanes have written their slots
-  kExchangeNoReuseSync,   // an exchange refills a slot before all lanes have read it
-  kSingleExchangeSlot,    // an exchange uses one slot although it looks one tile ahead
-  kWrongTailOp,           // in the last, partial pack of a tile the own terms are subtracted
-  kSinglePacketBuffer,    // packets of consecutive operations share one buffer
-  kStalePacketTag,        // a packet of two operations ago is taken for this one's
-  kDirectNoReadyWait,     // a rank uses its peers' arrays before they have said that they are ready
-  kDirectNoDoneWait,      // ... returns before they have said that they are done with its own
-  kDirectNoLaneSync,      // ... says that it is done before all its lanes are
-  kDirectOwnRecordOnly,   // ... takes its own array's being in reach for all ranks'
-  kRunFromStart,          // a tile that begins inside one of many arrays takes it from its start
-  kExitIgnoresCompleted,  // a peer that has left ends also the operations that it had completed
-  kFp8ScaleOff,           // a block's scale is twice what it should be
-  kFp8NoNanScale,         // inf and NaN do not make a block's scale NaN
-  kFp8OwnerKeepsSum,      // the owner of a chunk stores its sum as it was before it was encoded for the others
-  kFp8BlockOwnerKeepsSum, // ... on a GPU
-  kFp8ChunkInBlock,       // chunks begin inside of blocks, so that an element's block depends on how a message is cut
-  kBlockNoPublishSync,    // a block of a GPU publishes before all its threads have written
-  kBlockNoReleaseSync,    // ... gives a slot back before all have read it
-  kBlockNoSignalSync,     // ... tells all ranks before all its threads are done
-  kBlockNoArriveSync,     // ... whose first thread has seen a message goes on without the others having waited for it
-  kBlockNoHeaderCheck,    // ... does not compare its call with its peers'
-  kBlockNoHeaderWait,     // ... compares what has arrived of them when its packets have, which do not bring them along
-  kBlockNoEnvelopeCheck,  // ... takes in whatever message comes
-  kBlockNoBorrowCheck,    // ... uses its peers' arrays without comparing calls
-  kFirstReasonStays,      // the reason of an earlier operation does not replace that of a later one
+  kRingNoLaneSync,         // ring publishes before all lanes have written the slot
+  kNoCreditWait,           // a pushed slot is overwritten without waiting for its credit
+  kCreditOffByOne,         // ... or one message too early
+  kRingWrongChunk,         // at one step of the ring a rank handles another chunk
+  kTwoShotNoLaneSync,      // two-shot scatters before all lanes have written their slots
+  kTwoShotNoGatherSync,    // two-shot hands its results out before all lanes have written them
+  kWaitOldEpoch,           // a wait is content with the previous message's sequence number
+  kSingleSlot,             // two-shot uses one slot although it looks one tile ahead
+  kTwoShotNoReuseSync,     // two-shot refills a slot before all lanes have read it
+  kRelaxedPublish,         // the publishing store is relaxed instead of release
+  kRelaxedArrive,          // the load that waits is relaxed instead of acquire
+  kTreeNoReuseSync,        // the tree refills a slot before all lanes have read it
+  kSwappedTreeParent,      // a rank climbs to its parent in the other tree
+  kExchangeNoLaneSync,     // an exchange signals before all lanes have written their slots
+  kExchangeNoReuseSync,    // an exchange refills a slot before all lanes have read it
+  kSingleExchangeSlot,     // an exchange uses one slot although it looks one tile ahead
+  kWrongTailOp,            // in the last, partial pack of a tile the own terms are subtracted
+  kSinglePacketBuffer,     // packets of consecutive operations share one buffer
+  kStalePacketTag,         // a packet of two operations ago is taken for this one's
+  kDirectNoReadyWait,      // a rank uses its peers' arrays before they have said that they are ready
+  kDirectNoDoneWait,       // ... returns before they have said that they are done with its own
+  kDirectNoLaneSync,       // ... says that it is done before all its lanes are
+  kDirectOwnRecordOnly,    // ... takes its own array's being in reach for all ranks'
+  kRunFromStart,           // a tile that begins inside one of many arrays takes it from its start
+  kExitIgnoresCompleted,   // a peer that has left ends also the operations that it had completed
+  kFp8ScaleOff,            // a block's scale is twice what it should be
+  kFp8NoNanScale,          // inf and NaN do not make a block's scale NaN
+  kFp8OwnerKeepsSum,       // the owner of a chunk stores its sum as it was before it was encoded for the others
+  kFp8BlockOwnerKeepsSum,  // ... on a GPU
+  kFp8ChunkInBlock,        // chunks begin inside of blocks, so that an element's block depends on how a message is cut
+  kBlockNoPublishSync,     // a block of a GPU publishes before all its threads have written
+  kBlockNoReleaseSync,     // ... gives a slot back before all have read it
+  kBlockNoSignalSync,      // ... tells all ranks before all its threads are done
+  kBlockNoArriveSync,      // ... whose first thread has seen a message goes on without the others having waited for it
+  kBlockNoHeaderCheck,     // ... does not compare its call with its peers'
+  kBlockNoHeaderWait,      // ... compares what has arrived of them when its packets have, which do not bring them along
+  kBlockNoEnvelopeCheck,   // ... takes in whatever message comes
+  kBlockNoBorrowCheck,     // ... uses its peers' arrays without comparing calls
+  kFirstReasonStays,       // the reason of an earlier operation does not replace that of a later one
   kCount,
 };
 

@@ -37,7 +37,7 @@ logger = logging.getLogger("dcomm")
 
 _NO_WAY_BACK = (
     "overlap=True with error_feedback=True, a model on a GPU and ranks that are threads: a bucket that other ranks "
-    "have not launched may be taken back, but not what was added to it; leave overlap out, or use a process for each rank"
+    "have not launched may be taken back, but not what was added to it; leave overlap out, or use processes"
 )
 _HALVES = ("float16", "bfloat16")
 
@@ -131,8 +131,8 @@ class GradientSynchronizer:
         self._device = agreement.find_device(model)
         if error_feedback and self._device.type != "cpu" and wire_name in arrays.FP8_CODES:
             raise ValueError(
-                f"error_feedback=True with wire_dtype={wire_dtype!r} and a model on a GPU: an fp8 wire's rounding is known "
-                "on the CPU only; use 'bfloat16' or 'float16', or leave error_feedback out"
+                f"error_feedback=True with wire_dtype={wire_dtype!r} and a model on a GPU: an fp8 wire's rounding is "
+                "known on the CPU only; use 'bfloat16' or 'float16', or leave error_feedback out"
             )
 
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -37,6 +37,7 @@ def bad_arguments(comm: dcomm.Communicator) -> None:
     with raises(TypeError, "pass x * factor"):
         functional.all_reduce(x, comm, dcomm.premul_sum(2))  # type: ignore[arg-type]
     assert compiled_all_reduce(comm, wire_dtype=torch.float16)(x).tolist() == [comm.world_size + 1] * 3  # still usable
+    assert compiled_all_reduce(comm, wire_dtype="fp8")(x).tolist() == [comm.world_size + 1] * 3
 
 
 @check
