@@ -301,7 +301,12 @@ PROMISES = {
     "A long life": (
         Promise(
             "Memory, descriptors and threads do not grow, and numbers of operations pass 2^32 unnoticed.",
-            ("tests/reliability/test_soak.py::test_soak", "tests/reliability/test_soak.py::test_a_short_soak"),
+            (
+                "tests/reliability/test_soak.py::test_soak",
+                "tests/reliability/test_soak.py::test_a_short_soak",
+                "tests/reliability/test_soak.py::test_nothing_grows_by_the_call",
+                "tests/reliability/test_numbers.py::test_results_are_right",
+            ),
             (
                 "soak: {minutes} minutes, {operations} operations, {splits} splits, {meetings} meetings: "
                 "{rss_mib_per_hour} MiB/h (95%: +-{rss_95_half_width}), descriptors and threads constant",

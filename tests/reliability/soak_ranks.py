@@ -15,6 +15,7 @@ import numpy as np
 
 import dcomm
 
+WARM_UP_TURNS = 200  # without a pause: caches and the allocator's arenas fill by what was done, not by time
 PAUSE_S = 0.1  # after each round of work, of some 30 ms
 SAMPLE_EVERY_S = 2.0
 COUNTS = (1, 17, 1000, 9_999, 120_001)
@@ -95,16 +96,45 @@ def sample() -> dict[str, float]:
     }
 
 
-def soak(rank: int, world_size: int, seconds: float) -> dict[str, Any]:
+def one_split(comm: dcomm.Communicator, turn: int) -> None:
+    child = comm.split(0)
+    assert child is not None
+    with child:
+        child.barrier()
+
+
+PARTS = {"sums": checked_sums, "moves": checked_moves, "messages": checked_messages, "splits": one_split}
+
+
+def repeat(rank: int, world_size: int, part: str, times: int) -> list[float]:
+    """MiB of memory after each tenth of so many calls of a part."""
+    comm = dcomm.init(rank=rank, world_size=world_size, timeout=300)
+    found = []
+    for turn in range(times):
+        if part == "meetings":
+            another_meeting(rank, world_size)
+        else:
+            PARTS[part](comm, turn)
+        if (turn + 1) % (times // 10) == 0:
+            gc.collect()
+            found.append(sample()["rss_mib"])
+    comm.close()
+    return found
+
+
+def soak(rank: int, world_size: int, seconds: float, warm_up_turns: int = WARM_UP_TURNS) -> dict[str, Any]:
     """Samples over time, taken where nothing is under way, and how much was done."""
     os.nice(10)
     comm = dcomm.init(rank=rank, world_size=world_size, timeout=300)
-    start_ns = time.monotonic_ns()
     samples: list[dict[str, float]] = []
     next_sample = 0.0
     turn = num_splits = num_meetings = 0
     goes_on = np.ones(1, np.int32)
+    start_ns = time.monotonic_ns()
     while goes_on[0]:
+        is_warm = turn >= warm_up_turns
+        if not is_warm:
+            start_ns = time.monotonic_ns()
         checked_sums(comm, turn)
         checked_moves(comm, turn)
         checked_messages(comm, turn)
@@ -116,13 +146,14 @@ def soak(rank: int, world_size: int, seconds: float) -> dict[str, Any]:
             num_meetings += 1
         turn += 1
         elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
-        if elapsed_s >= next_sample:
+        if is_warm and elapsed_s >= next_sample:
             gc.collect()
             samples.append(sample())
             next_sample = elapsed_s + SAMPLE_EVERY_S
         goes_on[0] = elapsed_s < seconds
         comm.broadcast(goes_on, 0)
-        time.sleep(PAUSE_S)
+        if is_warm:
+            time.sleep(PAUSE_S)
     stats = comm.stats()
     comm.close()
     return {

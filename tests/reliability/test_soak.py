@@ -24,18 +24,22 @@ from slopes import Slope, slope
 SCRIPT = Path(__file__).with_name("soak_ranks.py")
 FIRST_NUMBER = 2**32 - 16  # each communicator passes 2^32 in its first moments, also a short-lived one
 MOST_MIB_PER_HOUR = 1.0
-# Below this a fit over minutes sees nothing but the allocator: what 15 minutes at that slope are.
+# Below this a fit over minutes sees nothing but the allocator; what 15 minutes at that slope are.
 MOST_MIB = 0.25
 
 
-def run(seconds: float) -> list[dict[str, Any]]:
-    env = {"DCOMM_TEST_FIRST_NUMBER": str(FIRST_NUMBER), "DCOMM_WINDOW_BYTES": "262144"}
-    return process_values(2, SCRIPT, "soak", {"seconds": seconds}, env=env, timeout=3 * seconds + 120)
+# One arena: with several, which thread gets which is luck, and shows as growth.
+ENV = {"DCOMM_TEST_FIRST_NUMBER": str(FIRST_NUMBER), "DCOMM_WINDOW_BYTES": "262144", "MALLOC_ARENA_MAX": "1"}
+PARTS = {"sums": 1500, "moves": 2000, "messages": 2000, "splits": 1500, "meetings": 200}
+
+
+def run(seconds: float, **args: Any) -> list[dict[str, Any]]:
+    return process_values(2, SCRIPT, "soak", {"seconds": seconds, **args}, env=ENV, timeout=3 * seconds + 600)
 
 
 def after_warm_up(samples: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Without the first third, in which caches and arenas fill."""
-    return samples[len(samples) // 3 :]
+    """Without the first tenth: the ranks have warmed up before they sample."""
+    return samples[len(samples) // 10 :]
 
 
 def column(samples: list[dict[str, float]], name: str) -> list[float]:
@@ -93,8 +97,19 @@ def test_soak() -> None:
     check(of_ranks)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("part", PARTS)
+def test_nothing_grows_by_the_call(part: str) -> None:
+    """A leak of some hundred bytes in each call, or of some thousand in each meeting, would show in seconds."""
+    times = PARTS[part]
+    for mib in process_values(2, SCRIPT, "repeat", {"part": part, "times": times}, env=ENV, timeout=110):
+        growth = mib[-1] - mib[4]
+        print(f"{part}: {growth * 2**20 / (times / 2):.1f} bytes in each of {times // 2} calls, after as many")
+        assert growth < MOST_MIB, mib
+
+
 def test_a_short_soak() -> None:
-    of_ranks = run(4)
+    of_ranks = run(3, warm_up_turns=1)
     for one in of_ranks:
         assert FIRST_NUMBER < 2**32 < FIRST_NUMBER + one["operations"]
         samples = after_warm_up(one["samples"])
