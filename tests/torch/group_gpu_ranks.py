@@ -119,16 +119,15 @@ def beside(rank: int, world_size: int, folder: str, library: str, wide: bool) ->
                 found["still_open"] = not work.is_completed()
             work.wait()
             stream.emulated.copy(later.numpy(), memory.numpy())
+            reader.wait_stream(streams.completed[-1])  # as who waits for the future does
+            reader.emulated.copy(in_future.numpy(), memory.numpy())
             store.set(f"waited/{rank}", "1")
             store.wait(["waited/0", "waited/1"])
             if word is not None:
                 word.fill(1)
             stream.synchronize()
             future.wait()
-            with current(reader):
-                reader.wait_stream(streams.completed[-1])
-                reader.emulated.copy(in_future.numpy(), memory.numpy())
-                reader.synchronize()
+            reader.synchronize()
             found |= {
                 "seen": seen[0].tolist(),
                 "later": later[0].tolist(),

@@ -138,13 +138,16 @@ def test_the_current_stream_waits_and_the_host_does_not(
                 with current(readers[comm.rank]):
                     loss_of(model, 0, comm.rank).backward()
                     sync._reducer.finish()
-                    seen = [np.empty_like(p.grad.numpy()) for p in model.parameters()]
+                    seen = [np.full_like(p.grad.numpy(), np.nan) for p in model.parameters()]
                     for parameter, copy in zip(model.parameters(), seen, strict=True):
                         readers[comm.rank].emulated.copy(copy, parameter.grad.numpy())
                 return seen
 
             seen = values(comms, step)  # both have come through, though no gradient is there yet
-            if not waits:
+            if waits:
+                time.sleep(0.1)  # what does not wait for the gradients is over by now
+                assert all(np.isnan(each).all() for mine in seen for each in mine)
+            else:
                 for reader in readers:
                     reader.synchronize()
             for word in words:
