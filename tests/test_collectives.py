@@ -338,7 +338,7 @@ def test_operations_and_array_bytes_are_counted() -> None:
             after = comm.stats()
             assert after["num_operations"] - before["num_operations"] == 1
             assert after["num_bytes"] - before["num_bytes"] == (144 if name == "all_gather" else 48), name
-        assert sorted(comm.stats()) == ["num_bytes", "num_operations", "num_sent_bytes", "wait_us"]
+        assert sorted(comm.stats()) == ["num_bytes", "num_direct", "num_operations", "num_sent_bytes", "wait_us"]
 
     run_threads(3, body)
 

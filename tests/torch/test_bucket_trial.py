@@ -95,6 +95,7 @@ def test_all_ranks_take_what_rank_0_found(
 
     def body(comm: dcomm.Communicator) -> tuple[list[torch.Tensor], list[Any], Any]:
         weights, sync, seen = train(comm, num_trials + 4, clock, best, **settings)
+        assert len(sync._buckets.groups(best)) == seen[-1][1] == sync.num_buckets
         return weights, seen, sync.state_dict()
 
     results = run_threads(3, body)
