@@ -200,6 +200,8 @@ CHECKS = {
         "cuda_work_posted_calls_that_cannot_be",
         "cuda_work_posted_calls_that_differ",
         "cuda_work_posted_calls_are_awaited",
+        "cuda_work_posted_calls_outlast_a_group_block",
+        "cuda_work_posted_calls_of_threads",
         "cuda_work_posted_calls_end_with_the_group",
         "cuda_work_posted_calls_and_who_leaves",
         "cuda_work_that_is_not_launched",

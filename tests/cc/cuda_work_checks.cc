@@ -1,5 +1,6 @@
 // Asynchronous operations of ranks that are threads: whose streams wait, events, and what was never launched.
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "cuda_fake_table.h"
@@ -141,6 +142,48 @@ CHECK_CASE(cuda_work_posted_calls_are_awaited) {
     EXPECT_EQ(static_cast<int>(late.code), static_cast<int>(ErrorCode::kTimeout));
     EXPECT_MSG(contains(late.message, "for ranks 1, 2, which"), late.message);
   }
+}
+
+CHECK_CASE(cuda_work_posted_calls_outlast_a_group_block) {
+  UseFake use;
+  CudaThreadGroup group(2, {}, &kTable);
+  const CudaRankCall posted = asynchronous(0);
+  const CudaRankCall collected = asynchronous(0);
+  group.post(0, posted);
+  group.collect(0, collected);
+  group.end_collecting(false);
+  EXPECT(collected.work->is_settled() && !posted.work->is_settled());
+  group.post(1, asynchronous(1));
+  posted.work->check_started();
+}
+
+CHECK_CASE(cuda_work_posted_calls_of_threads) {
+  UseFake use;
+  CudaThreadGroup group(3, {}, &kTable);
+  constexpr int kTurns = 200;
+  std::vector<std::vector<CudaRankCall>> calls(3);
+  for (int rank = 0; rank < 3; ++rank) {
+    for (int turn = 0; turn < kTurns; ++turn) calls[static_cast<size_t>(rank)].push_back(asynchronous(rank));
+  }
+  std::vector<Result> results(3);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < 3; ++rank) {
+    threads.emplace_back([&, rank] {
+      results[static_cast<size_t>(rank)] = attempt([&] {
+        for (const CudaRankCall& call : calls[static_cast<size_t>(rank)]) {
+          group.post(rank, call);
+          if (rank == 1) group.await(rank, *call.work, {kLongNs, true});
+          if (rank == 2 && group.withdraw(rank, *call.work)) group.post(rank, asynchronous(rank));
+        }
+        const CudaWork& last = *calls[static_cast<size_t>(rank)].back().work;
+        group.await(rank, last, {kLongNs, true});
+        if (rank != 2) last.check_started();
+      });
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (const Result& result : results) EXPECT_EQ(result.message, std::string());
+  EXPECT_EQ(fake->num_launched.load(), kTurns);
 }
 
 CHECK_CASE(cuda_work_posted_calls_end_with_the_group) {
