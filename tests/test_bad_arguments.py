@@ -49,7 +49,7 @@ OPS = (
     "name, or dcomm.premul_sum(factor)"
 )
 ALGOS = "expected one of 'auto', 'ring', 'two_shot', 'one_shot', 'tree', 'direct'"
-WIRES = "expected None, 'float16' ('fp16') or 'bfloat16' ('bf16')"
+WIRES = "expected None, 'float16' ('fp16'), 'bfloat16' ('bf16'), 'fp8' ('fp8_block32') or 'fp8_block128'"
 UNDEFINED = (
     "avg needs floats or complex numbers, premul_sum floats, prod, min and max no complex numbers, band, bor and bxor "
     "integers or bool; convert the array, or use op='sum'"
@@ -59,7 +59,7 @@ STORED = "the result cannot be stored: elements of the array share memory; pass 
 SECONDS = "expected a positive number of seconds, or None for the default"
 NEW = "pass such an array, or out=None for a new one"
 LIBRARIES = "x is a NumPy array and out a torch tensor: expected both of one library; convert one of them"
-ONLY_F32 = "only float32 arrays can travel as float16 or bfloat16; pass wire_dtype=None"
+ONLY_F32 = "only float32 arrays can travel as float16, bfloat16 or fp8; pass wire_dtype=None"
 
 # All are made on rank 0 of 2; the text is the whole message.
 Row = tuple[str, Callable[[Comm], Any], type[Exception], str]

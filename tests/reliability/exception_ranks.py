@@ -12,6 +12,9 @@ from rank_main import store_value
 import dcomm
 
 
+KEPT: list[dcomm.Communicator] = []
+
+
 def look_up(table: dict[str, int]) -> int:
     return table["not there"]  # fails here
 
@@ -45,6 +48,7 @@ def failing_program(rank: int, world_size: int, how: str) -> Any:
         with comm:
             raise ValueError("ä" * 1000 + "\nsecond line")
     elif how == "exit":
+        KEPT.append(comm)  # a local variable would go, and with it the communicator, before the program ends
         sys.exit(3)
     look_up({})
     return None

@@ -277,7 +277,10 @@ def _complaint(case: Case, rank: int, one: dict[str, Any], concerned: list[int])
     if case.kind == "message":
         return "" if f"rank {case.odd}" in text and f"rank {case.peer}" in text else "does not name both ranks"
     if case.kind == "message nobody sends":
-        return "" if f"no answer from rank {case.peer}" in text else "does not name the rank that is awaited"
+        awaited = [f"no answer from rank {case.peer}"]
+        if rank == case.peer:  # told by the one that gave up
+            awaited.append(f"rank {case.odd} waited for this rank")
+        return "" if any(words in text for words in awaited) else "does not name the rank that is awaited"
     if case.kind == SWAPPED:
         made = text.count(f"communicator of {case.world_size} ranks made at ")
         others = [case.odd] if rank != case.odd else [other for other in concerned if other != case.odd]
