@@ -70,7 +70,7 @@ def test_script_runs_all_parts(stub: dict[str, str]) -> None:
     status, calls, printed = run_script(env)
     assert status == 0, printed
     told = [line.split()[1].rstrip(":") for line in printed.splitlines() if line.startswith("===") and ": exit" in line]
-    parts = ["build", "doctor", "correct", "sanitize", "tests", "timing", "graphs", "processes", "hooks"]
+    parts = ["build", "doctor", "correct", "sanitize", "tests", "expandable", "timing", "graphs", "processes", "hooks"]
     assert told == [*parts, "overlap", "registered", "lists", "crossovers", "bench"]
     (bench,) = (line for line in calls if "all_reduce.py" in line)
     assert "--device cuda" in bench
@@ -80,6 +80,7 @@ def test_script_runs_all_parts(stub: dict[str, str]) -> None:
     assert tools == ["memcheck", "synccheck", "initcheck"]
     assert any(line.startswith("-m pip install") for line in calls)
     assert any(line.startswith("-m pytest") and line.endswith("tests/gpu") for line in calls)
+    assert any("tests/gpu/test_window_arrays.py" in line for line in calls)
 
 
 def test_a_failed_part_does_not_stop_the_later_ones(stub: dict[str, str]) -> None:

@@ -5,14 +5,15 @@
 #   PARTS="build graphs" bash tools/gpu_check.sh
 #
 # Needs python with torch (CUDA), NumPy, pybind11, setuptools, cmake, ninja, pytest; nvcc; no network. Parts, each under
-# 8 minutes: build doctor correct sanitize tests timing graphs processes hooks overlap registered lists crossovers bench.
+# 8 minutes: build doctor correct sanitize tests expandable timing graphs processes hooks overlap registered lists
+# crossovers bench.
 # Where a command has 10 minutes at most: "build doctor graphs lists", then "timing", "correct", "processes", "hooks",
-# "overlap", "registered", "sanitize", "tests", "crossovers", "bench".
+# "overlap", "registered", "sanitize", "tests", "expandable crossovers", "bench".
 # A failed part does not stop the later ones; at the end all figures that were measured so far are told. The exit status
 # is that of the parts: a missed figure is no failure. COMMIT: what the reports name where there is no repository.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-ALL="build doctor correct sanitize tests timing graphs processes hooks overlap registered lists crossovers bench"
+ALL="build doctor correct sanitize tests expandable timing graphs processes hooks overlap registered lists crossovers bench"
 PARTS=${PARTS:-$ALL}
 PYTHON=${PYTHON:-python}
 OUT=${OUT:-benchmarks/results}
@@ -74,6 +75,12 @@ bench() {
     --timeout 60 --max-seconds 300 --json "$OUT/gpu_bench.json" "${plot[@]}"
 }
 
+# Under the allocator of which cudaIpcGetMemHandle serves no segment: dcomm's windows are memory of its own.
+expandable() {
+  PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True timeout -k 10 300 "$PYTHON" -m pytest -q -p no:cacheprovider \
+    tests/gpu/test_window_arrays.py tests/gpu/test_hooks_on_gpu.py tests/gpu/test_backend_on_gpu.py
+}
+
 sanitize() {
   local tool status=0
   if ! command -v compute-sanitizer >/dev/null; then
@@ -95,6 +102,7 @@ part doctor doctor
 part correct measure correct
 part sanitize sanitize
 part tests timeout -k 10 450 "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu
+part expandable expandable
 part timing measure timing
 part graphs measure graphs
 part processes measure processes

@@ -67,8 +67,10 @@ inline int32_t fake_run(DcommCudaGroup*, const DcommCudaCall* call, char* messag
   fake->in.assign(call->in, call->in + n);
   fake->out.assign(call->out, call->out + n);
   fake->streams.assign(call->streams, call->streams + n);
-  fake->detached.assign(call->detached, call->detached + n);
-  fake->ready.assign(call->ready, call->ready + n);
+  fake->detached.assign(static_cast<size_t>(n), 0);
+  if (call->detached != nullptr) fake->detached.assign(call->detached, call->detached + n);
+  fake->ready.assign(static_cast<size_t>(n), nullptr);
+  if (call->ready != nullptr) fake->ready.assign(call->ready, call->ready + n);
   return answer(fake->launch_status, message, message_bytes);
 }
 inline void fake_poll(const DcommCudaGroup*, DcommCudaFailure* failure) { *failure = fake->failure; }
