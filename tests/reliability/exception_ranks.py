@@ -11,7 +11,6 @@ from rank_main import store_value
 
 import dcomm
 
-
 KEPT: list[dcomm.Communicator] = []
 
 
