@@ -119,11 +119,9 @@ class LateGradients(EmulatedLauncher):
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_the_current_stream_waits_and_the_host_does_not(
-    emulated_gpu: EmulatedGpu, monkeypatch: pytest.MonkeyPatch, waits: bool
-) -> None:
+def test_the_current_stream_waits_and_the_host_does_not(emulated_gpu: EmulatedGpu, waits: bool) -> None:
     """Also without that wait, which must be seen: what the stream does next comes too early then."""
-    with gradients_on(emulated_gpu):
+    with gradients_on(emulated_gpu), pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("dcomm.torch.synchronizer._make_launcher", LateGradients)
         if not waits:
             monkeypatch.setattr(cuda_launching._Operation, "wait", lambda operation: None)

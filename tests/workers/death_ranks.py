@@ -116,11 +116,16 @@ def train_until_stopped(rank: int, world_size: int, timeout: float, steps: int) 
     return {"error": None}
 
 
+KEPT: list[dcomm.Communicator] = []
+
+
 def exit_early(rank: int, world_size: int, how: str) -> dict[str, Any] | None:
     """Rank 1 leaves while the others need it."""
     comm = init(rank, world_size)
     if rank == 1:
         store_value(None)
+        if how in ("return", "exit"):
+            KEPT.append(comm)  # a local variable would go, and with it the communicator, before the program ends
         if how == "return":
             return None
         if how == "exception":
