@@ -189,9 +189,8 @@ def test_events_come_from_a_pool(emulated_gpu: EmulatedGpu, make: Make) -> None:
     assert num_events() == before + 16
     works = [comm.all_reduce(x, async_op=True) for _ in range(20)]
     assert num_events() == before + 20
-    for work in works:
-        work.synchronize()
-    works.clear()
+    while works:
+        works.pop().synchronize()
     works = [comm.all_reduce(x, async_op=True) for _ in range(20)]
     assert num_events() == before + 20
     comm.close()
