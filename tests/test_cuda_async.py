@@ -410,6 +410,7 @@ def test_arguments(emulated_gpu: EmulatedGpu, make: Make) -> None:
 # ---- CUDA graphs: launches made again, with the arguments of the capture ----
 
 
+@pytest.mark.long
 def test_a_graph_replayed_1000_times(emulated_gpu: EmulatedGpu, make: Make) -> None:
     """Captured by one thread for all ranks, asynchronous operations too; other calls between the replays."""
     n, count = 3, 300

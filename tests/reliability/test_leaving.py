@@ -29,6 +29,7 @@ def leave(how: str, times: int, folder: Path) -> None:
     assert max(seconds) <= 2
 
 
+@pytest.mark.long
 def test_exit_without_destroy(tmp_path: Path) -> None:
     leave("backend", 3, tmp_path)
 

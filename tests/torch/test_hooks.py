@@ -70,6 +70,7 @@ def test_buckets_are_reduced_one_by_one(two_ranks: list[Any]) -> None:
         assert values["no_sync"]["operations"] == values["small buckets"]["operations"]
 
 
+@pytest.mark.long
 def test_four_ranks_agree_with_ddp(tmp_path: Path) -> None:
     names = ["plain", "small buckets", "fp16 hook"]
     for values in compare(4, tmp_path, names):

@@ -162,13 +162,17 @@ SLOW_HOOKS = [
 ]
 
 
-@pytest.mark.parametrize("hook", ["dcomm", "dcomm-fp16", "synchronizer", *SLOW_HOOKS])
+LONG_HOOKS = [pytest.param(name, marks=pytest.mark.long) for name in ("dcomm-fp16", "synchronizer")]
+
+
+@pytest.mark.parametrize("hook", ["dcomm", *LONG_HOOKS, *SLOW_HOOKS])
 def test_gradients_do_not_travel_through_torch(hook: str, tmp_path: Path) -> None:
     arguments = ("no-all-reduce", "--hook", hook, "--steps", "4", *SMALL)
     out = succeed(*arguments, script=PATCHED, cwd=tmp_path)
     assert f"[{hook}] step 4/4" in out
 
 
+@pytest.mark.long
 def test_default_hook_meets_the_patch(tmp_path: Path) -> None:
     done = run("no-all-reduce", "--hook", "default", "--steps", "4", *SMALL, script=PATCHED, cwd=tmp_path)
     assert done.returncode != 0
@@ -182,6 +186,7 @@ def test_bad_data_path_is_said_once(tmp_path: Path) -> None:
     assert done.stdout.startswith("device: ")
 
 
+@pytest.mark.long
 def test_one_process_without_torchrun(tmp_path: Path) -> None:
     out = succeed("--hook", "default", "--steps", "2", *SMALL, cwd=tmp_path, num_ranks=None)
     assert re.match(r"device: cpu .*, ranks: 1,", out)
