@@ -24,7 +24,7 @@ def start_both(times: int, folder: Path, keys: list[str], timeout: float) -> lis
 
 def start_with_one_key(key: str, times: int, folder: Path) -> None:
     outcomes: Counter[str] = Counter()
-    for jobs in start_both(times, folder, [secrets.token_hex(8)] * 2, 6.0):
+    for jobs in start_both(times, folder, [secrets.token_hex(8)] * 2, 4.0):
         running = 0
         for job, ranks in enumerate(jobs):
             errors = {rank: value for rank, value in enumerate(ranks) if value.get("error") is not None}
@@ -35,12 +35,12 @@ def start_with_one_key(key: str, times: int, folder: Path) -> None:
             running += not errors
             for rank, value in errors.items():
                 outcomes[f"{value['error']} on rank {'0' if rank == 0 else '1 to 3'}"] += 1
-                if rank == 0 or value["error"] == "ValueError":
-                    assert value["error"] == "ValueError", jobs
+                if value["error"] == "ValueError":
                     assert REFUSED in value["text"], jobs
-                else:  # its rank 0 has been refused before it came
+                else:  # came when the other job had gone, or its own rank 0 had been refused already
                     assert value["error"] == "CollectiveTimeoutError", jobs
-                    assert "rank 0 did not arrive" in value["text"], jobs
+                    assert "did not arrive" in value["text"], jobs
+            assert not errors or "ValueError" in {value["error"] for value in errors.values()}, jobs
         assert running >= 1, jobs
         outcomes[f"{running} of 2 jobs ran"] += 1
     print(dict(sorted(outcomes.items())))
