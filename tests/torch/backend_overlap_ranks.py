@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from datetime import timedelta
 from typing import Any
@@ -59,7 +58,7 @@ def step_times(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     x = torch.randn(4, WIDTH) * (rank + 1)
     times: dict[str, list[float]] = {name: [] for name in models}
     num_reduced = 0
-    for number in range(6):
+    for number in range(9):
         for name, model in models.items():
             model.zero_grad()
             before = model.process_group.communicator.stats()["num_operations"]
@@ -74,5 +73,5 @@ def step_times(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     gradients = [[each.grad for each in models[name].parameters()] for name in ("overlapped", "blocking")]
     same = all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     dist.destroy_process_group()
-    medians: dict[str, Any] = {name: statistics.median(each) for name, each in times.items()}
-    return medians | {"num_reduced": num_reduced, "same": same}
+    best: dict[str, Any] = {name: min(each) for name, each in times.items()}  # the others had less of the machine
+    return best | {"num_reduced": num_reduced, "same": same}

@@ -19,7 +19,6 @@ import dcomm.torch
 from dcomm.torch import dynamo, functional_ops
 from dcomm.torch.completer import Completer
 from dcomm.torch.group_identity import GroupIdentity
-from dcomm.torch.group_work import GroupWork
 
 
 def start(rank: int, world_size: int, folder: str, backend: str = "dcomm", seconds: float = 15, **how: Any) -> None:
@@ -72,9 +71,8 @@ def compiled(rank: int, world_size: int, folder: str, without: bool) -> Any:
         from torch._C._dynamo import eval_frame as frame
 
         back = frame._FrameExecStrategy(frame._FrameAction.DEFAULT, frame._FrameAction.DEFAULT)
-        own = [cls for cls in dcomm.torch.ProcessGroup.__mro__ if cls.__module__.startswith("dcomm")]
-        for cls in (*own, dcomm.torch.process_group.GroupCall, GroupWork):
-            for _, function in dynamo._methods(cls):
+        for owner in dynamo._owners(tuple(dynamo.parts_of("dcomm.torch.process_group"))):
+            for _, function in dynamo._functions(owner):
                 for code in dynamo._all_code(function.__code__):
                     frame.set_code_exec_strategy(code, back)
     start(rank, world_size, folder)
