@@ -110,6 +110,7 @@ class Communicator(SymmetricCollectives, RootedCollectives, PointToPoint, Window
     def __del__(self) -> None:
         core = getattr(self, "_core", None)
         if core is not None:
+            core.leave_note("dropped without close()")  # nothing, where it has been closed
             core.leave()  # before the arrays of pending operations are freed
             self._keeper.abandon()
 

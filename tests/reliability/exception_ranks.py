@@ -49,5 +49,7 @@ def failing_program(rank: int, world_size: int, how: str) -> Any:
     elif how == "exit":
         KEPT.append(comm)  # a local variable would go, and with it the communicator, before the program ends
         sys.exit(3)
+    elif how == "dropped":
+        sys.exit(4)
     look_up({})
     return None

@@ -28,6 +28,7 @@ SUMMARY = f"KeyError: 'not there' at {FAILS_AT}"
         ("with, queued", f"aborted the communicator ({SUMMARY})"),
         ("abort", "aborted the communicator (loss is NaN at step 7)"),
         ("long", "closed its communicator (ValueError: ää"),
+        ("dropped", "closed its communicator (dropped without close()) after completing #1"),
         ("exit", "exited with status 3 without close() after completing #1"),  # sys.exit is no failure of the program's
     ],
 )
@@ -39,7 +40,7 @@ def test_peers_are_told_what_failed(how: str, expected: str) -> None:
         assert results[rank].returncode == 0, results[rank]
         assert expected in text, text
         assert "rank 1" in text
-    assert results[1].returncode == (3 if how == "exit" else 1), results[1]
+    assert results[1].returncode == {"exit": 3, "dropped": 4}.get(how, 1), results[1]
     if how == "with":
         record_figure("exception_of_a_rank", names_rank=True, names_type=True, names_line=True)
 

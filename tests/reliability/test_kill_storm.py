@@ -45,9 +45,9 @@ def test_60_kills(failpoint_core: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_500_kills(failpoint_core: Path) -> None:
-    summary = storm(failpoint_core, 500, 2, 380, "kill_storm")
-    # Which rank passes the places of the meeting is a matter of timing; that each can be reached is test_failpoints.
-    assert len(summary["not_reached"]) <= 2, summary["not_reached"]
+    # Of this seed's cases at least four begin at each failpoint.
+    summary = storm(failpoint_core, 500, 125, 380, "kill_storm")
+    assert summary["not_reached"] == []
 
 
 @pytest.mark.soak
