@@ -49,6 +49,7 @@ def test_the_demonstration_holds() -> None:
     assert "command: python -m dcomm --seconds 1" in done.stdout
 
 
+@pytest.mark.long
 def test_one_flipped_bit_fails_it() -> None:
     done = run_demo("--seconds", "0.1", "--no-gloo", DCOMM_BENCH_CORRUPT="1")
     assert done.returncode == 1, done.stdout + done.stderr

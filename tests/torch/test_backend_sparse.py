@@ -22,6 +22,7 @@ def test_sums(tmp_path: Path) -> None:
     assert run(3, "sums", tmp_path) == [[]] * 3
 
 
+@pytest.mark.long
 def test_ddp_of_a_sparse_embedding(tmp_path: Path) -> None:
     found = run(2, "embedding", tmp_path)
     assert found[0]["dcomm"] == found[1]["dcomm"]

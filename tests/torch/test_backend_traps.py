@@ -55,6 +55,7 @@ def test_without_the_cure(tmp_path: Path, function: str, text: str) -> None:
     assert text in fails(function, tmp_path)
 
 
+@pytest.mark.long
 def test_callbacks_of_several_buckets_in_order(tmp_path: Path) -> None:
     one, other = run("power_sgd", tmp_path, without=False)
     assert one == other
@@ -90,6 +91,7 @@ def test_mixed_backends(tmp_path: Path, backend: str) -> None:
         assert kind == "ProcessGroup"
 
 
+@pytest.mark.long
 def test_detail_debugging(tmp_path: Path) -> None:
     assert run("debug", tmp_path, env={"TORCH_DISTRIBUTED_DEBUG": "DETAIL"}) == [["DETAIL", "ProcessGroup"]] * 2
 

@@ -38,6 +38,7 @@ def test_buckets_are_reduced_where_ddp_keeps_them(name: str, tmp_path: Path) -> 
         assert value["kept"]
 
 
+@pytest.mark.long
 def test_unregistered_buckets_stay_private(tmp_path: Path) -> None:
     for value in train(tmp_path, {"register_buckets": False, "overlap": False}, {}):
         assert value["bitwise"]

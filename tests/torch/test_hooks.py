@@ -103,7 +103,7 @@ def test_a_delay_in_the_collective_is_hidden_by_backward(tmp_path: Path) -> None
         assert value["delayed_ms"] - value["plain_ms"] > 15
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_lost_peer_fails_backward_with_the_reason(victim: int, tmp_path: Path) -> None:
     results = run_processes(2, SCRIPT, "lose_a_peer", {"folder": str(tmp_path), "victim": victim}, env=ENV)
     survivor = results[1 - victim]
@@ -114,6 +114,7 @@ def test_a_lost_peer_fails_backward_with_the_reason(victim: int, tmp_path: Path)
     assert survivor.value["seconds"] < 2
 
 
+@pytest.mark.long
 def test_ranks_on_several_hosts_are_left_to_the_group(tmp_path: Path) -> None:
     results = run_processes(2, SCRIPT, "on_several_hosts", {"folder": str(tmp_path)}, env=ENV)
     for result in results:
@@ -129,7 +130,9 @@ def test_callbacks_may_wait_for_other_collectives(tmp_path: Path) -> None:
         assert value == {"depth": 16.0, "gradient": 0.5}
 
 
-@pytest.mark.parametrize("how", ["return", "pending", "exception"])
+@pytest.mark.parametrize(
+    "how", ["pending", *(pytest.param(how, marks=pytest.mark.long) for how in ("return", "exception"))]
+)
 def test_leaving_without_destroy_does_not_hang(how: str, tmp_path: Path) -> None:
     args = {"folder": str(tmp_path), "how": how}
     for result in run_processes(2, SCRIPT, "leave_without_destroy", args, env=ENV, timeout=40):

@@ -112,6 +112,7 @@ def test_compare_prints_table_and_diff(tmp_path: Path) -> None:
     assert diff[5] == "+ddp.register_comm_hook(dcomm.torch.HookState(), dcomm.torch.all_reduce_hook)"
 
 
+@pytest.mark.long
 def test_compare_fails_on_wrong_gradients(tmp_path: Path) -> None:
     done = run("wrong-sum", "--compare", "--steps", "12", *SMALL, script=PATCHED, cwd=tmp_path)
     assert done.returncode != 0
@@ -179,6 +180,7 @@ def test_default_hook_meets_the_patch(tmp_path: Path) -> None:
     assert "torch's all-reduce was called" in done.stderr
 
 
+@pytest.mark.long
 def test_bad_data_path_is_said_once(tmp_path: Path) -> None:
     done = run("--data", "nowhere", "--hook", "default", cwd=tmp_path)
     assert done.returncode != 0
