@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from own_threads import dcomm_threads
 from rank_processes import WORKERS, process_values, run_processes
 from rank_threads import outcomes, run_threads, thread_outcomes, values
 
@@ -226,11 +226,7 @@ def test_done_and_wait_from_several_threads() -> None:
 
 def test_progress_threads_end_with_their_communicator() -> None:
     def names() -> list[str]:
-        found = []
-        for path in Path("/proc/self/task").glob("*/comm"):
-            with contextlib.suppress(OSError):  # it has just ended
-                found.append(path.read_text().strip())
-        return [name for name in found if name.startswith("dcomm")]
+        return list(dcomm_threads().values())
 
     gc.collect()
     before = len(names())

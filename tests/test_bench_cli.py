@@ -164,6 +164,15 @@ def test_plot_is_a_picture(tmp_path: Path) -> None:
     assert path.stat().st_size > 10_000
 
 
+def test_a_pass_over_memory_stands_beside_it() -> None:
+    done = run_bench("all_reduce", *SMALL, "--compare", "pass")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert any(line.endswith("pass us    ratio") for line in done.stdout.splitlines())
+    for row in rows_of(done.stdout):
+        pass_us, ratio, p50 = float(row[19]), float(row[20].removesuffix("x")), float(row[17])
+        assert ratio == pytest.approx(pass_us / p50, rel=0.02, abs=0.01)
+
+
 def test_gloo_stands_beside_it() -> None:
     done = run_bench("all_reduce", *SMALL, "--compare", "gloo")
     if importlib.util.find_spec("torch") is None:
@@ -203,8 +212,9 @@ def test_gloo_stands_beside_it() -> None:
         ),
         (("all_reduce", "--wire", "float16", "-d", "int32"), "--wire float16: expected -d float32, got int32"),
         (("broadcast", "--level", "c"), "--level c: expected COLLECTIVE all_reduce, got broadcast"),
-        (("all_reduce", "--compare", "nccl"), "--compare nccl: expected one of gloo, mpi"),
+        (("all_reduce", "--compare", "nccl"), "--compare nccl: expected one of gloo, mpi, pass"),
         (("broadcast", "--compare", "mpi"), "--compare mpi: "),
+        (("broadcast", "--compare", "pass"), "--compare pass: expected COLLECTIVE all_reduce, got broadcast"),
         (
             ("all_reduce", "--threads", "--compare", "gloo"),
             "--threads --compare gloo: expected ranks that are processes",

@@ -6,18 +6,16 @@ import ctypes
 import os
 import platform
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
+from own_threads import dcomm_threads
 
 import dcomm
 
 
 def progress_threads() -> list[int]:
-    """Of this process, as the kernel knows them."""
-    tasks = Path("/proc/self/task").iterdir()
-    return [int(task.name) for task in tasks if (task / "comm").read_text().strip() == "dcomm-progress"]
+    return [number for number, name in dcomm_threads().items() if name == "dcomm-progress"]
 
 
 def test_one_rank_alone_needs_no_progress_thread_for_small_calls() -> None:

@@ -48,20 +48,20 @@ def store_value(value: Any) -> None:
     os.replace(partial, path)
 
 
-def main() -> None:
+def run(task: dict[str, Any]) -> None:
+    """Calls the worker's function and stores what it returns."""
     # A shell's background jobs ignore it, and so would what they start; the tests interrupt ranks.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.modules["rank_main"] = sys.modules["__main__"]  # for the worker's `from rank_main import mark`
-    _task.update(json.loads(sys.argv[1]))
-    spec = importlib.util.spec_from_file_location("rank_worker", _task["script"])
+    _task.update(task)
+    spec = importlib.util.spec_from_file_location("rank_worker", task["script"])
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["rank_worker"] = module
     spec.loader.exec_module(module)
-    value = getattr(module, _task["function"])(_task["rank"], _task["world_size"], **_task["args"])
-    store_value(value)
+    store_value(getattr(module, task["function"])(task["rank"], task["world_size"], **task["args"]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.modules["rank_main"] = sys.modules["__main__"]  # for the worker's `from rank_main import mark`
+    run(json.loads(sys.argv[1]))

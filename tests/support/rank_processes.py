@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import signal
 import subprocess
@@ -21,9 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from served_rank import ServedRank, rank_environment, server_for
+
 MAIN = Path(__file__).with_name("rank_main.py")
 WORKERS = Path(__file__).resolve().parents[1] / "workers"
-_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,8 @@ class Ranks:
         """args, env: for all ranks, or one mapping for each."""
         self._folder = tempfile.TemporaryDirectory(prefix="dcomm-test-")
         self.folder = Path(self._folder.name)
-        base = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
-        base |= {"DCOMM_JOB_ID": secrets.token_hex(8), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-        self.processes: list[subprocess.Popen[bytes]] = []
+        base = {**rank_environment(), "DCOMM_JOB_ID": secrets.token_hex(8)}
+        self.processes: list[subprocess.Popen[bytes] | ServedRank] = []
         for rank in range(world_size):
             own_args = args[rank] if isinstance(args, Sequence) else args or {}
             own_env = env[rank] if isinstance(env, Sequence) else env or {}
@@ -66,11 +65,16 @@ class Ranks:
                 "args": dict(own_args),
                 "folder": str(self.folder),
             }
+            self.processes.append(self._start(task, {**base, **own_env}))
+
+    def _start(self, task: dict[str, Any], env: dict[str, str]) -> subprocess.Popen[bytes] | ServedRank:
+        out, err = (self._path(task["rank"], what) for what in ("out", "err"))
+        with out.open("wb") as out_file, err.open("wb") as err_file:
+            server = server_for(Path(task["script"]), env)
+            if server is not None:
+                return ServedRank(server, task, env, out, err)
             command = [sys.executable, str(MAIN), json.dumps(task)]
-            with self._path(rank, "out").open("wb") as out, self._path(rank, "err").open("wb") as err:
-                self.processes.append(
-                    subprocess.Popen(command, env={**base, **own_env}, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-                )
+            return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out_file, stderr=err_file)
 
     def __enter__(self) -> Ranks:
         return self
