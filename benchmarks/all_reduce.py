@@ -46,7 +46,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--algo", default="auto", help="algorithms, by commas")
     add("--level", default="python", help="who calls, by commas: python, c")
     add("--threads", action="store_true", help="ranks are threads of one process; best with --level c")
-    add("--compare", default="none", help="measured in the same rounds, by commas: gloo, mpi; cuda: all")
+    add("--compare", default="none", help="measured in the same rounds, by commas: gloo, mpi, pass; cuda: all")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ranks share GPU 0; docs/benchmarks.md")
     add("--iters", type=int, default=0, help="timed calls per size and round; 0: as many as docs/benchmarks.md says")
     add("--rounds", type=int, default=5, help="rounds, all cases in turn in each")

@@ -131,7 +131,11 @@ def wires_table(report: dict[str, Any]) -> Iterator[str]:
         cells = [time_text(found[nbytes, wire]) for wire in wires]
         ratios = [found[nbytes, wider] / found[nbytes, wire] for wire, (wider, _) in gains.items()]
         lines.append([size_text(nbytes), *cells, *(f"{ratio:.2f}x" for ratio in ratios)])
-    yield from markdown(["message", *wires, *(f"{wire} over {wider}" for wire, (wider, _) in gains.items())], lines)
+    passes = {row["nbytes"]: row["pass_us"] for row in of_dcomm(report, "python") if "pass_us" in row}
+    for nbytes, line in zip(sizes, lines, strict=True):
+        line.extend([time_text(passes[nbytes])] if passes else [])
+    heads = [*wires, *(f"{wire} over {wider}" for wire, (wider, _) in gains.items()), *(["one pass"] if passes else [])]
+    yield from markdown(["message", *heads], lines)
     yield ""
     for wire, (wider, least) in gains.items():
         large = {n: found[n, wider] / found[n, wire] for n in sizes if n >= 1 << 20}

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from dcomm.bench.case import Case
 from dcomm.bench.collectives import uneven_counts
 from dcomm.bench.ranks import RankError
@@ -20,6 +22,12 @@ def as_caller_holds(buffer: Any, case: Case) -> Any:
     if case.dtype == "bfloat16":
         return torch.from_numpy(buffer.view("int16")).view(torch.bfloat16)
     return torch.from_numpy(buffer)
+
+
+def memory_pass(x: Any, out: Any) -> Callable[[], Any]:
+    """Reads all of `x` and writes all of `out`, which every all-reduce must at least do, on all ranks at once."""
+    source, target = (buffer.view("uint8") for buffer in (x, out))
+    return lambda: np.invert(source, out=target)
 
 
 def dcomm_call(comm: Any, case: Case, x: Any, out: Any) -> Callable[[], Any]:

@@ -14,7 +14,7 @@ class Case:
     calls: int
     batches: int
     collective: str = "all_reduce"
-    lib: str = "dcomm"  # dcomm, gloo or mpi
+    lib: str = "dcomm"  # dcomm, gloo, mpi or pass
     variant: str = ""  # which of a peer's settings
     level: str = "python"  # c: no Python between the calls
     dtype: str = "float32"

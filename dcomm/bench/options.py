@@ -19,7 +19,7 @@ ALGOS = {  # by collective; the others have no choice
 }
 OPS = tuple(op for op in OP_CODES if op != "premul_sum")  # that one has a factor
 LEVELS = ("python", "c")
-PEERS = ("gloo", "mpi")
+PEERS = ("gloo", "mpi", "pass")
 AVERAGES = ("rank0", "avg", "min", "max")  # nccl-tests' -a 0 to 3
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _BITWISE = ("band", "bor", "bxor")
@@ -139,6 +139,8 @@ class Options:
             for op in self.ops if COLLECTIVES[self.collective].reduces else ():
                 if op not in gloo.OPS:
                     raise OptionError(f"--compare gloo: gloo has no -o {op}")
+        if "pass" in self.compare and self.collective != "all_reduce":
+            raise OptionError(f"--compare pass: expected COLLECTIVE all_reduce, got {self.collective}")
         if "mpi" in self.compare:
             if not mpi.find_libraries():
                 raise OptionError("--compare mpi: no MPI found; run benchmarks/install_peers.sh")

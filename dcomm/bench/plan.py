@@ -74,7 +74,7 @@ def _variants(options: Options, nbytes: int, dtype: str) -> Iterator[dict[str, o
 
 
 def plan(options: Options) -> list[Case]:
-    """The cases of dcomm and gloo; :func:`mpi_cases` has those of the MPIs."""
+    """The cases of dcomm, gloo and the pass over memory; :func:`mpi_cases` has those of the MPIs."""
     what = COLLECTIVES[options.collective]
     if what.name == "barrier":
         return _plan_barrier(options)
@@ -105,6 +105,10 @@ def _of_size(options: Options, modes: list[bool], fixed: dict[str, object]) -> I
             for threads in gloo.THREADS:
                 peer = {"lib": "gloo", "variant": f"{threads}t", "threads": threads, "in_place": in_place}
                 yield Case(**fixed, **shape, **peer, check=options.check)  # type: ignore[arg-type]
+    if "pass" in options.compare:
+        shape = _shape(options, nbytes, modes[-1], base.dtype, base.redop)
+        if shape is not None:
+            yield Case(**fixed, **shape, lib="pass", in_place=modes[-1], check=False)  # type: ignore[arg-type]
 
 
 def _plan_barrier(options: Options) -> list[Case]:

@@ -98,7 +98,7 @@ def table(report: dict[str, Any]) -> Iterator[Line]:
         yield Line(text.rstrip(), "wrong" if wrong else "row")
 
 
-_PEERS = (("gloo_us", "ratio"), ("mpi_us", "mpi_ratio"))
+_PEERS = (("gloo_us", "ratio"), ("mpi_us", "mpi_ratio"), ("pass_us", "pass_ratio"))
 
 
 def nccl_cells(outside: Row | None, inside: Row | None) -> str:
@@ -121,7 +121,7 @@ def _peer_cells(outside: Row | None, inside: Row | None, us: str, ratio: str) ->
     row = next((one for one in (inside, outside) if one and ratio in one), None)
     if row is None:
         return "", ""
-    time_us = row["gloo_us"] if us == "gloo_us" else row["mpi"][row["best_mpi"]]["p50_us"]
+    time_us = row["mpi"][row["best_mpi"]]["p50_us"] if us == "mpi_us" else row[us]
     return short(time_us), f"{row[ratio]:.2f}x"
 
 
@@ -162,6 +162,8 @@ def footer(report: dict[str, Any]) -> Iterator[Line]:
         yield Line(f"# mpi: the fastest of those measured, here {', '.join(sorted(chosen))}; called from C")
     if any("ratio" in row for row in report["rows"]):
         yield Line("# gloo: its best round with 1 or 2 threads; ratio: the peer's time over dcomm's p50")
+    if any("pass_ratio" in row for row in report["rows"]):
+        yield Line("# pass: reading and writing an array once on all ranks at the same time, and nothing else")
     wrong = num_wrong(report)
     verdict = "OK" if wrong == 0 else "FAILED"
     yield Line(f"# Out of bounds values : {wrong} {verdict}", "bad" if wrong else "good")

@@ -57,13 +57,16 @@ def beside_peers(row: Row, same_work: list[Row]) -> None:
     """Add the peers' times and their ratio to the row's p50; above 1 dcomm is faster.
 
     gloo counts with its best round, with 1 or 2 threads, whichever is faster. An MPI counts with its p50 as dcomm
-    does, of its settings the fastest.
+    does, of its settings the fastest. The pass over memory is a limit: where messages do not fit into caches its ratio
+    is below 1.
     """
     gloo = [peer for peer in same_work if peer["lib"] == "gloo"]
     if gloo:
         best = min(gloo, key=lambda peer: float(peer["best_round_us"]))
         row |= {"gloo_us": best["best_round_us"], "gloo_threads": best["threads"]}
         row["ratio"] = round(best["best_round_us"] / row["p50_us"], 2)
+    for peer in (peer for peer in same_work if peer["lib"] == "pass"):
+        row |= {"pass_us": peer["p50_us"], "pass_ratio": round(peer["p50_us"] / row["p50_us"], 2)}
     libraries: dict[str, Row] = {}
     for peer in (peer for peer in same_work if peer["lib"] == "mpi"):
         name = peer["variant"].partition(",")[0]

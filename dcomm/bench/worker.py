@@ -21,7 +21,7 @@ from dcomm import _core
 from dcomm.arrays import DTYPE_CODES
 from dcomm.bench import gloo
 from dcomm.bench.buffers import Array, Data, Pool, aligned_array
-from dcomm.bench.calls import as_caller_holds, dcomm_call
+from dcomm.bench.calls import as_caller_holds, dcomm_call, memory_pass
 from dcomm.bench.case import Case
 from dcomm.bench.codes import ALGO_CODES, OP_CODES
 from dcomm.bench.parent import die_with_parent
@@ -122,6 +122,8 @@ class Worker:
         result = mine if case.in_place else as_caller_holds(out, case)
         if case.lib == "gloo":
             return gloo.gloo_call(self._gloo[case.threads], case, mine, result)
+        if case.lib == "pass":
+            return memory_pass(x, x if case.in_place else out)
         return dcomm_call(self._comm, case, mine, result)
 
     def _corrupts(self) -> bool:

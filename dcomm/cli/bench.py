@@ -85,7 +85,7 @@ def bench(
     threads: Annotated[bool, _Flag("--threads", help="ranks are threads of one process; best with --level c")] = False,
     compare: Annotated[
         str,
-        _Flag(help="peers of the same run, by commas: gloo, mpi; cuda: torch, symm_mem, nccl, gloo, or all"),
+        _Flag(help="peers of the same run, by commas: gloo, mpi, pass; cuda: torch, symm_mem, nccl, gloo, or all"),
     ] = "none",
     in_place: Annotated[bool, _Flag("--in-place", help="in place only, where the collective can")] = False,
     buffers: Annotated[int, _Flag(help="buffers that take turns; 0: one per call of a batch, up to 64 MiB")] = 0,
