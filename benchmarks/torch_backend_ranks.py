@@ -23,8 +23,16 @@ from dcomm.torch.group_work import DoneWork
 CALLS = {"dcomm": 1000, "gloo": 100, "no-op": 1000}
 DELAY_S = 0.008
 OPERATORS = "functional operators, inference"
-LAYERS, WIDTH, BATCH = 16, 512, 384
-NONE, OVERLAPPED, BLOCKING = "no communication", "dcomm", "dcomm, in the calling thread"
+# torch's autograd kernels, which are Python, only pass on without gradients, and are not called in inference.
+CONTEXTS: dict[str, Callable[[], Any]] = {
+    "functional, no_grad": torch.no_grad,
+    "functional, inference": torch.inference_mode,
+    "functional operators, no_grad": torch.no_grad,
+    OPERATORS: torch.inference_mode,
+}
+LAYERS, WIDTH, BATCH = 18, 512, 384  # three layers make a bucket
+NONE, NOTHING = "no communication", "a group that does nothing"
+OVERLAPPED, BLOCKING = "dcomm", "dcomm, in the calling thread"
 LONGER = {name: f"{name}, all-reduces {1e3 * DELAY_S:.0f} ms longer" for name in (OVERLAPPED, BLOCKING)}
 
 
@@ -45,11 +53,18 @@ def latency_calls(group: Any) -> dict[str, Callable[[], Any]]:
         assert work is not None
         work.wait()
 
+    def functional() -> None:
+        funcol.wait_tensor(funcol.all_reduce(x, "sum", name))
+
+    def operators() -> None:
+        wait(all_reduce(x, "sum", name))
+
     return {
         "all_reduce": lambda: dist.all_reduce(x, group=group),
         "async": later,
-        "functional": lambda: funcol.wait_tensor(funcol.all_reduce(x, "sum", name)),
-        OPERATORS: lambda: wait(all_reduce(x, "sum", name)),
+        "functional": functional,
+        "functional operators": operators,
+        **{label: operators if "operators" in label else functional for label in CONTEXTS},
     }
 
 
@@ -81,14 +96,13 @@ def measure_latency(groups: dict[str, Any], rounds: int) -> dict[str, dict[str, 
                 check(group)
             for label, call in calls[name].items():
                 dist.barrier()
-                # As in a compiled graph of inference: torch's autograd kernels, which are Python, are not on the way.
-                with torch.inference_mode() if label == OPERATORS else contextlib.nullcontext():
+                with CONTEXTS.get(label, contextlib.nullcontext)():
                     found[name][label].append(median_us(call, CALLS[name]))
     return found
 
 
 def model_of(group: ProcessGroup) -> Any:
-    """DDP over layers that make seven buckets."""
+    """DDP over layers that make six equal buckets: were the last one small, it would wait for the one before it."""
     torch.manual_seed(1)
     layers = [torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)]
     return torch.nn.parallel.DistributedDataParallel(
@@ -99,9 +113,11 @@ def model_of(group: ProcessGroup) -> Any:
 def measure_steps(rounds: int, steps: int) -> dict[str, list[float]]:
     """Milliseconds of a step, by variant, for each round."""
     models: dict[str, Any] = {}
-    for name in (NONE, OVERLAPPED, BLOCKING, *LONGER.values()):
+    for name in (NONE, NOTHING, OVERLAPPED, BLOCKING, *LONGER.values()):
         group = dist.new_group(list(range(dist.get_world_size())))
         assert isinstance(group, ProcessGroup)
+        if name == NOTHING:
+            group.__class__ = NoOp
         group._overlap = BLOCKING not in name  # what DCOMM_ASYNC=0 does
         group.communicator._core._inject_delay(DELAY_S if name in LONGER.values() else 0.0)
         models[name] = model_of(group)
