@@ -77,6 +77,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--variants", default=";".join(VARIANTS), help=f"by semicolons, or {' / '.join(LISTS)}")
     add("--rounds", type=int, default=ENOUGH, help="go on until so many count for every variant")
     add("--steps", type=int, default=5, help="of each variant in a round, after one that does not count")
+    add("--lives", type=int, default=1, help="start the processes anew so often: where memory lies is luck")
     add("--malloc", choices=("default", "keep"), default="default", help="what glibc does with freed gradients")
     add("--max-seconds", type=float, default=240.0, help="for one workload: start no round that would end later")
     add("--json", type=Path, metavar="FILE", help="write everything here")
@@ -179,31 +180,35 @@ ORDERS: dict[str, Callable[..., Any]] = {"settle": Trainer.settle, "steps": time
 
 
 def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Rounds in which all variants take turns; the processes of all variants start anew `args.lives` times."""
     names = args.variants
     times: dict[str, list[list[float]]] = {name: [] for name in names}
+    turns = Turns(names)
     begin = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        groups = {}
-        for name in names:
-            groups[name] = Group(name, workload, args.ranks, folder)
-            stack.callback(groups[name].close)
-            groups[name].ask("settle", WARM_STEPS)
-        turns = Turns(names)
-        number = 0
-        while True:
-            round_begin = time.monotonic()
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
-                with turns.turn(name):
-                    by_rank = groups[name].ask("steps", args.steps)
-                times[name].append([round(max(ms), 3) for ms in zip(*by_rank, strict=True)])
-            number += 1
-            now = time.monotonic()
-            seen = Counter(states[-1] for states in turns.states.values())
-            print(f"{workload}: round {number}, {dict(seen)}, {turns.num_counted} count", file=sys.stderr, flush=True)
-            if turns.num_counted >= args.rounds or now - begin + (now - round_begin) > args.max_seconds:
-                break
-        weights = compare_weights(groups, folder)
+    for life in range(args.lives):
+        share = (life + 1) / args.lives
+        own_folder = tempfile.mkdtemp(dir=folder)
+        with contextlib.ExitStack() as stack:
+            groups = {}
+            for name in names:
+                groups[name] = Group(name, workload, args.ranks, own_folder)
+                stack.callback(groups[name].close)
+                groups[name].ask("settle", WARM_STEPS)
+            while True:
+                round_begin = time.monotonic()
+                first = len(times[names[0]]) % len(names)
+                for name in names[first:] + names[:first]:
+                    with turns.turn(name):
+                        by_rank = groups[name].ask("steps", args.steps)
+                    times[name].append([round(max(ms), 3) for ms in zip(*by_rank, strict=True)])
+                now = time.monotonic()
+                seen = Counter(states[-1] for states in turns.states.values())
+                text = f"round {len(times[names[0]])}, {dict(seen)}, {turns.num_counted} count"
+                print(f"{workload}: {text}", file=sys.stderr, flush=True)
+                is_late = now - begin + (now - round_begin) > args.max_seconds * share
+                if turns.num_counted >= args.rounds * share or is_late:
+                    break
+            weights = compare_weights(groups, own_folder)
     return {"title": WORKLOADS[workload].title, "states": turns.states, "step_ms": times, "weights": weights}
 
 
