@@ -38,6 +38,8 @@ def run(endpoint: Endpoint, operation: Operation, async_op: bool, timeout_ns: in
     if operation.kind == _BROADCAST:
         target = source
     collected = endpoint._collected
+    if async_op:
+        endpoint._keeper.sweep()  # first: what is over gives its event back
     work = endpoint._core.collective_cuda(
         operation.kind,
         device,

@@ -202,7 +202,6 @@ class Keeper:
 
     def keep(self, work: _core.CudaWork, arrays: list[Any]) -> None:
         """Keep `arrays` until `work` is over or the list is emptied."""
-        self.sweep()
         self._held.append(_Held(work, arrays))
 
     def sweep(self) -> None:

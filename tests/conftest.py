@@ -86,6 +86,7 @@ def _build_checks(targets: list[str]) -> None:
 _TARGETS = {
     "checks": "_dcomm_checks",
     "emulated_gpu": "dcomm_emulated_cuda",
+    "counted_gpu": "dcomm_counted_cuda",
     "failpoint_core": "_core_with_failpoints",
 }
 _checks_built = pytest.StashKey[_ChecksBuildError | None]()
@@ -133,6 +134,16 @@ def emulated_gpu(request: pytest.FixtureRequest) -> Iterator[Any]:
     from emulated_gpu import EmulatedGpu
 
     gpu = EmulatedGpu(_built(request, "_emulated_cuda.so"))
+    with gpu.in_use():
+        yield gpu
+
+
+@pytest.fixture
+def counted_gpu(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A CountedGpu (tests/support) in place of the CUDA part, for this test alone."""
+    from counted_gpu import CountedGpu
+
+    gpu = CountedGpu(_built(request, "_counted_cuda.so"))
     with gpu.in_use():
         yield gpu
 

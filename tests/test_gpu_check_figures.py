@@ -88,6 +88,18 @@ def test_64_kib_figure(median_us: float, outcome: str) -> None:
     assert only("graphs", {"rows": [row]}, "64 KiB")["outcome"] == outcome
 
 
+def test_beside_kernels_figure() -> None:
+    row = {"what": "beside kernels", "median_us": 10.5, "kernel_us": 10.0, "over_kernels": 1.05, "num_wrong": 0}
+    found = only("graphs", {"rows": [row]}, "1 MiB, 4 ranks")
+    assert (found["outcome"], found["measured"]) == ("reached", "10.5 us = 1.05 x 10.0 us of kernel")
+    for bad in ({"over_kernels": 1.051}, {"num_wrong": 1}):
+        assert only("graphs", {"rows": [{**row, **bad}]}, "1 MiB, 4 ranks")["outcome"] == "not reached", bad
+    failed = {"what": "beside kernels", "failure": "CudaError: no"}
+    assert only("graphs", {"rows": [failed]}, "1 MiB, 4 ranks")["outcome"] == "not reached"
+    without_kernels = {key: value for key, value in row.items() if key not in ("kernel_us", "over_kernels")}
+    assert only("graphs", {"rows": [without_kernels]}, "1 MiB, 4 ranks")["outcome"] == "not measured"
+
+
 def test_replay_figure() -> None:
     rows = [{"what": "replays", "world_size": n, "num_wrong": 0} for n in (2, 4)]
     assert only("graphs", {"rows": rows}, "replays between")["outcome"] == "reached"

@@ -53,11 +53,18 @@ def test_timing_part(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row["channels"] for row in found["rows"] if row["what"] == "sweep"} == {4, 8, 16, 32, 64}
 
 
-def test_graphs_part(parts: Any) -> None:
-    found = parts("graphs", SIZES=[8, 65536], NUM_MIXED=7)
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_graphs_part(parts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path))
+    found = parts("graphs", SIZES=[8, 65536], NUM_MIXED=7, DENSE=(4, 4096))
     assert not gpu_check.has_failed(found), found
     assert found["floor"] == {"empty_launch_us": 3.0, "round_trip_us": 1.0}
-    assert "not measured" not in outcomes("graphs", found).values()
+    (beside,) = (row for row in found["rows"] if row["what"] == "beside kernels")
+    assert (beside["num_wrong"], beside["num_kernels"]) == (0, 0)  # no kernel is on a CPU's profile
+    assert (tmp_path / beside["trace"]).is_file()
+    assert [text for text, outcome in outcomes("graphs", found).items() if outcome == "not measured"] == [
+        "1 MiB, 4 ranks, replay of a graph of 20: at most 1.05 x the time of its kernels"
+    ]
     assert only("graphs", found, "replays between")["outcome"] == "reached"
 
 
@@ -65,7 +72,7 @@ def test_a_graph_that_reduces_nothing_is_wrong(parts: Any, monkeypatch: pytest.M
     import torch
 
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: None)
-    found = parts("graphs", SIZES=[8], NUM_MIXED=7)
+    found = parts("graphs", SIZES=[8], NUM_MIXED=7, DENSE=(4, 4096))
     assert gpu_check.has_failed(found)
     assert "reached" not in outcomes("graphs", found).values()
 
@@ -121,6 +128,19 @@ def test_overlap_part(parts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert profile["percent_beside"] is None
     assert profile["num_kernels"] == 0
     assert (tmp_path / profile["trace"]).is_file()
+
+
+def test_graphs_beside_their_kernels(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a graph's kernels are in the profile, or there is no number."""
+    graphs = importlib.import_module("gpu.graphs")
+    for num_missing in (0, 1):
+        times = [0.5] * (graphs.CALLS * graphs.TRACED_REPLAYS - num_missing)
+        monkeypatch.setattr(graphs, "kernel_times_us", lambda arrays, comms, path, times=times: times)
+        found = parts("graphs", SIZES=[], NUM_MIXED=1, DENSE=(4, 4096))
+        (row,) = (row for row in found["rows"] if row["what"] == "beside kernels")
+        assert ("over_kernels" in row) == (num_missing == 0)
+        if num_missing == 0:
+            assert row["over_kernels"] == pytest.approx(row["median_us"] / 0.5, rel=0.01)
 
 
 @pytest.mark.parametrize("flipped", [False, True])

@@ -5,15 +5,15 @@
 #   PARTS="build graphs" bash tools/gpu_check.sh
 #
 # Needs python with torch (CUDA), NumPy, pybind11, setuptools, cmake, ninja, pytest; nvcc; no network. Parts, each under
-# 8 minutes: build doctor correct sanitize tests expandable timing graphs processes hooks overlap registered lists
-# crossovers bench.
+# 8 minutes: build doctor correct sanitize tests compile expandable timing graphs processes hooks overlap registered
+# lists crossovers bench.
 # Where a command has 10 minutes at most: "build doctor graphs lists", then "timing", "correct", "processes", "hooks",
-# "overlap", "registered", "sanitize", "tests", "expandable crossovers", "bench".
+# "overlap", "registered", "sanitize", "tests", "compile", "expandable crossovers", "bench".
 # A failed part does not stop the later ones; at the end all figures that were measured so far are told. The exit status
 # is that of the parts: a missed figure is no failure. COMMIT: what the reports name where there is no repository.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-ALL="build doctor correct sanitize tests expandable timing graphs processes hooks overlap registered lists crossovers bench"
+ALL="build doctor correct sanitize tests compile expandable timing graphs processes hooks overlap registered lists crossovers bench"
 PARTS=${PARTS:-$ALL}
 PYTHON=${PYTHON:-python}
 OUT=${OUT:-benchmarks/results}
@@ -21,6 +21,7 @@ mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 export OUT DCOMM_CUDA=ON
 export PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin"
+COMPILED=tests/gpu/test_operators_on_gpu.py # torch.compile takes its time
 checkout=$PWD
 failed=0
 
@@ -101,7 +102,8 @@ part build build
 part doctor doctor
 part correct measure correct
 part sanitize sanitize
-part tests timeout -k 10 450 "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu
+part tests timeout -k 10 450 "$PYTHON" -m pytest -q -p no:cacheprovider --ignore "$COMPILED" tests/gpu
+part compile timeout -k 10 400 "$PYTHON" -m pytest -q -p no:cacheprovider "$COMPILED"
 part expandable expandable
 part timing measure timing
 part graphs measure graphs

@@ -202,6 +202,7 @@ struct DcommCudaTable {
   /// The GPU whose memory holds `address`.
   int32_t (*pointer_device)(const void* address, int32_t* device, char* message, size_t message_bytes);
   /// What is enqueued on `after` from now on waits for what `before` has been given so far; asynchronous to the host.
+  /// Allocates at a device's first call only.
   int32_t (*order_streams)(int32_t device, void* before, void* after, char* message, size_t message_bytes);
 
   /// Loads every kernel; makes a window of each kind and gives it up again.

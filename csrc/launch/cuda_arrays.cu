@@ -2,10 +2,26 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <map>
+#include <mutex>
 
 #include "launch/cuda_status.cuh"
 
 namespace dcomm {
+
+namespace {
+
+/// One event for each GPU, made at its first use: a stream that is told to wait remembers what was recorded by then.
+struct ChainingEvents {
+  std::mutex mutex;  // held from the record to the wait
+  std::map<int, cudaEvent_t> made;
+  static ChainingEvents& instance() {
+    static ChainingEvents& all = *new ChainingEvents;  // never freed: other threads may come late
+    return all;
+  }
+};
+
+}  // namespace
 
 DcommCudaStatus find_pointer_device(const void* address, int* device, const CudaMessage& message) {
   cudaPointerAttributes attributes{};
@@ -32,16 +48,17 @@ DcommCudaStatus wait_for_cuda_device(int device, const CudaMessage& message) {
   return error == cudaSuccess ? kDcommCudaOk : message.failed("cudaDeviceSynchronize", error);
 }
 
-/// The event is freed once both streams are past it.
 DcommCudaStatus chain_cuda_streams(int device, void* before, void* after, const CudaMessage& message) {
   const ScopedDevice scope(device);
   if (scope.status() != cudaSuccess) return message.failed("cudaSetDevice", scope.status());
-  cudaEvent_t event = nullptr;
-  cudaError_t error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  ChainingEvents& events = ChainingEvents::instance();
+  const std::lock_guard lock(events.mutex);
+  cudaEvent_t& event = events.made[device];
+  cudaError_t error = cudaSuccess;
+  if (event == nullptr) error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
   if (error != cudaSuccess) return message.failed("cudaEventCreate", error);
   error = cudaEventRecord(event, static_cast<cudaStream_t>(before));
   if (error == cudaSuccess) error = cudaStreamWaitEvent(static_cast<cudaStream_t>(after), event, 0);
-  cudaEventDestroy(event);
   return error == cudaSuccess ? kDcommCudaOk : message.failed("ordering two streams", error);
 }
 

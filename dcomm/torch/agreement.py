@@ -14,8 +14,9 @@ import numpy
 import torch
 
 from dcomm.communicator import Communicator
-from dcomm.errors import MismatchError
+from dcomm.errors import DcommError, MismatchError
 
+_PROBLEM_BYTES = 512  # of what a rank tells the others
 _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _COMPILED = "_orig_mod."  # what torch.compile puts into the names
 
@@ -63,6 +64,54 @@ def check_equal(comm: Communicator, lines: list[str]) -> None:
             )
 
 
+def share_problem(comm: Communicator, own: str) -> str:
+    """Collective: what went wrong, on any rank.
+
+    Args:
+        comm: Of the ranks.
+        own: On this rank; "" where all went well.
+
+    Returns:
+        "" where all went well on all ranks; else why not, the same text on all of them, whichever has failed.
+    """
+    line = numpy.zeros(_PROBLEM_BYTES, numpy.uint8)
+    encoded = numpy.frombuffer(own.encode()[:_PROBLEM_BYTES], numpy.uint8)
+    line[: encoded.size] = encoded
+    problems: dict[str, int] = {}
+    for rank, row in enumerate(comm.all_gather(line).reshape(comm.world_size, -1)):
+        text = row.tobytes().rstrip(b"\0").decode(errors="replace")
+        if text:
+            problems.setdefault(text, rank)
+    return "; ".join(f"rank {rank}: {text}" for text, rank in problems.items())
+
+
+def check_gpu(comm: Communicator, device: int) -> None:
+    """Collective.
+
+    Raises:
+        ValueError: A rank's communicator uses another GPU than its `device`; on all ranks.
+    """
+    bound = comm._core.cuda_device
+    own = "" if bound in (-1, device) else f"the model is on cuda:{device}, but comm is bound to cuda:{bound}"
+    problem = share_problem(comm, own)
+    if problem:
+        raise ValueError(f"{problem}; move the model, or make another communicator for its GPU")
+
+
+def open_gpus(comm: Communicator, device: int) -> str:
+    """Collective: let a communicator serve arrays on this rank's GPU.
+
+    Returns:
+        As :func:`share_problem`.
+    """
+    own = ""
+    try:
+        comm._core.open_cuda(device)
+    except (DcommError, ValueError) as error:  # ValueError: DCOMM_CUDA_* of one rank
+        own = str(error) or type(error).__name__
+    return share_problem(comm, own)
+
+
 def find_device(model: torch.nn.Module) -> torch.device:
     """Where the model is: on the CPU or on one GPU.
 
@@ -90,13 +139,19 @@ def find_device(model: torch.nn.Module) -> torch.device:
     return next(iter(found), torch.device("cpu"))
 
 
-def broadcast_tensors(comm: Communicator, tensors: Iterable[torch.Tensor]) -> None:
-    """Collective. Every rank gets rank 0's values, whatever the dtype: bytes travel."""
+def broadcast_tensors(comm: Communicator, tensors: Iterable[torch.Tensor], by_host: bool = False) -> None:
+    """Collective. Every rank gets rank 0's values, whatever the dtype: bytes travel.
+
+    Args:
+        comm: Of the ranks.
+        tensors: Equal on all ranks but for their values.
+        by_host: Those on a GPU travel as copies on the host.
+    """
     for tensor in tensors:
         plain = tensor.detach()
         if plain.numel() == 0:
             continue
-        flat = plain.contiguous().reshape(-1)
+        flat = (plain.cpu() if by_host else plain).contiguous().reshape(-1)
         comm.broadcast(flat.view(torch.uint8), src=0)
         if comm.rank != 0 and flat.data_ptr() != plain.data_ptr():
             plain.copy_(flat.view(plain.shape))

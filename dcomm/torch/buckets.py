@@ -1,10 +1,11 @@
-"""Gradients in memory that all ranks reach: cut into buckets, with a view for each parameter.
+"""Gradients of a model in one piece of memory: cut into buckets, with a view for each parameter.
 
       bucket 0 (float32)                  bucket 1 (float32)            bucket 2 (bfloat16)
     | head.weight | head.bias |pad|     | layer2.weight |...|         | ... |
       ^ p.grad      ^ p.grad              ^ p.grad
 
-The core's plan says what lies where (csrc/bucket/plan.h); equal models and an equal order give an equal plan.
+The core's plan says what lies where (csrc/bucket/plan.h); equal models and an equal order give an equal plan. All ranks
+reach the memory where there is such memory; else it is the device's ordinary one (find_buckets).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 
 from dcomm import _core, arrays
 from dcomm.communicator import Communicator
+from dcomm.errors import CudaError, DcommError, SharedMemoryError
+from dcomm.torch import agreement
 
 Plan = list[tuple[int, int, list[tuple[int, int]]]]  # dtype code, count, (parameter, offset in elements)
 
@@ -56,20 +59,37 @@ def make_plan(
 
 
 class GradientBuckets:
-    """The memory of all gradients of a model: one array that all ranks reach, cut into buckets. Collective to make.
+    """The memory of all gradients of a model, cut into buckets. Collective to make.
 
     The plan's buckets are the smallest there are; :meth:`cut` lets neighbours travel together, without moving anything.
+
+    Args:
+        comm: Of the ranks.
+        parameters: Of the model.
+        plan: Of their gradients.
+        device: Of the gradients.
+        is_shared: True: all ranks reach the memory, and a bucket is reduced where it lies. False: ordinary memory.
+
+    Raises:
+        CudaError, SharedMemoryError: No such memory, on this rank or another; on all ranks, with the same text.
     """
 
     def __init__(
-        self, comm: Communicator, parameters: Sequence[torch.Tensor], plan: Plan, device: torch.device
+        self,
+        comm: Communicator,
+        parameters: Sequence[torch.Tensor],
+        plan: Plan,
+        device: torch.device,
+        is_shared: bool = True,
     ) -> None:
+        """Allocate it, zeroed, and make the views."""
         self.plan = plan
+        self.is_shared = is_shared
         self._parameters = parameters
         lengths = [count * arrays.DTYPE_BYTES[code] for code, count, _ in plan]  # whole cache lines
         self._starts = [sum(lengths[:number]) for number in range(len(plan))]
         self.nbytes = sum(lengths)  # padding included
-        self._memory = comm.empty(self.nbytes, torch.uint8, device=device)
+        self._memory = _allocate(comm, self.nbytes, device, is_shared)
         self.device = self._memory.device
         self._places: dict[int, int] = {}  # by parameter: bytes from the beginning
         for start, (code, _, places) in zip(self._starts, plan, strict=True):
@@ -116,6 +136,48 @@ class GradientBuckets:
     def view_in(self, numbers: torch.Tensor, index: int) -> torch.Tensor:
         """Parameter `index`'s part, in its shape, of a tensor that has a float32 number for every 4 bytes of memory."""
         return _view_like(numbers, self._places[index] // 4, self._parameters[index])
+
+
+def find_buckets(
+    comm: Communicator, parameters: Sequence[torch.Tensor], plan: Plan, device: torch.device
+) -> tuple[GradientBuckets, str]:
+    """Buckets in memory that all ranks reach; where some rank cannot make it, in ordinary memory on all. Collective.
+
+    Returns:
+        The buckets, and why they are in ordinary memory: the same text on all ranks, "" where they are not.
+
+    Raises:
+        CudaError, SharedMemoryError: Not even ordinary memory, on this rank or another; on all ranks.
+    """
+    try:
+        return GradientBuckets(comm, parameters, plan, device), ""
+    except (CudaError, SharedMemoryError) as error:
+        problem = str(error)
+    return GradientBuckets(comm, parameters, plan, device, is_shared=False), problem
+
+
+def _allocate(comm: Communicator, nbytes: int, device: torch.device, is_shared: bool) -> torch.Tensor:
+    """(nbytes,) zeros, ready on every stream; as GradientBuckets raises."""
+    own = ""
+    try:
+        memory = comm.empty(nbytes, torch.uint8, device=device) if is_shared else _ordinary(nbytes, device)
+    except (CudaError, SharedMemoryError) as error:  # all ranks raise it
+        own = str(error)
+    except DcommError:  # a rank is lost, or late: nothing to agree on
+        raise
+    except RuntimeError as error:  # torch's, of this rank alone: no memory
+        own = str(error) or type(error).__name__
+    problem = agreement.share_problem(comm, own)
+    if problem:
+        raise (SharedMemoryError if device.type == "cpu" else CudaError)(problem)
+    return memory
+
+
+def _ordinary(nbytes: int, device: torch.device) -> torch.Tensor:
+    memory = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return memory
 
 
 def _view_like(buffer: torch.Tensor, offset: int, parameter: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,6 @@ Source of the interface: PyTorch, "DDP Communication Hooks".
 import logging
 from typing import Any
 
-import numpy
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import GradBucket
@@ -19,7 +18,7 @@ from dcomm import arrays
 from dcomm.communicator import Communicator
 from dcomm.cuda_operation import FLOATS
 from dcomm.errors import DcommError
-from dcomm.torch import device_streams
+from dcomm.torch import agreement, device_streams
 from dcomm.torch.auto_policy import AutoPolicy
 from dcomm.torch.bucket_memory import BucketMemory
 from dcomm.torch.completer import Completer
@@ -27,8 +26,6 @@ from dcomm.torch.gradient_memory import GradientMemory
 from dcomm.torch.recommendation import DCOMM, GROUP, Recommendation
 
 logger = logging.getLogger("dcomm")
-
-_REASON_BYTES = 512  # of what a rank tells the others
 
 
 class HookState:
@@ -162,7 +159,7 @@ class HookState:
             self._delegate(str(error))
             return
         if device is not None:
-            reason = _open_gpus(self._comm, device)
+            reason = agreement.open_gpus(self._comm, device)
             if reason:
                 self._comm.close()
                 self._comm = None
@@ -189,28 +186,6 @@ class HookState:
         if self._group().rank() == 0 and not self._noticed:
             logger.warning("dcomm: the process group reduces the gradients: %s", reason)
         self._noticed = True
-
-
-def _open_gpus(comm: Communicator, device: int) -> str:
-    """Collective: let a communicator serve arrays on this rank's GPU.
-
-    Returns:
-        "" where all ranks can; else why not, the same text on all ranks, whichever of them has failed.
-    """
-    own = ""
-    try:
-        comm._core.open_cuda(device)
-    except (DcommError, ValueError) as error:  # ValueError: DCOMM_CUDA_* of one rank
-        own = str(error) or type(error).__name__
-    line = numpy.zeros(_REASON_BYTES, numpy.uint8)
-    encoded = numpy.frombuffer(own.encode()[:_REASON_BYTES], numpy.uint8)
-    line[: encoded.size] = encoded
-    reasons: dict[str, int] = {}
-    for rank, row in enumerate(comm.all_gather(line).reshape(comm.world_size, -1)):
-        text = row.tobytes().rstrip(b"\0").decode(errors="replace")
-        if text:
-            reasons.setdefault(text, rank)
-    return "; ".join(f"rank {rank}: {text}" for text, rank in reasons.items())
 
 
 def all_reduce_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -23,10 +23,10 @@ import torch
 
 from dcomm import arrays
 from dcomm.communicator import Communicator
-from dcomm.errors import DcommError
+from dcomm.errors import CudaError, DcommError, SharedMemoryError
 from dcomm.torch import agreement
 from dcomm.torch.bucket_trial import CANDIDATES, BucketTrial
-from dcomm.torch.buckets import GradientBuckets, Plan, dtype_code, make_plan
+from dcomm.torch.buckets import GradientBuckets, Plan, dtype_code, find_buckets, make_plan
 from dcomm.torch.canonical import CanonicalReducer
 from dcomm.torch.error_feedback import ErrorFeedback
 from dcomm.torch.launching import HostLauncher, Launcher
@@ -53,8 +53,11 @@ class GradientSynchronizer:
     ...     optimizer.zero_grad()
 
     Gradients live in memory that all ranks reach: p.grad is a view of it, and a bucket of neighbouring gradients is
-    reduced where it lies. All ranks make the same synchronizer and call finish() equally often; their backward passes
-    may differ. Until finish() returns, use `comm` for nothing else (``comm.split(0)`` gives another one).
+    reduced where it lies. Where some rank cannot make such memory, all of them keep gradients in ordinary memory, which
+    is copied through slots, or, of GPUs that reach each other in no way at all, through the host in :meth:`finish`;
+    rank 0's logger "dcomm" says so once. All ranks make the same synchronizer and call finish() equally often; their
+    backward passes may differ. Until finish() returns, use `comm` for nothing else (``comm.split(0)`` gives another
+    one).
 
     Several backward passes before one finish() add up; inside :meth:`no_sync` nothing is sent meanwhile, which is
     cheaper. A parameter that a rank did not use counts as zero there, and keeps grad None if no rank used it.
@@ -103,15 +106,16 @@ class GradientSynchronizer:
                 beside backward. None: True where there are two CPUs for each rank. Local: ranks may differ.
                 On a GPU buckets are reduced on a stream of their own, for which finish() lets the current stream
                 wait; None: True, but with `error_feedback` where ranks are threads. Of these the last one to complete a
-                bucket launches it for all.
+                bucket launches it for all. What has to go through the host is never overlapped.
             grad_scaler: With `error_feedback`: the torch.amp.GradScaler by which losses are scaled. What is kept is
                 kept in unscaled units, since the scale changes between steps.
             record_events: Keep a :meth:`timeline`.
 
         Raises:
-            ValueError: A bad setting, no parameter to train, a lazy parameter or one on the meta device.
+            ValueError: A bad setting, no parameter to train, a lazy parameter or one on the meta device; or a model on
+                another GPU than the communicator's.
             TypeError: Not a model, communicator or GradScaler, or a dtype that dcomm does not move, or sum on a GPU.
-            CudaError: No memory, or no way between the ranks, on the GPU.
+            CudaError, SharedMemoryError: No memory for the gradients, not even ordinary one; on every rank.
             MismatchError: The ranks' models or settings differ; on every rank. `comm` stays usable.
             DcommError: See :mod:`dcomm.errors`.
         """
@@ -142,11 +146,13 @@ class GradientSynchronizer:
         self._parameters = [parameter for _, parameter in trained]
         self._comm = comm
         self._deterministic = deterministic
+        no_way = self._open_gpus()  # between the ranks' GPUs
         # Of this rank alone: the messages are the same.
         self._overlap = _choose_overlap(comm, self._device, error_feedback) if overlap is None else overlap
         if self._overlap and error_feedback and _shares_gpu(comm, self._device):
             raise ValueError(_NO_WAY_BACK)
-        self._launcher = _make_launcher(comm, self._device)
+        self._overlap = self._overlap and not no_way
+        self._launcher = _make_launcher(comm, self._device, by_host=bool(no_way))
         # What "auto" chooses from is made of the smallest ones.
         self._plan_bytes = CANDIDATES[0] if isinstance(bucket_bytes, str) else bucket_bytes
         self._bucket_bytes = None if isinstance(bucket_bytes, str) else bucket_bytes
@@ -154,11 +160,11 @@ class GradientSynchronizer:
         self._timeline = Timeline() if record_events else None
         self._dtypes = [dtype_code(name, self._sum_dtype(p)) for name, p in trained]
         if broadcast:
-            agreement.broadcast_tensors(comm, [*model.parameters(), *model.buffers()])
+            agreement.broadcast_tensors(comm, [*model.parameters(), *model.buffers()], by_host=bool(no_way))
 
         # Gradients become ready from the last layer to the first; after one step rank 0 knows exactly.
         plan = self._plan(list(reversed(range(len(trained)))))
-        self._buckets = GradientBuckets(comm, self._parameters, plan, self._device)
+        self._buckets = self._make_buckets(plan, no_way)
         self._feedback: ErrorFeedback | None = None
         if error_feedback:
             assert wire_name is not None
@@ -309,8 +315,13 @@ class GradientSynchronizer:
 
     @property
     def gradient_bytes(self) -> int:
-        """Window memory of the gradients on this rank."""
+        """Memory of the gradients on this rank."""
         return self._buckets.nbytes
+
+    @property
+    def gradients_are_shared(self) -> bool:
+        """True: all ranks reach the gradients and reduce them where they lie. False: there was no such memory."""
+        return self._buckets.is_shared
 
     @property
     def accumulation_bytes(self) -> int:
@@ -389,6 +400,28 @@ class GradientSynchronizer:
 
     # ---- The plan ----------------------------------------------------------------------------------------------
 
+    def _open_gpus(self) -> str:
+        """Collective. Why the ranks' GPUs cannot work together; "" where they can, or none is used."""
+        if self._device.type != "cuda":
+            return ""
+        agreement.check_gpu(self._comm, self._device.index)
+        return agreement.open_gpus(self._comm, self._device.index)
+
+    def _make_buckets(self, plan: Plan, no_way: str) -> GradientBuckets:
+        """Collective. In the best memory that all ranks have; where it is not the one that was hoped for, say so."""
+        if no_way:
+            buckets = GradientBuckets(self._comm, self._parameters, plan, self._device, is_shared=False)
+            self._notice("gradients on GPUs go through the host after backward", no_way)
+            return buckets
+        buckets, problem = find_buckets(self._comm, self._parameters, plan, self._device)
+        if problem:
+            self._notice("gradients are in ordinary memory and are copied through slots", problem)
+        return buckets
+
+    def _notice(self, what: str, why: str) -> None:
+        if self._comm.rank == 0:
+            logger.warning("dcomm: GradientSynchronizer: %s: %s", what, why)
+
     def _sum_dtype(self, parameter: torch.Tensor) -> torch.dtype:
         is_half = str(parameter.dtype).removeprefix("torch.") in _HALVES
         return torch.float32 if self._deterministic and is_half else parameter.dtype
@@ -405,11 +438,19 @@ class GradientSynchronizer:
         plan = self._plan(order.tolist())
         if plan == self._buckets.plan:
             return
-        before, self._buckets = self._buckets, GradientBuckets(self._comm, self._parameters, plan, self._device)
+        before = self._buckets
+        try:
+            after = GradientBuckets(self._comm, self._parameters, plan, self._device, before.is_shared)
+        except (CudaError, SharedMemoryError) as error:  # on all ranks: they go on with the order that they have
+            logger.debug("dcomm: GradientSynchronizer: the buckets keep their first order: %s", error)
+            return
+        self._buckets = after
         for parameter, old, new in zip(self._parameters, before.views, self._buckets.views, strict=True):
             if parameter.grad is old:
                 new.copy_(old)
                 parameter.grad = new
+        if not before.is_shared:
+            self._launcher.drain()  # torch may give the old memory to another stream at once
         if self._feedback is not None:
             self._feedback.use(self._buckets)
         self._cut(self._bucket_bytes)
@@ -469,12 +510,12 @@ def _shares_gpu(comm: Communicator, device: torch.device) -> bool:
     return device.type == "cuda" and comm.world_size > 1 and bool(comm._core.is_beside(comm._core))
 
 
-def _make_launcher(comm: Communicator, device: torch.device) -> Launcher:
+def _make_launcher(comm: Communicator, device: torch.device, by_host: bool) -> Launcher:
     if device.type == "cpu":
         return HostLauncher(comm)
-    from dcomm.torch.cuda_launching import CudaLauncher
+    from dcomm.torch.cuda_launching import CudaLauncher, StagedLauncher
 
-    return CudaLauncher(comm, device)
+    return (StagedLauncher if by_host else CudaLauncher)(comm, device)
 
 
 def _shares_cpus(comm: Communicator) -> bool:

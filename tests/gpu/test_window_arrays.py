@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -68,15 +69,29 @@ def test_dropped_while_a_kernel_uses_it() -> None:
     run_threads(2, body)
 
 
+def _no_window(comm: Any, *args: Any, **options: Any) -> Any:
+    raise dcomm.CudaError("a test refuses")
+
+
+@pytest.mark.parametrize("way", ["windows", "slots", "host"])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_gradients(deterministic: bool) -> None:
-    """Two ranks have the gradients of one that sees both halves of the batch."""
+def test_gradients(deterministic: bool, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks have the gradients of one that sees both halves of the batch, whatever way there is between GPUs."""
     import torch
 
+    from dcomm.torch import agreement
+
+    if way != "windows":
+        monkeypatch.setattr(dcomm.Communicator, "empty", _no_window)
+    if way == "host":
+        monkeypatch.setattr(agreement, "open_gpus", lambda comm, device: "a test refuses")
+
     def body(comm: dcomm.Communicator) -> Any:
-        torch.manual_seed(3)
-        model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 8)).cuda()
+        with alone:  # what the threads share: the random generator
+            torch.manual_seed(3)
+            model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 8)).cuda()
         sync = dcomm.torch.GradientSynchronizer(model, comm, deterministic=deterministic, bucket_bytes=1 << 14)
+        assert sync.gradients_are_shared == (way == "windows")
         data = torch.randn(8, 64, generator=torch.Generator().manual_seed(4)).cuda()
         part = data.chunk(comm.world_size)[comm.rank]
         found = []
@@ -88,7 +103,8 @@ def test_gradients(deterministic: bool) -> None:
         sync.close()
         return found
 
-    (alone,), pair = run_threads(1, body), run_threads(2, body)
+    alone = threading.Lock()
+    (single,), pair = run_threads(1, body), run_threads(2, body)
     for step in range(3):
         assert torch.equal(pair[0][step], pair[1][step])
-        torch.testing.assert_close(pair[0][step], alone[step])
+        torch.testing.assert_close(pair[0][step], single[step])

@@ -1,7 +1,8 @@
 """GradientSynchronizer on an emulated GPU: its gradients are CPU tensors over that GPU's memory.
 
-Replaced are what needs torch with CUDA (the tensor over dcomm's memory, torch's streams), and the order between torch's
-arithmetic, which is done when it returns, and streams: what makes the current stream wait makes the host wait too.
+Replaced are what needs torch with CUDA (the tensor over dcomm's memory, one in torch's own, pinned memory, torch's
+streams), and the order between torch's arithmetic, which is done when it returns, and streams: what makes the current
+stream wait makes the host wait too.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from emulated_gpu import EmulatedGpu
 from emulated_torch_streams import torch_streams_on
 
 import dcomm
 from dcomm import arrays
-from dcomm.torch import agreement, synchronizer
-from dcomm.torch.cuda_launching import CudaLauncher
+from dcomm.torch import agreement, buckets, cuda_launching, synchronizer
+from dcomm.torch.cuda_launching import CudaLauncher, StagedLauncher
 
 
 class EmulatedLauncher(CudaLauncher):
@@ -79,15 +81,24 @@ def _tensor_over(region: Any, shape: tuple[int, ...], dtype: torch.dtype, device
 @contextmanager
 def gradients_on(gpu: EmulatedGpu, host_follows: bool = True) -> Iterator[None]:
     """Inside, models on the CPU have their gradients on cuda:0."""
+
+    def make_launcher(comm: dcomm.Communicator, device: torch.device, by_host: bool) -> CudaLauncher:
+        return StagedLauncher(comm, device) if by_host else EmulatedLauncher(comm, device, host_follows)
+
+    def ordinary(nbytes: int, device: torch.device) -> torch.Tensor:
+        if device.type == "cpu":
+            return torch.zeros(nbytes, dtype=torch.uint8)
+        memory = np.zeros(nbytes, np.uint8)
+        gpu.place(memory, device.index)
+        return torch.from_numpy(memory)
+
     with ExitStack() as stack:
         stack.enter_context(torch_streams_on(gpu))
         for owner, name, value in (
             (agreement, "find_device", lambda model: torch.device("cuda:0")),
-            (
-                synchronizer,
-                "_make_launcher",
-                lambda comm, device: EmulatedLauncher(comm, device, host_follows),
-            ),
+            (synchronizer, "_make_launcher", make_launcher),
+            (buckets, "_ordinary", ordinary),
+            (cuda_launching, "pinned", lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)),
             (dcomm.window_arrays, "as_tensor", _tensor_over),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))

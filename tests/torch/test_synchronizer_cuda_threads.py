@@ -122,7 +122,9 @@ class LateGradients(EmulatedLauncher):
 def test_the_current_stream_waits_and_the_host_does_not(emulated_gpu: EmulatedGpu, waits: bool) -> None:
     """Also without that wait, which must be seen: what the stream does next comes too early then."""
     with gradients_on(emulated_gpu), pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("dcomm.torch.synchronizer._make_launcher", LateGradients)
+        monkeypatch.setattr(
+            "dcomm.torch.synchronizer._make_launcher", lambda comm, device, by_host: LateGradients(comm, device)
+        )
         if not waits:
             monkeypatch.setattr(cuda_launching._Operation, "wait", lambda operation: None)
         with ranks(2) as (comms, models, syncs):

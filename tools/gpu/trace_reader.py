@@ -103,6 +103,12 @@ def summarize(events: list[Event]) -> dict[str, Any]:
     }
 
 
+def kernel_times_us(path: Path) -> list[float]:
+    """Of each of dcomm's kernels in the trace of a file."""
+    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    return [event["dur"] for event in events if event.get("cat") == "kernel" and "dcomm" in event["name"]]
+
+
 def read(path: Path) -> dict[str, Any]:
     """summarize() of a file."""
     return summarize(json.loads(path.read_text(encoding="utf-8"))["traceEvents"])
