@@ -37,6 +37,9 @@ def kill_in_storm(world_size: int, victims: list[int], mode: str, seed: int) -> 
         assert value["error"] == "PeerLostError", value
         named = [victim for victim in victims if f"rank {victim} (pid {pids[victim]}) died" in value["text"]]
         assert named, value
+        assert f": rank {value['rank']} (pid {value['pid']}) died" in value["text"], value
+        assert f"after completing #{value['last_seq']}" in value["text"], value
+        assert value["pid"] == pids[value["rank"]], value
         assert value["second"] == value["text"]  # the first reason again
         assert value["num_operations"] >= 20
         delays_ms.append((value["at_ns"] - min(killed_ns)) / 1e6)

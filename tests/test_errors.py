@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import threading
 import time
@@ -159,3 +161,75 @@ def test_abort_reaches_every_rank() -> None:
     results = outcomes(comms, body, timeout=10)
     assert [type(result) for result in results] == [dcomm.AbortedError] * 4
     assert all("rank 3" in str(result) for result in results)
+
+
+NAMING = [dcomm.PeerLostError, dcomm.CollectiveTimeoutError]
+Naming = dcomm.PeerLostError | dcomm.CollectiveTimeoutError
+
+
+def attributes(error: Any) -> tuple[Any, ...]:
+    assert isinstance(error, Naming)
+    assert error.rank == (error.ranks[0] if error.ranks else None)
+    assert error.pid == (error.pids[0] if error.pids else None)
+    return error.ranks, error.pids, error.last_seq
+
+
+@pytest.mark.parametrize("kind", NAMING)
+def test_ranks_of_an_error_outlive_pickling(kind: Any) -> None:
+    whole = kind("rank 1 (pid 71) died after completing #41", ranks=[1, 3], pids=[71, None], last_seq=41)
+    assert attributes(whole) == ((1, 3), (71, None), 41)
+    assert attributes(kind("text")) == ((), (), None)
+    assert attributes(kind()) == ((), (), None)
+    assert attributes(kind("text", ranks=[2, 0])) == ((2, 0), (None, None), None)
+    for again in (pickle.loads(pickle.dumps(whole)), copy.copy(whole), copy.deepcopy(whole)):
+        assert type(again) is kind
+        assert str(again) == str(whole)
+        assert attributes(again) == attributes(whole)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_timeout_has_the_rank_that_did_not_answer(is_async: bool) -> None:
+    comms = dcomm.init_threads(3)
+
+    def body(comm: Comm) -> list[Any]:
+        comm.barrier()
+        comm.barrier()
+        if comm.rank == 2:
+            return []
+        errors = []
+        for _ in range(2):  # the second time it is the first reason again
+            with pytest.raises(dcomm.CollectiveTimeoutError) as caught:
+                work = comm.all_reduce(zeros(), timeout=0.3, async_op=is_async)
+                if is_async:
+                    work.wait()
+            errors.append(attributes(caught.value))
+        return errors
+
+    assert outcomes(comms, body, timeout=10) == [[((2,), (None,), 2)] * 2] * 2 + [[]]
+    with pytest.raises(dcomm.CollectiveTimeoutError, match="waited for this rank until its timeout") as caught:
+        comms[2].barrier()
+    assert attributes(caught.value) == ((2,), (None,), 2)
+
+
+def test_whoever_could_have_sent_is_not_blamed() -> None:
+    comms = dcomm.init_threads(2)
+    with pytest.raises(dcomm.CollectiveTimeoutError, match="no rank sent") as caught:
+        comms[0].recv_any(zeros(), timeout=0.2)
+    assert attributes(caught.value) == ((), (), None)
+
+
+def test_a_lost_rank_is_in_the_error_of_each_kind_of_call() -> None:
+    comms = dcomm.init_threads(2)
+    for result in outcomes(comms, lambda comm: comm.barrier()):
+        assert result is None
+    comms[1].close()
+    calls: list[Callable[[], Any]] = [
+        lambda: comms[0].recv(zeros(), 1),
+        lambda: comms[0].barrier(async_op=True).wait(),
+        lambda: comms[0].all_reduce(zeros()),
+        lambda: comms[0].split(0),
+    ]
+    for call in calls:
+        with pytest.raises(dcomm.PeerLostError, match="rank 1 closed its communicator after completing #1;") as caught:
+            call()
+        assert attributes(caught.value) == ((1,), (None,), 1)

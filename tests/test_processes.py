@@ -131,6 +131,7 @@ def test_a_rank_that_never_comes_is_named() -> None:
     for value in process_values(2, SCRIPT, "init_and_report", args):
         assert value["error"] == "CollectiveTimeoutError", value
         assert "rank 2 did not arrive" in value["text"] or "ranks 2 did not arrive" in value["text"], value
+        assert value["ranks"] == [2], value
         assert value["seconds"] < 6
 
 

@@ -38,10 +38,36 @@ PROMISES = {
                 "tests/reliability/test_failpoints.py::test_every_failpoint_is_stormed",
                 "tests/reliability/test_regressions.py::test_killed_while_the_ranks_meet",
             ),
+            (
+                "kill_storm: {num_kills} kills, {num_aimed} at failpoints: {num_hangs} hangs, {num_wrong} wrong "
+                "results, {num_leaks} leaks; told after {p50_ms} ms (p99 {p99_ms} ms, at most {max_ms} ms); all the "
+                "dead known after at most {all_named_max_ms} ms",
+            ),
         ),
         Promise(
             "The error says how the rank ended: by which signal, with which status, with or without close().",
             ("tests/reliability/test_exits.py::test_the_others_learn_how_a_rank_left",),
+            ("exits_amid_a_wait: {runs} exits: told after at most {max_ms} ms",),
+        ),
+        Promise(
+            "It has the lost ranks, their processes and the last operation completed as attributes too, which outlive "
+            "pickling; a timeout has the ranks that did not answer.",
+            (
+                "tests/test_errors.py::test_ranks_of_an_error_outlive_pickling",
+                "tests/test_errors.py::test_a_timeout_has_the_rank_that_did_not_answer",
+                "tests/test_errors.py::test_a_lost_rank_is_in_the_error_of_each_kind_of_call",
+                "tests/test_processes.py::test_a_rank_that_never_comes_is_named",
+                "tests/reliability/test_kill_storm.py::test_60_kills",
+                "tests/cc/meeting_checks.cc::meeting_errors_travel_with_their_ranks",
+            ),
+        ),
+        Promise(
+            "SIGTERM ends a rank (143 in a shell); the others are told within 1 s that it was SIGTERM.",
+            (
+                "tests/reliability/test_exits.py::test_sigterm_is_told",
+                "tests/reliability/test_exits.py::test_the_others_learn_how_a_rank_left",
+            ),
+            ("sigterm: {ranks} ranks told after at most {told_ms} ms",),
         ),
         Promise(
             "Who makes and closes communicators again and again keeps no descriptor, thread or memory of them.",
@@ -94,7 +120,9 @@ PROMISES = {
                 "tests/reliability/test_exits.py::test_an_exit_right_after_the_last_operation",
                 "tests/reliability/test_exits.py::test_an_exit_right_after_the_last_operation_1000_times",
                 "tests/cc/failure_checks.cc::failure_exit_before_a_late_rank",
+                "tests/cc/failure_checks.cc::failure_what_was_published_before_counts",
             ),
+            ("exits_right_after_the_last_operation: {runs} exits, {problems} false errors or wrong results",),
         ),
     ),
     "Ranks disagree": (

@@ -67,6 +67,7 @@ MUTATIONS = {
     "direct_own_record_only": Expectation(("protocol_lent_by_some",)),
     "run_from_start": Expectation(("protocol_many_arrays",)),
     "exit_ignores_completed": Expectation(("failure_exit_before_a_late_rank",)),
+    "no_last_look": Expectation(("failure_what_was_published_before_counts",)),
     "fp8_scale_off": Expectation(("fp8_scales", "protocol_fp8")),
     "fp8_no_nan_scale": Expectation(("fp8_scales", "protocol_fp8")),
     "fp8_owner_keeps_sum": Expectation(("protocol_fp8",)),

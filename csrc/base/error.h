@@ -8,6 +8,9 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 namespace dcomm {
 
@@ -27,14 +30,34 @@ enum class ErrorCode : uint8_t {
   kInternal = 12,        // DcommError
 };
 
+/// A rank that an error is about, as its text says.
+struct NamedRank {
+  int rank = -1;
+  int pid = 0;            // 0: not known, or the ranks are threads
+  int64_t last_seq = -1;  // the last operation that it completed, 0: none so far; -1: not known, as during set-up
+};
+using NamedRanks = std::vector<NamedRank>;
+
+/// These, with nothing but their numbers known.
+NamedRanks named_ranks(const std::vector<int>& ranks);
+
 class Error : public std::runtime_error {
  public:
-  Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  /// ranks: of kPeerLost the lost, of kTimeout the late, those that the text names first at the front.
+  Error(ErrorCode code, const std::string& message, NamedRanks ranks = {})
+      : std::runtime_error(message), code_(code), ranks_(std::move(ranks)) {}
   ErrorCode code() const noexcept { return code_; }
+  const NamedRanks& ranks() const noexcept { return ranks_; }
 
  private:
   ErrorCode code_;
+  NamedRanks ranks_;
 };
+
+/// Text and ranks of an error as bytes for another process: the text, and if there are ranks, a NUL and these.
+std::string pack_error(const std::string& text, const NamedRanks& ranks);
+/// The other way round. Whoever sent it: at worst there are no ranks, or wrong ones.
+Error unpack_error(ErrorCode code, std::string_view packed);
 
 /// Builds a message from its parts: `throw_error(code, "got ", n, ", expected ", m)`.
 template <class... Parts>

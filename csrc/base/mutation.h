@@ -33,6 +33,7 @@ enum class Mutation : int {
   kDirectOwnRecordOnly,    // ... takes its own array's being in reach for all ranks'
   kRunFromStart,           // a tile that begins inside one of many arrays takes it from its start
   kExitIgnoresCompleted,   // a peer that has left ends also the operations that it had completed
+  kNoLastLook,             // a wait that is told to stop does not look once more for what the peer published before
   kFp8ScaleOff,            // a block's scale is twice what it should be
   kFp8NoNanScale,          // inf and NaN do not make a block's scale NaN
   kFp8OwnerKeepsSum,       // the owner of a chunk stores its sum as it was before it was encoded for the others
@@ -104,6 +105,8 @@ constexpr const char* mutation_name(Mutation mutation) {
       return "run_from_start";
     case Mutation::kExitIgnoresCompleted:
       return "exit_ignores_completed";
+    case Mutation::kNoLastLook:
+      return "no_last_look";
     case Mutation::kFp8ScaleOff:
       return "fp8_scale_off";
     case Mutation::kFp8NoNanScale:

@@ -115,8 +115,8 @@ void Communicator::join_mesh(std::shared_ptr<SharedMesh> mesh, uint64_t id, std:
     if (cuda_processes_ != nullptr) cuda_processes_->note_exit(peer, how == AbortDetail::kDied);
   };
   const auto on_stop = [this](int peer) {
-    stop_cuda(ErrorCode::kAborted, "rank " + std::to_string(peer) + " aborted the communicator" +
-                                       because(context_, peer) + "; look at its output, and start a new one");
+    stop_cuda({ErrorCode::kAborted, "rank " + std::to_string(peer) + " aborted the communicator" +
+                                        because(context_, peer) + "; look at its output, and start a new one"});
   };
   mesh_->join(id, {mesh_ranks_, on_exit, on_stop});
   listing_.enter({&context_, mesh_.get(), mesh_ranks_, ""});
@@ -162,9 +162,10 @@ void Communicator::check_usable() const {
               "this communicator belongs to the parent process; a forked child must not use it. Start data-loader "
               "workers with the spawn method, or call dcomm.init() in the child");
   if (DCOMM_UNLIKELY(broken_.load(std::memory_order_acquire))) {
-    const bool is_loss = broken_code_ == ErrorCode::kPeerLost;
-    throw_error(broken_code_, broken_message_,
-                is_loss ? describe_other_deaths(context_, broken_culprit_, pids_) : std::string());
+    std::string message = broken_reason_.what();
+    NamedRanks ranks = broken_reason_.ranks();
+    if (broken_reason_.code() == ErrorCode::kPeerLost) add_other_deaths(message, ranks);
+    throw Error(broken_reason_.code(), message, ranks);
   }
   DCOMM_CHECK(!closed(), ErrorCode::kAborted, "this communicator is closed; make a new one with dcomm.init()");
 }
@@ -288,7 +289,7 @@ int Communicator::run_in_order(const CollectiveCall& call, int64_t timeout_ns, I
       throw Error(ErrorCode::kInterrupted, "interrupted");
     }
   }
-  if (work->error_code() != ErrorCode::kOk) throw Error(work->error_code(), work->error_message());
+  if (const std::optional<Error> error = work->error()) throw Error(*error);
   return work->source();
 }
 
@@ -308,10 +309,10 @@ std::shared_ptr<Work> Communicator::enqueue(CollectiveCall call, int64_t timeout
     if (all_peers_enter()) {
       try {
         execute(call, timeout_ns, interrupted, false);
-        work->finish(ErrorCode::kOk, "");
+        work->finish({});
       } catch (const Error& error) {
         if (error.code() == ErrorCode::kInterrupted) throw;
-        work->finish(error.code(), error.what());
+        work->finish(error);
       }
       return work;
     }

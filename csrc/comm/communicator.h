@@ -168,7 +168,7 @@ class Communicator {
   void use_cuda_processes(CudaProcessGroup& group, const F& f);
   void run_cuda_between_processes(const CudaRankCall& call);
   void synchronize_cuda_processes(int64_t timeout_ns);
-  void stop_cuda(ErrorCode code, const std::string& reason);
+  void stop_cuda(const Error& reason);
   void leave_cuda();
   int run_in_order(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted);
   void execute(const CollectiveCall& call, int64_t timeout_ns, InterruptCheck interrupted, bool background);
@@ -187,7 +187,8 @@ class Communicator {
   void begin_call(const CollectiveCall& call);
   void count_sent(uint64_t sent_bytes);
   void prepare(HostOp& op, int64_t timeout_ns, InterruptCheck interrupted, bool background);
-  void set_broken(ErrorCode code, const std::string& message, int culprit = -1);
+  void set_broken(const Error& reason);
+  void add_other_deaths(std::string& message, NamedRanks& ranks) const;
   [[noreturn]] void break_down(const OpRecord& record, Failure failure);
   [[noreturn]] void fail_with(const OpRecord& record, const Failure& failure, const std::string& text);
   std::string exit_status_of(const Failure& failure) const;
@@ -234,9 +235,7 @@ class Communicator {
   std::atomic<bool> closed_{false};
   std::mutex broken_mutex_;
   std::atomic<bool> broken_{false};
-  ErrorCode broken_code_ = ErrorCode::kOk;  // written before broken_
-  std::string broken_message_;
-  int broken_culprit_ = -1;  // of a lost rank: who it is
+  Error broken_reason_{ErrorCode::kOk, ""};  // written before broken_
 
   WorkQueue queue_;
 };

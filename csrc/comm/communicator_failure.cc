@@ -19,12 +19,10 @@ constexpr std::chrono::milliseconds kExitPatience{500};
 
 }  // namespace
 
-void Communicator::set_broken(ErrorCode code, const std::string& message, int culprit) {
+void Communicator::set_broken(const Error& reason) {
   std::lock_guard lock(broken_mutex_);
   if (broken_.load(std::memory_order_relaxed)) return;
-  broken_code_ = code;
-  broken_message_ = message;
-  broken_culprit_ = culprit;
+  broken_reason_ = reason;
   broken_.store(true, std::memory_order_release);
 }
 
@@ -56,20 +54,29 @@ void Communicator::fail_with(const OpRecord& record, const Failure& failure, con
   note_call_site(record.seq);
 
   std::string message = text;
+  NamedRanks ranks;
   if (failure.code == ErrorCode::kInterrupted) {
     message = "the communicator was aborted by an interrupt (KeyboardInterrupt) on this rank; start a new one";
-    set_broken(ErrorCode::kAborted, message);
+    set_broken({ErrorCode::kAborted, message});
   } else {
     if (message.empty()) {
       const bool names_others = failure.code == ErrorCode::kMismatch || failure.code == ErrorCode::kTimeout;
       if (names_others) await_call_sites(context_);
       message = describe_failure(context_, record, failure, pids_, listing_, exit_status_of(failure));
     }
-    set_broken(failure.code, message, failure.culprit);
-    if (failure.code == ErrorCode::kPeerLost) message += describe_other_deaths(context_, failure.culprit, pids_);
+    ranks = ranks_of(context_, failure, pids_);
+    set_broken({failure.code, message, ranks});
+    if (failure.code == ErrorCode::kPeerLost) add_other_deaths(message, ranks);
   }
-  stop_cuda(broken_code_, message);
-  throw Error(failure.code, message);
+  stop_cuda({broken_reason_.code(), message, ranks});
+  throw Error(failure.code, message, ranks);
+}
+
+/// To the text of a lost rank and to the ranks that it names.
+void Communicator::add_other_deaths(std::string& message, NamedRanks& ranks) const {
+  const NamedRanks others = other_deaths(context_, ranks, pids_);
+  message += describe_other_deaths(others);
+  ranks.insert(ranks.end(), others.begin(), others.end());
 }
 
 /// Lets the peers know where the program called operation `seq`; they hear of the failure first, since this may wait
@@ -102,9 +109,9 @@ void Communicator::abort(const std::string& why) {
   const std::string text = "this communicator was aborted on rank " + std::to_string(rank()) +
                            because(context_, rank()) + "; start a new one";
   if (cuda_group_ != nullptr) cuda_group_->stop(text);
-  stop_cuda(ErrorCode::kAborted, text);
+  stop_cuda({ErrorCode::kAborted, text});
   if (cuda_processes() != nullptr) mesh_->tell_stop(id_);
-  set_broken(ErrorCode::kAborted, text);
+  set_broken({ErrorCode::kAborted, text});
 }
 
 }  // namespace dcomm

@@ -163,7 +163,7 @@ void Communicator::use_cuda_processes(CudaProcessGroup& group, const F& f) {
       reason.code = ErrorCode::kAborted;
       reason.reporter = reason.culprit = static_cast<uint16_t>(rank());
       broadcast_abort(context_, reason);
-      set_broken(error.code(), error.what());
+      set_broken(error);
     }
     throw;
   }
@@ -186,9 +186,9 @@ void Communicator::check_cuda_reports() {
   if (group != nullptr) use_cuda_processes(*group, [&] { group->check_reports(); });
 }
 
-void Communicator::stop_cuda(ErrorCode code, const std::string& reason) {
+void Communicator::stop_cuda(const Error& reason) {
   const std::lock_guard lock(cuda_mutex_);
-  if (cuda_processes_ != nullptr) cuda_processes_->stop(code, reason);
+  if (cuda_processes_ != nullptr) cuda_processes_->stop({reason.code(), reason.what(), reason.ranks()});
 }
 
 /// Waits for what runs on the GPU, 11 s at most; the goodbye comes after it.

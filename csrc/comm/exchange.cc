@@ -30,16 +30,15 @@ const char* kind_name(ExchangeKind kind) {
 
 [[noreturn]] void throw_reported(const PacketHeader& header, const uint8_t* text, size_t nbytes) {
   const bool known = header.kind > 0 && header.kind <= static_cast<uint32_t>(ErrorCode::kInternal);
-  throw Error(known ? static_cast<ErrorCode>(header.kind) : ErrorCode::kPeerLost,
-              std::string(reinterpret_cast<const char*>(text), nbytes));
+  throw Error(unpack_error(known ? static_cast<ErrorCode>(header.kind) : ErrorCode::kPeerLost,
+                           {reinterpret_cast<const char*>(text), nbytes}));
 }
 
-/// "rank 0 (pid 71)": whoever has hung up and whose process has ended; else `suspect`. A rank that fails because of
-/// another one's death hangs up as well, and not everybody has a socket yet to hear why.
-std::string who_ended(int suspect, const std::vector<GuardedFd>& sockets) {
+/// Whoever has hung up and whose process has ended; else `suspect`. A rank that fails because of another one's death
+/// hangs up as well, and not everybody has a socket yet to hear why.
+NamedRanks who_ended(int suspect, const std::vector<GuardedFd>& sockets) {
   struct Gone {
-    size_t rank;
-    pid_t pid;
+    NamedRank named;
     GuardedFd process;
   };
   std::vector<Gone> gone;
@@ -48,17 +47,25 @@ std::string who_ended(int suspect, const std::vector<GuardedFd>& sockets) {
     pollfd hung_up{sockets[rank].get(), POLLRDHUP, 0};
     PeerIdentity identity;
     if (!sockets[rank] || ::poll(&hung_up, 1, 0) <= 0 || !identify_peer(sockets[rank].get(), &identity)) continue;
-    gone.push_back({rank, identity.pid, open_pidfd(sockets[rank].get(), identity.pid)});
+    gone.push_back({{static_cast<int>(rank), identity.pid}, open_pidfd(sockets[rank].get(), identity.pid)});
     ends.push_back({gone.back().process.get(), POLLIN, 0});
   }
   if (!ends.empty()) ::poll(ends.data(), ends.size(), kEndMs);
-  std::string text;
+  NamedRanks ended;
   for (size_t i = 0; i < gone.size(); ++i) {
-    if (ends[i].revents == 0) continue;
-    text += (text.empty() ? "rank " : " and rank ") + std::to_string(gone[i].rank) + " (pid " +
-            std::to_string(gone[i].pid) + ")";
+    if (ends[i].revents != 0) ended.push_back(gone[i].named);
   }
-  return text.empty() ? "rank " + std::to_string(suspect) : text;
+  return ended.empty() ? NamedRanks{{suspect}} : ended;
+}
+
+/// "rank 0 (pid 71) and rank 2 (pid 73)"; a pid that is not known is left out.
+std::string describe(const NamedRanks& ranks) {
+  std::string text;
+  for (const NamedRank& one : ranks) {
+    text += (text.empty() ? "rank " : " and rank ") + std::to_string(one.rank);
+    if (one.pid > 0) text += " (pid " + std::to_string(one.pid) + ")";
+  }
+  return text;
 }
 
 class Exchange {
@@ -190,8 +197,10 @@ class Exchange {
     for (size_t rank = 0; rank < flows_.size(); ++rank) {
       if (!flows_[rank].sent || !flows_[rank].received) silent.push_back(static_cast<int>(rank));
     }
-    throw_error(ErrorCode::kTimeout, rank_list(silent), " did not answer within ", waiter_.timeout_text(), " in the ",
-                kind_name(request_.kind), " of set-up; see their output, or whether they are stopped");
+    throw Error(ErrorCode::kTimeout,
+                rank_list(silent) + " did not answer within " + waiter_.timeout_text() + " in the " +
+                    kind_name(request_.kind) + " of set-up; see their output, or whether they are stopped",
+                named_ranks(silent));
   }
 
   const std::vector<GuardedFd>& sockets_;
@@ -211,10 +220,11 @@ ExchangeResult run_exchange(int own_rank, const std::vector<GuardedFd>& sockets,
   return Exchange(own_rank, sockets, std::move(request), waiter).run(own_rank);
 }
 
-void send_abort(const std::vector<GuardedFd>& sockets, ErrorCode code, const std::string& text) {
+void send_abort(const std::vector<GuardedFd>& sockets, const Error& error) {
   PacketHeader header;
   header.type = PacketType::kAbort;
-  header.kind = static_cast<uint32_t>(code);
+  header.kind = static_cast<uint32_t>(error.code());
+  const std::string text = pack_error(error.what(), error.ranks());
   const size_t nbytes = std::min(text.size(), kSocketPayloadBytes);
   header.total_bytes = static_cast<uint32_t>(nbytes);
   std::vector<uint8_t> packet(sizeof header + nbytes);
@@ -237,7 +247,8 @@ void throw_peer_lost(int rank, const std::vector<GuardedFd>& sockets, const std:
       }
     }
   }
-  throw_error(ErrorCode::kPeerLost, who_ended(rank, sockets), " ", what, "; see its own output for the reason");
+  const NamedRanks ended = who_ended(rank, sockets);
+  throw Error(ErrorCode::kPeerLost, describe(ended) + " " + what + "; see its own output for the reason", ended);
 }
 
 }  // namespace dcomm

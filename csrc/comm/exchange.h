@@ -39,7 +39,7 @@ ExchangeResult run_exchange(int own_rank, const std::vector<GuardedFd>& sockets,
                             Waiter& waiter);
 
 /// Tells all peers, without waiting, that set-up has failed here; they throw the same.
-void send_abort(const std::vector<GuardedFd>& sockets, ErrorCode code, const std::string& text);
+void send_abort(const std::vector<GuardedFd>& sockets, const Error& error);
 
 /// Throws the failure that some peer has reported, if any; else kPeerLost naming `rank`.
 [[noreturn]] void throw_peer_lost(int rank, const std::vector<GuardedFd>& sockets, const std::string& what);

@@ -58,11 +58,15 @@ int pid_at(const std::vector<int>& pids, int rank) {
   return index < pids.size() ? pids[index] : 0;
 }
 
-std::string rank_text(int rank, const std::vector<int>& pids) {
+std::string rank_text(int rank, int pid) {
   std::ostringstream text;
   text << "rank " << rank;
-  if (const int pid = pid_at(pids, rank); pid > 0) text << " (pid " << pid << ')';
+  if (pid > 0) text << " (pid " << pid << ')';
   return text.str();
+}
+
+NamedRank named(const HostContext& context, int rank, const std::vector<int>& pids) {
+  return {rank, pid_at(pids, rank), static_cast<int64_t>(completed(context, rank))};
 }
 
 /// Operation `seq` of a rank, where its window still has it; else the one it began last.
@@ -178,12 +182,25 @@ std::string describe_positions(const HostContext& context) {
   return text.str();
 }
 
-std::string describe_other_deaths(const HostContext& context, int culprit, const std::vector<int>& pids) {
-  std::ostringstream text;
+NamedRanks ranks_of(const HostContext& context, const Failure& failure, const std::vector<int>& pids) {
+  const bool names_one = failure.code == ErrorCode::kPeerLost || failure.code == ErrorCode::kTimeout;
+  if (!names_one || failure.detail == AbortDetail::kFromAny) return {};
+  return {named(context, failure.culprit, pids)};
+}
+
+NamedRanks other_deaths(const HostContext& context, const NamedRanks& known, const std::vector<int>& pids) {
+  NamedRanks others;
   for (int rank = 0; rank < context.world_size; ++rank) {
-    if (rank == culprit || context.exits->get(rank) != AbortDetail::kDied) continue;
-    text << "; " << rank_text(rank, pids) << " died too";
+    if (context.exits->get(rank) != AbortDetail::kDied) continue;
+    const auto is_it = [rank](const NamedRank& one) { return one.rank == rank; };
+    if (std::none_of(known.begin(), known.end(), is_it)) others.push_back(named(context, rank, pids));
   }
+  return others;
+}
+
+std::string describe_other_deaths(const NamedRanks& others) {
+  std::ostringstream text;
+  for (const NamedRank& one : others) text << "; " << rank_text(one.rank, one.pid) << " died too";
   return text.str();
 }
 
@@ -195,7 +212,7 @@ std::string describe_failure(const HostContext& context, const OpRecord& record,
   if (!own_site.empty()) text << ", called" << own_site;
   text << ": ";
   const double seconds = 1e-9 * static_cast<double>(failure.waited_ns);
-  const std::string culprit = rank_text(failure.culprit, pids);
+  const std::string culprit = rank_text(failure.culprit, pid_at(pids, failure.culprit));
   switch (failure.code) {
     case ErrorCode::kPeerLost:
       text << culprit << ' ';

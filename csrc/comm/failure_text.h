@@ -2,7 +2,9 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
+#include "base/error.h"
 #include "comm/listing.h"
 #include "exec/host_exec.h"
 
@@ -16,8 +18,14 @@ std::string describe_failure(const HostContext& context, const OpRecord& record,
 /// What `rank` has said of why it leaves or aborts: " (KeyError: 'x' at train.py:88)"; "" where it has not.
 std::string because(const HostContext& context, int rank);
 
-/// "; rank 2 (pid 71) died too": whoever but `culprit` has died so far; empty where nobody has.
-std::string describe_other_deaths(const HostContext& context, int culprit, const std::vector<int>& pids);
+/// Whom the text of a failure is about: the lost rank, or the one that was late; none where no rank sent to "any".
+NamedRanks ranks_of(const HostContext& context, const Failure& failure, const std::vector<int>& pids);
+
+/// Whoever has died so far and is not among `known`.
+NamedRanks other_deaths(const HostContext& context, const NamedRanks& known, const std::vector<int>& pids);
+
+/// "; rank 2 (pid 71) died too"; empty where nobody has.
+std::string describe_other_deaths(const NamedRanks& others);
 
 /// "died": how a rank has gone.
 const char* exit_text(AbortDetail how);

@@ -40,10 +40,10 @@ std::string first_difference(const std::vector<const Hello*>& hellos, bool* of_v
 
 enum class ReplyKind : uint32_t {
   kWelcome = 0,  // token, then the listener name of every rank
-  kStatus = 1,   // you are seated; text: the ranks that are missing
+  kStatus = 1,   // you are seated; pack_error() of the ranks that are missing
   kVersionMismatch = 2,
   kInvalidArgument = 3,
-  kPeerLost = 4,
+  kPeerLost = 4,  // text and ranks of this one and the next: pack_error()
   kTimeout = 5,
   kGaveUp = 6,  // to rank 0: this rank's deadline has passed
 };

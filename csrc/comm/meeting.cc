@@ -63,7 +63,7 @@ class Guest {
       waiter_.sleep_for(backoff);
       backoff = std::min<std::chrono::nanoseconds>(2 * backoff, kLongestBackoff);
     }
-    throw_error(ErrorCode::kTimeout, missing_text(options_, "rank 0", "within " + waiter_.timeout_text()));
+    throw Error(ErrorCode::kTimeout, missing_text(options_, "rank 0", "within " + waiter_.timeout_text()), {{0}});
   }
 
  private:
@@ -83,18 +83,18 @@ class Guest {
     if (send_packet(socket.get(), hello_.data(), hello_.size()) != IoStatus::kDone) return false;
     failpoint("after_hello");
     bool seated = false;
-    std::string missing;
+    Error missing(ErrorCode::kTimeout, "rank 0", {{0}});
     for (;;) {
       size_t nbytes = 0;
       const IoStatus status = receive_packet(socket.get(), buffer_.data(), buffer_.size(), &nbytes);
       if (status == IoStatus::kWouldBlock) {
         std::vector<pollfd> wanted{{socket.get(), POLLIN, 0}};
-        if (!waiter_.wait(wanted)) give_up(socket, seated, missing);
+        if (!waiter_.wait(wanted)) give_up(socket, missing);
         continue;
       }
       if (status == IoStatus::kClosed) {
-        DCOMM_CHECK(!seated, ErrorCode::kPeerLost, "rank 0 ended during set-up; see its own output for the reason");
-        return false;
+        if (!seated) return false;
+        throw Error(ErrorCode::kPeerLost, "rank 0 ended during set-up; see its own output for the reason", {{0}});
       }
       const auto reply = status == IoStatus::kDone ? decode_reply(buffer_.data(), nbytes) : std::nullopt;
       if (!reply) {
@@ -102,9 +102,9 @@ class Guest {
         return false;
       }
       if (reply->kind == ReplyKind::kWelcome) return take_welcome(*reply);
-      if (reply->kind != ReplyKind::kStatus) throw Error(code_of(reply->kind), reply->text());
+      if (reply->kind != ReplyKind::kStatus) throw Error(unpack_error(code_of(reply->kind), reply->text()));
       seated = true;
-      missing = reply->text();
+      missing = unpack_error(ErrorCode::kTimeout, reply->text());
     }
   }
 
@@ -119,12 +119,12 @@ class Guest {
     return true;
   }
 
-  [[noreturn]] void give_up(const GuardedFd& socket, bool seated, const std::string& missing) {
+  [[noreturn]] void give_up(const GuardedFd& socket, const Error& missing) {
     // So that rank 0 reports a timeout, not a dead rank, when our deadline is the first to pass.
     const auto packet = encode_reply(ReplyKind::kGaveUp, "");
     send_packet(socket.get(), packet.data(), packet.size());
-    throw_error(ErrorCode::kTimeout,
-                missing_text(options_, seated ? missing : "rank 0", "within " + waiter_.timeout_text()));
+    throw Error(ErrorCode::kTimeout, missing_text(options_, missing.what(), "within " + waiter_.timeout_text()),
+                missing.ranks());
   }
 
   const MeshOptions& options_;

@@ -49,10 +49,10 @@ class Host {
     try {
       while (!settled()) serve_once();
     } catch (const Error& error) {
-      tell_all(reply_of(error.code()), error.what());
+      tell_all(reply_of(error.code()), pack_error(error.what(), error.ranks()));
       throw;
     } catch (...) {
-      tell_all(ReplyKind::kPeerLost, "rank 0 was interrupted during set-up");
+      tell_all(ReplyKind::kPeerLost, pack_error("rank 0 was interrupted during set-up", {{0, ::getpid()}}));
       throw;
     }
     return welcome_all();
@@ -79,7 +79,8 @@ class Host {
     if (late || (missing.empty() && one_launcher())) throw_if_different();
     if (missing.empty() && (late || one_launcher())) return true;
     if (late) {
-      throw_error(ErrorCode::kTimeout, missing_text(options_, rank_list(missing), "within " + waiter_.timeout_text()));
+      throw Error(ErrorCode::kTimeout, missing_text(options_, rank_list(missing), "within " + waiter_.timeout_text()),
+                  named_ranks(missing));
     }
     if (!missing.empty() && !differs) {
       verdict_at_.reset();
@@ -173,7 +174,7 @@ class Host {
     }
     guest = {std::move(socket), pid, hello};
     failpoint("seating");
-    reply(guest.socket, ReplyKind::kStatus, rank_list(missing_ranks()));
+    reply(guest.socket, ReplyKind::kStatus, missing_status());
     status_due_ = status_due_.value_or(Clock::now() + kStatusPeriod);
   }
 
@@ -204,17 +205,20 @@ class Host {
     const auto packet = status == IoStatus::kDone ? decode_reply(buffer.data(), nbytes) : std::nullopt;
     if (packet && packet->kind == ReplyKind::kGaveUp) {
       const std::string when = "before rank " + std::to_string(rank) + " gave up (its timeout has passed)";
-      throw_error(ErrorCode::kTimeout, missing_text(options_, rank_list(missing_ranks()), when));
+      const std::vector<int> missing = missing_ranks();
+      throw Error(ErrorCode::kTimeout, missing_text(options_, rank_list(missing), when), named_ranks(missing));
     }
     const pid_t pid = guest.pid;
     guest = {};
-    throw_error(ErrorCode::kPeerLost, "rank ", rank, " (pid ", pid,
-                ") ended during set-up; see its own output for the reason");
+    throw Error(ErrorCode::kPeerLost,
+                "rank " + std::to_string(rank) + " (pid " + std::to_string(pid) +
+                    ") ended during set-up; see its own output for the reason",
+                {{rank, pid}});
   }
 
   void send_status() {
     if (!status_due_ || Clock::now() < *status_due_) return;
-    const std::string text = rank_list(missing_ranks());
+    const std::string text = missing_status();
     if (text != last_status_) {
       for (const Guest& guest : guests_) {
         if (guest.socket) reply(guest.socket, ReplyKind::kStatus, text);
@@ -256,6 +260,12 @@ class Host {
       if (!guests_[static_cast<size_t>(rank)].socket) missing.push_back(rank);
     }
     return missing;
+  }
+
+  /// What the seated are told of those that are not.
+  std::string missing_status() const {
+    const std::vector<int> missing = missing_ranks();
+    return pack_error(rank_list(missing), named_ranks(missing));
   }
 
   bool is_ours(const Hello& hello) const {

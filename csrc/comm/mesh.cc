@@ -62,7 +62,8 @@ void tell_failure(const std::vector<GuardedFd>& sockets, int rank, const Error& 
   const std::string text = error.what();
   const std::string prefix = text.rfind("rank", 0) == 0 ? "" : "rank " + std::to_string(rank) + " failed: ";
   const bool ours = error.code() == ErrorCode::kInterrupted || error.code() == ErrorCode::kAborted;
-  send_abort(sockets, ours ? ErrorCode::kPeerLost : error.code(), prefix + text);
+  const NamedRanks ranks = ours ? NamedRanks{{rank, ::getpid()}} : error.ranks();
+  send_abort(sockets, {ours ? ErrorCode::kPeerLost : error.code(), prefix + text, ranks});
 }
 
 }  // namespace
@@ -76,7 +77,9 @@ auto Mesh::State::or_tell_all(const Step& step) {
     tell_failure(sockets, options.rank, error);
     throw;
   } catch (...) {
-    send_abort(sockets, ErrorCode::kPeerLost, "rank " + std::to_string(options.rank) + " was interrupted");
+    send_abort(sockets, {ErrorCode::kPeerLost,
+                         "rank " + std::to_string(options.rank) + " was interrupted",
+                         {{options.rank, ::getpid()}}});
     throw;
   }
 }

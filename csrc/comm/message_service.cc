@@ -68,7 +68,7 @@ class Communicator::MessageService {
         if (!goes_on) return;
         if (const Posted* const ended = self_.messages_.move(waiting_)) goes_on = give_back(*ended);
       } catch (const std::exception& error) {  // out of memory for a list
-        self_.set_broken(ErrorCode::kInternal, error.what());
+        self_.set_broken({ErrorCode::kInternal, error.what()});
         goes_on = give_all_back();
       }
     }
@@ -87,7 +87,7 @@ class Communicator::MessageService {
       try {
         self_.check_usable();
       } catch (const Error& error) {
-        if (!self_.queue_.retire(work, error.code(), error.what())) return false;
+        if (!self_.queue_.retire(work, error)) return false;
         continue;
       }
       self_.begin_call(work->call());
@@ -105,7 +105,7 @@ class Communicator::MessageService {
     if (ended.is_done) {
       const int source = ended.source;
       served_.erase(one);
-      return self_.queue_.retire(work, ErrorCode::kOk, "", source);
+      return self_.queue_.retire(work, {}, source);
     }
     try {
       self_.fail_message(ended);
@@ -114,7 +114,7 @@ class Communicator::MessageService {
       const bool is_last = served_.empty();
       const bool breaks = self_.broken_.load(std::memory_order_acquire);
       if (breaks) self_.messages_.forget();  // before another thread may run operations
-      const bool goes_on = self_.queue_.retire(work, error.code(), error.what());
+      const bool goes_on = self_.queue_.retire(work, error);
       return breaks && !is_last ? give_all_back() : goes_on;
     }
   }
@@ -126,7 +126,7 @@ class Communicator::MessageService {
     while (!served_.empty()) {
       const std::shared_ptr<Work> work = served_.front().work;
       served_.pop_front();
-      goes_on = self_.queue_.retire(work, self_.broken_code_, self_.broken_message_);
+      goes_on = self_.queue_.retire(work, self_.broken_reason_);
     }
     return goes_on;
   }

@@ -14,7 +14,7 @@ namespace dcomm {
 
 enum class PacketType : uint32_t {
   kData = 1,
-  kAbort = 2,          // set-up failed on the sender; kind: its ErrorCode; the payload says why
+  kAbort = 2,          // set-up failed on the sender; kind: its ErrorCode; the payload: pack_error()
   kGoodbye = 3,        // the sender closes its last communicator of this mesh on purpose
   kWindow = 4,         // payload: id of a new communicator; with the descriptor of the sender's window
   kMemberGoodbye = 5,  // payload: id of the communicator that the sender closes; it has others on this mesh

@@ -29,8 +29,10 @@ class Pairing {
       const std::vector<int> missing = missing_ranks();
       if (missing.empty()) return;
       if (waiter_.expired()) {
-        throw_error(ErrorCode::kTimeout, rank_list(missing), " did not connect within ", waiter_.timeout_text(),
-                    " after the meeting; see their output, or whether they are stopped");
+        throw Error(ErrorCode::kTimeout,
+                    rank_list(missing) + " did not connect within " + waiter_.timeout_text() +
+                        " after the meeting; see their output, or whether they are stopped",
+                    named_ranks(missing));
       }
       wait_for_higher_ranks(retry ? Clock::now() + kRetryPeriod : waiter_.deadline());
     }

@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -42,14 +43,10 @@ class Work {
     std::unique_lock lock(mutex_);
     return ended_.wait_for(lock, limit, [&] { return done_; });
   }
-  /// kOk, or why it failed; meaningful once done.
-  ErrorCode error_code() const {
+  /// Why it failed; nothing where it went well or is not done.
+  std::optional<Error> error() const {
     std::lock_guard lock(mutex_);
-    return code_;
-  }
-  std::string error_message() const {
-    std::lock_guard lock(mutex_);
-    return message_;
+    return error_;
   }
 
   /// The rank whose message a receive took; -1: not done, or no message.
@@ -68,12 +65,12 @@ class Work {
     return descriptor;
   }
 
-  void finish(ErrorCode code, const std::string& message, int source = -1) {
+  /// error: nothing where it went well.
+  void finish(const std::optional<Error>& error, int source = -1) {
     {
       std::lock_guard lock(mutex_);
       if (done_) return;
-      code_ = code;
-      message_ = message;
+      error_ = error;
       source_ = source;
       done_ = true;
       if (event_ >= 0) ::eventfd_write(event_, 1);
@@ -89,8 +86,7 @@ class Work {
   mutable std::condition_variable ended_;
   bool done_ = false;
   int event_ = -1;  // an eventfd, once somebody has asked for one
-  ErrorCode code_ = ErrorCode::kOk;
-  std::string message_;
+  std::optional<Error> error_;
   int source_ = -1;
 };
 

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 #include <exception>
-#include <string>
+#include <optional>
 #include <system_error>
 
 #include "base/error.h"
@@ -58,7 +58,7 @@ std::shared_ptr<Work> WorkQueue::take_message() {
   return next;
 }
 
-bool WorkQueue::retire(const std::shared_ptr<Work>& work, ErrorCode code, const std::string& message, int source) {
+bool WorkQueue::retire(const std::shared_ptr<Work>& work, const std::optional<Error>& error, int source) {
   bool is_empty = false;
   {
     const std::lock_guard lock(shared_->mutex);
@@ -68,7 +68,7 @@ bool WorkQueue::retire(const std::shared_ptr<Work>& work, ErrorCode code, const 
     is_empty = shared_->queue.empty();
     shared_->changed.notify_all();
   }
-  work->finish(code, message, source);
+  work->finish(error, source);
   return !is_empty;
 }
 
@@ -96,20 +96,17 @@ void WorkQueue::progress_loop() {
 
 /// Runs a queued collective and takes it off the queue.
 void WorkQueue::run(const std::shared_ptr<Work>& work) {
-  ErrorCode code = ErrorCode::kOk;
-  std::string message;
+  std::optional<Error> failed;
   try {
     failpoint("progress_begins");
     execute_(*work);
     failpoint("progress_ends");
   } catch (const Error& error) {
-    code = error.code();
-    message = error.what();
+    failed = error;
   } catch (const std::exception& error) {
-    code = ErrorCode::kInternal;
-    message = error.what();
+    failed = Error(ErrorCode::kInternal, error.what());
   }
-  retire(work, code, message);
+  retire(work, failed);
 }
 
 }  // namespace dcomm

@@ -11,7 +11,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <string>
+#include <optional>
 #include <thread>
 
 #include "comm/work.h"
@@ -50,7 +50,7 @@ class WorkQueue {
   std::shared_ptr<Work> take_message();
   /// Progress thread: `work` has ended. False: the queue is empty, so that from now on another thread may run
   /// operations.
-  bool retire(const std::shared_ptr<Work>& work, ErrorCode code, const std::string& message, int source = -1);
+  bool retire(const std::shared_ptr<Work>& work, const std::optional<Error>& error, int source = -1);
 
  private:
   void run(const std::shared_ptr<Work>& work);

@@ -252,8 +252,11 @@ bool HostExec::wait_longer(const Awaited& awaited) {
   bool noted = false;
   for (;;) {
     const int64_t waited = steady_now_ns() - start;
+#if defined(DCOMM_TESTING)
+    if (test_turn_of_wait) test_turn_of_wait();
+#endif
     if (DCOMM_UNLIKELY(attention.load(std::memory_order_acquire) != 0)) {
-      if (arrived()) return true;  // what a leaving peer published before counts
+      if (!mutated(Mutation::kNoLastLook) && arrived()) return true;  // what a leaving peer published before counts
       if (must_stop(waited)) return false;
     }
     if (waited >= next_header_check) {

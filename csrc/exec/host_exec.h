@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "base/failpoint.h"
@@ -66,6 +67,8 @@ struct HostOp {
 #if defined(DCOMM_TESTING)
 /// With DCOMM_TEST_JITTER=1 in the environment: gives up the core, or sleeps, now and then.
 void test_jitter();
+/// Called by this thread in every turn of a wait, between its look at the flag and that at aborts and exits.
+inline thread_local std::function<void()> test_turn_of_wait;
 #endif
 
 /// A reusable barrier of lanes that also combines a bit.

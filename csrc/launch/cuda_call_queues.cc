@@ -166,13 +166,13 @@ bool CudaCallQueues::has_come(int rank, const CudaPendingCall& waiting) const {
   return std::count_if(theirs.begin(), theirs.end(), is_collective) > std::count_if(ours.begin(), here, is_collective);
 }
 
-std::string CudaCallQueues::list_missing(const CudaPendingCall& waiting) const {
-  if (is_message_call(waiting)) return list_ranks({waiting.call.call.root});
+std::vector<int> CudaCallQueues::missing(const CudaPendingCall& waiting) const {
+  if (is_message_call(waiting)) return {waiting.call.call.root};
   std::vector<int> missing;
   for (int rank = 0; rank < world_size(); ++rank) {
     if (!has_come(rank, waiting)) missing.push_back(rank);
   }
-  return list_ranks(missing);
+  return missing;
 }
 
 std::string CudaCallQueues::describe_all() const {

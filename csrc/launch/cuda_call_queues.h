@@ -35,7 +35,10 @@ std::string describe(const CudaRankCall& call);
 
 struct CudaOutcome {
   ErrorCode code = ErrorCode::kOk;
-  std::string message;
+  std::string message = {};
+  NamedRanks ranks = {};
+
+  Error error() const { return {code, message, ranks}; }
 };
 
 /// How a rank called: its thread waits inside the call; it plays all ranks in a dcomm.group; or the call has returned
@@ -81,7 +84,7 @@ class CudaCallQueues {
   /// `rank` has called what `waiting` waits for.
   bool has_come(int rank, const CudaPendingCall& waiting) const;
   /// Ranks that have not: "rank 2" or "ranks 0, 3".
-  std::string list_missing(const CudaPendingCall& waiting) const;
+  std::vector<int> missing(const CudaPendingCall& waiting) const;
   /// "rank 0 called ..., rank 1 called nothing more": the first call of each.
   std::string describe_all() const;
 

@@ -30,7 +30,8 @@ CudaOutcome describe_cuda_failure(const DcommCudaFailure& failure) {
   }
   text << ": " << (timed_out ? "the deadline passed; something else may keep the GPU busy" : "stopped by the host")
        << "; results of the operations since the last check are not valid, make a new communicator";
-  return {timed_out ? ErrorCode::kTimeout : ErrorCode::kAborted, text.str()};
+  if (!timed_out) return {ErrorCode::kAborted, text.str()};
+  return {ErrorCode::kTimeout, text.str(), {{failure.peer}}};
 }
 
 }  // namespace dcomm

@@ -105,7 +105,7 @@ void CudaThreadGroup::run(int rank, const CudaRankCall& call) {
   if (!mine->done) refuse_lost_peers(mine);
   if (!mine->done) refuse_dead_end(mine);
   if (!mine->done) wait(lock, mine, {call.timeout_ns, true, call.interrupted, call.argument});
-  if (mine->outcome.code != ErrorCode::kOk) throw Error(mine->outcome.code, mine->outcome.message);
+  if (mine->outcome.code != ErrorCode::kOk) throw mine->outcome.error();
 }
 
 void CudaThreadGroup::post(int rank, const CudaRankCall& call) {
@@ -114,7 +114,7 @@ void CudaThreadGroup::post(int rank, const CudaRankCall& call) {
   advance();  // a call that completes its operation needs no event: its stream is asked now
   if (!mine->done) refuse_lost_peers(mine);
   if (!mine->done) note_stream(mine);
-  if (mine->outcome.code != ErrorCode::kOk) throw Error(mine->outcome.code, mine->outcome.message);
+  if (mine->outcome.code != ErrorCode::kOk) throw mine->outcome.error();
 }
 
 /// So that the operation, launched later, does not wait for what the stream is given after the call.
@@ -128,7 +128,7 @@ void CudaThreadGroup::note_stream(const Pending& mine) {
     mine->ready = std::move(event);
   } catch (const Error& error) {
     queues_.remove(mine);
-    if (error.code() != ErrorCode::kInvalidArgument) break_group(error.code(), error.what());
+    if (error.code() != ErrorCode::kInvalidArgument) break_group({error.code(), error.what()});
     throw;
   }
 }
@@ -153,9 +153,9 @@ void CudaThreadGroup::collect(int rank, const CudaRankCall& call) {
   const std::lock_guard lock(mutex_);
   const Pending mine = queue(rank, call, CudaCallManner::kCollected);
   const Outcome outcome = advance();
-  if (outcome.code != ErrorCode::kOk) throw Error(outcome.code, outcome.message);
+  if (outcome.code != ErrorCode::kOk) throw outcome.error();
   if (!mine->done) refuse_lost_peers(mine);
-  if (mine->outcome.code != ErrorCode::kOk) throw Error(mine->outcome.code, mine->outcome.message);
+  if (mine->outcome.code != ErrorCode::kOk) throw mine->outcome.error();
 }
 
 void CudaThreadGroup::end_collecting(bool complain) {
@@ -165,9 +165,9 @@ void CudaThreadGroup::end_collecting(bool complain) {
   if (incomplete.empty()) return;
   for (const Pending& pending : incomplete) {
     if (pending->call.work == nullptr) continue;
-    pending->call.work->give_up(ErrorCode::kMismatch, describe(pending->call) +
-                                                          " was not started: its dcomm.group ended before all ranks' " +
-                                                          "calls were made: " + text);
+    pending->call.work->give_up(
+        {ErrorCode::kMismatch, describe(pending->call) + " was not started: its dcomm.group ended before all ranks' " +
+                                   "calls were made: " + text});
   }
   end(incomplete, {});
   DCOMM_CHECK(!complain, ErrorCode::kMismatch,
@@ -195,25 +195,27 @@ void CudaThreadGroup::refuse_lost_peers(const Pending& mine) {
   if (is_message(call.collective)) {
     if (!left_[static_cast<size_t>(call.root)] || queues_.has_come(call.root, *mine)) return;
     queues_.remove(mine);
-    end({mine},
-        {ErrorCode::kPeerLost, list_ranks({call.root}) + " left before its part of " + describe(mine->call) + remedy});
+    end({mine}, {ErrorCode::kPeerLost,
+                 list_ranks({call.root}) + " left before its part of " + describe(mine->call) + remedy,
+                 {{call.root}}});
     return;
   }
   std::vector<int> left = list_left();
   left.erase(std::remove_if(left.begin(), left.end(), [&](int rank) { return queues_.has_come(rank, *mine); }),
              left.end());
   if (left.empty()) return;
-  break_group(ErrorCode::kPeerLost, list_ranks(left) + " left before " + describe(mine->call) + remedy);
+  break_group(
+      {ErrorCode::kPeerLost, list_ranks(left) + " left before " + describe(mine->call) + remedy, named_ranks(left)});
 }
 
 void CudaThreadGroup::refuse_dead_end(const Pending& mine) {
   const Pending other = queues_.find_dead_end(*mine);
   if (other == nullptr) return;
-  break_group(ErrorCode::kMismatch,
-              "rank " + std::to_string(mine->rank) + " called " + describe(mine->call) + ", but rank " +
-                  std::to_string(other->rank) + " called " + describe(other->call) +
-                  ", and each waits for the other; calls of CUDA arrays return when the other rank has made its part: "
-                  "let one of two ranks call recv first, or make the calls in a dcomm.group");
+  break_group({ErrorCode::kMismatch,
+               "rank " + std::to_string(mine->rank) + " called " + describe(mine->call) + ", but rank " +
+                   std::to_string(other->rank) + " called " + describe(other->call) +
+                   ", and each waits for the other; calls of CUDA arrays return when the other rank has made its part: "
+                   "let one of two ranks call recv first, or make the calls in a dcomm.group"});
 }
 
 /// Returns when `mine` is done.
@@ -225,12 +227,15 @@ void CudaThreadGroup::wait(std::unique_lock<std::mutex>& lock, const Pending& mi
     const auto slice = std::min(deadline, Clock::now() + kInterruptCheck);
     if (call_ended_.wait_until(lock, slice, ended)) return;
     if (Clock::now() >= deadline) {
+      const std::vector<int> missing = queues_.missing(*mine);
       std::ostringstream text;
       text << "rank " << mine->rank << " waited " << static_cast<double>(patience.timeout_ns) * 1e-9 << " s in "
-           << describe(mine->call) << " for " << queues_.list_missing(*mine)
+           << describe(mine->call) << " for " << list_ranks(missing)
            << ", which did not call it; every rank's thread must make the same calls";
-      if (!patience.is_final) throw Error(ErrorCode::kTimeout, text.str() + "; it may still come: wait again");
-      break_group(ErrorCode::kTimeout, text.str());
+      if (!patience.is_final) {
+        throw Error(ErrorCode::kTimeout, text.str() + "; it may still come: wait again", named_ranks(missing));
+      }
+      break_group({ErrorCode::kTimeout, text.str(), named_ranks(missing)});
       return;
     }
     if (patience.interrupted == nullptr) continue;
@@ -239,8 +244,8 @@ void CudaThreadGroup::wait(std::unique_lock<std::mutex>& lock, const Pending& mi
     lock.lock();
     if (ended()) return;
     if (!interrupted) continue;
-    break_group(ErrorCode::kAborted,
-                "rank " + std::to_string(mine->rank) + " was interrupted in " + describe(mine->call));
+    break_group(
+        {ErrorCode::kAborted, "rank " + std::to_string(mine->rank) + " was interrupted in " + describe(mine->call)});
     throw Error(ErrorCode::kInterrupted, "interrupted");
   }
 }
@@ -251,11 +256,10 @@ void CudaThreadGroup::check_usable(int rank) {
     DcommCudaFailure failure{};
     table_->poll_error(group_, &failure);
     if (failure.code != 0) {
-      const Outcome outcome = describe_cuda_failure(failure);
-      break_group(outcome.code, outcome.message);
+      break_group(describe_cuda_failure(failure));
     }
   }
-  if (broken_.code != ErrorCode::kOk) throw Error(broken_.code, broken_.message);
+  if (broken_.code != ErrorCode::kOk) throw broken_.error();
 }
 
 /// Starts every operation for which all have come; the first failure.
@@ -278,7 +282,7 @@ CudaThreadGroup::Outcome CudaThreadGroup::start(const std::vector<Pending>& part
       });
   Outcome disagreement = find_disagreement(parts);
   if (disagreement.code != ErrorCode::kOk) {
-    if (concerns_later_calls) break_group(disagreement.code, disagreement.message);
+    if (concerns_later_calls) break_group(disagreement);
     return disagreement;
   }
   try {
@@ -286,7 +290,7 @@ CudaThreadGroup::Outcome CudaThreadGroup::start(const std::vector<Pending>& part
   } catch (const Error& error) {
     // Bad arguments were found before anything was enqueued; after anything else the state is unknown.
     if (error.code() != ErrorCode::kInvalidArgument) broken_ = {error.code(), error.what()};
-    if (concerns_later_calls) break_group(error.code(), error.what());
+    if (concerns_later_calls) break_group({error.code(), error.what()});
     return {error.code(), error.what()};
   }
   return {};
@@ -298,14 +302,14 @@ void CudaThreadGroup::end(const std::vector<Pending>& parts, const Outcome& outc
     part->done = true;
     part->outcome = outcome;
     if (part->call.work != nullptr && outcome.code != ErrorCode::kOk) {
-      part->call.work->give_up(outcome.code, outcome.message);
+      part->call.work->give_up(outcome.error());
     }
   }
   call_ended_.notify_all();
 }
 
 void CudaThreadGroup::open_locked(int device) {
-  if (broken_.code != ErrorCode::kOk) throw Error(broken_.code, broken_.message);
+  if (broken_.code != ErrorCode::kOk) throw broken_.error();
   DCOMM_CHECK(group_ == nullptr || device_ == device, ErrorCode::kInvalidArgument, "got an array on cuda:", device,
               ", but this communicator's ranks met on cuda:", device_, "; make another communicator for another GPU");
   if (group_ != nullptr) return;
@@ -381,8 +385,8 @@ void CudaThreadGroup::launch(const std::vector<Pending>& parts) {
 }
 
 /// Later calls raise this; so do the ranks that are waiting now. The caller holds the lock.
-void CudaThreadGroup::break_group(ErrorCode code, const std::string& message) {
-  if (broken_.code == ErrorCode::kOk) broken_ = {code, message};
+void CudaThreadGroup::break_group(const Outcome& outcome) {
+  if (broken_.code == ErrorCode::kOk) broken_ = outcome;
   end(queues_.take_all(), broken_);
 }
 
@@ -408,7 +412,7 @@ void CudaThreadGroup::check_reports(int rank) {
 
 void CudaThreadGroup::stop(const std::string& reason) {
   const std::lock_guard lock(mutex_);
-  break_group(ErrorCode::kAborted, reason);
+  break_group({ErrorCode::kAborted, reason});
   if (group_ != nullptr) table_->stop(group_);
 }
 

@@ -105,7 +105,7 @@ class CudaThreadGroup {
   void end(const std::vector<Pending>& parts, const Outcome& outcome);
   void open_locked(int device);
   void launch(const std::vector<Pending>& parts);
-  void break_group(ErrorCode code, const std::string& message);
+  void break_group(const Outcome& outcome);
   std::vector<int> list_left() const;
   const DcommCudaTable& table();
 

@@ -152,7 +152,7 @@ void CudaProcessGroup::check_usable() {
   prefer_report();
   {
     const std::lock_guard lock(mutex_);
-    if (broken_.code != ErrorCode::kOk) throw Error(broken_.code, broken_.message);
+    if (broken_.code != ErrorCode::kOk) throw broken_.error();
   }
   CudaOutcome outcome = find_failure();
   if (outcome.code == ErrorCode::kAborted) {  // some rank's host has stopped it: why?
@@ -164,7 +164,7 @@ void CudaProcessGroup::check_usable() {
   }
   if (outcome.code != ErrorCode::kOk) break_group(outcome);
   const std::lock_guard lock(mutex_);
-  if (broken_.code != ErrorCode::kOk) throw Error(broken_.code, broken_.message);
+  if (broken_.code != ErrorCode::kOk) throw broken_.error();
 }
 
 void CudaProcessGroup::check_call(const CudaRankCall& call) const {
@@ -277,7 +277,7 @@ void CudaProcessGroup::launch(const CudaRankCall& rank_call, const OpRecord& rec
   } catch (const Error& error) {
     number.store(record.seq - 1);
     // Bad arguments were found before anything was enqueued; after anything else the state is unknown.
-    if (error.code() != ErrorCode::kInvalidArgument) stop(error.code(), error.what());
+    if (error.code() != ErrorCode::kInvalidArgument) stop({error.code(), error.what()});
     throw;
   }
   peers_.launched(record);
@@ -296,8 +296,8 @@ void CudaProcessGroup::check_reports() {
   if (failure.code != 0) check_usable();
 }
 
-void CudaProcessGroup::stop(ErrorCode code, const std::string& reason) {
-  break_group({code, reason});
+void CudaProcessGroup::stop(const CudaOutcome& reason) {
+  break_group(reason);
   if (group_ != nullptr) table_.stop(group_);
 }
 
@@ -307,7 +307,7 @@ void CudaProcessGroup::note_exit(int peer, bool died) {
   // It may have gone because of what the GPU has reported; that says more.
   const CudaOutcome reported = find_failure();
   if (says_more_than_exit(reported)) {
-    stop(reported.code, reported.message);
+    stop(reported);
     return;
   }
   break_group_by_exit(describe_exit(peer), !died);
@@ -333,7 +333,7 @@ CudaOutcome CudaProcessGroup::describe_exit(int peer) const {
        << "; launched on the GPU so far: " << describe_positions()
        << "; results of operations that were running are not valid; look at that rank's own output for the first "
           "error, then start a new communicator";
-  return {ErrorCode::kPeerLost, text.str()};
+  return {ErrorCode::kPeerLost, text.str(), {{peer, peers_.pids[index]}}};
 }
 
 /// "#4 on this rank, #3 on rank 1".

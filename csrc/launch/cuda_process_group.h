@@ -74,7 +74,7 @@ class CudaProcessGroup {
   // ---- Any thread; they never wait.
 
   /// Ends what runs on the GPU, here and, where it runs, on all ranks.
-  void stop(ErrorCode code, const std::string& reason);
+  void stop(const CudaOutcome& reason);
   /// A peer that left (did not die) after it had launched its part of everything, messages too, fails nothing.
   void note_exit(int peer, bool died);
   /// In a forked child: the GPU is the parent's.

@@ -51,10 +51,9 @@ void CudaWork::start(const DcommCudaTable& table, std::shared_ptr<DcommCudaEvent
   phase_.store(Phase::kLaunched, std::memory_order_release);
 }
 
-void CudaWork::give_up(ErrorCode code, const std::string& message) {
+void CudaWork::give_up(const Error& error) {
   if (is_settled()) return;
-  code_ = code;
-  message_ = message;
+  error_ = error;
   phase_.store(Phase::kGivenUp, std::memory_order_release);
 }
 
@@ -62,7 +61,7 @@ void CudaWork::check_started() const {
   DCOMM_CHECK(is_settled(), ErrorCode::kInvalidArgument,
               "the operation is not launched yet: inside dcomm.group the call of the last rank launches it; wait for "
               "it after that");
-  if (code_ != ErrorCode::kOk) throw Error(code_, message_);
+  if (error_) throw Error(*error_);
 }
 
 DcommCudaEventState CudaWork::state() const {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,7 +50,7 @@ class CudaWork {
   int64_t timeout_ns() const { return timeout_ns_; }
   void start(const DcommCudaTable& table, std::shared_ptr<DcommCudaEvent> end);
   /// It was not launched, and why. Nothing where it was.
-  void give_up(ErrorCode code, const std::string& message);
+  void give_up(const Error& error);
 
   /// It is launched or given up.
   bool is_settled() const { return phase_.load(std::memory_order_acquire) != Phase::kAhead; }
@@ -68,8 +69,7 @@ class CudaWork {
   std::atomic<Phase> phase_{Phase::kAhead};  // the rest does not change any more once it is another
   const DcommCudaTable* table_ = nullptr;
   std::shared_ptr<DcommCudaEvent> end_;
-  ErrorCode code_ = ErrorCode::kOk;
-  std::string message_;
+  std::optional<Error> error_;
 };
 
 }  // namespace dcomm

@@ -94,7 +94,7 @@ PyObject* fast_all_reduce(PyObject* self, PyObject* const* args, Py_ssize_t num_
 PyObject* fast_all_reduce_async(PyObject* self, PyObject* const* args, Py_ssize_t num_args) {
   return with_call(self, args, num_args, [](Communicator& comm, const CollectiveCall& call) {
     const std::shared_ptr<Work> work = enqueue_released(comm, call, 0);
-    if (work->done() && work->error_code() == ErrorCode::kOk) return Py_NewRef(Py_True);
+    if (work->done() && !work->error()) return Py_NewRef(Py_True);
     return py::cast(work).release().ptr();
   });
 }

@@ -7,6 +7,7 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <optional>
 
 #include "comm/communicator.h"
 #include "python/array_reader.h"
@@ -27,25 +28,23 @@ struct FastTables {
 /// Communicator::run, or enqueue.
 pybind11::object make_fast_all_reduce(std::shared_ptr<Communicator> comm, const FastTables& tables, bool is_async);
 
-/// Raises the Python exception for `code` (defined in module.cc, which knows the classes).
-[[noreturn]] void raise_python(ErrorCode code, const std::string& message);
+/// Raises the Python exception for `error` (defined in module.cc, which knows the classes).
+[[noreturn]] void raise_python(const Error& error);
 
 /// Runs f without the GIL; its Error becomes the Python exception once the GIL is back.
 template <class F>
 void translate_released(F&& f) {
-  ErrorCode code = ErrorCode::kOk;
-  std::string message;
+  std::optional<Error> failed;
   {
     const pybind11::gil_scoped_release release;
     try {
       f();
       return;
     } catch (const Error& error) {
-      code = error.code();
-      message = error.what();
+      failed = error;
     }
   }
-  raise_python(code, message);
+  raise_python(*failed);
 }
 
 /// What a wait of this thread calls every 50 ms: Python's signal handlers, in the main thread only.

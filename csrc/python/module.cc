@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -37,6 +38,26 @@ PyObject* exception_classes[static_cast<size_t>(ErrorCode::kInternal) + 1] = {};
 PyObject* exception_class(ErrorCode code) {
   PyObject* found = exception_classes[static_cast<size_t>(code)];
   return found != nullptr ? found : PyExc_RuntimeError;
+}
+
+/// With the GIL. The two classes that have attributes for ranks (dcomm/errors.py) get them.
+void set_python_error(const Error& error) {
+  PyObject* const type = exception_class(error.code());
+  const bool has_ranks = error.code() == ErrorCode::kPeerLost || error.code() == ErrorCode::kTimeout;
+  if (!has_ranks || error.ranks().empty()) return py::set_error(type, error.what());
+  py::list ranks;
+  py::list pids;
+  for (const NamedRank& one : error.ranks()) {
+    ranks.append(one.rank);
+    pids.append(one.pid > 0 ? py::object(py::int_(one.pid)) : py::none());
+  }
+  const int64_t last_seq = error.ranks().front().last_seq;
+  const auto text = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(error.what(), static_cast<py::ssize_t>(std::strlen(error.what())), "replace"));
+  const py::object made =
+      py::handle(type)(text, py::arg("ranks") = py::tuple(ranks), py::arg("pids") = py::tuple(pids),
+                       py::arg("last_seq") = last_seq >= 0 ? py::object(py::int_(last_seq)) : py::none());
+  py::set_error(type, made);
 }
 
 /// Only the main thread may run signal handlers.
@@ -216,7 +237,7 @@ void bind_work(py::module_& m) {
       .def_property_readonly("source", &Work::source)
       .def("open_event", &Work::open_event)
       .def("raise_if_failed", [](const Work& work) {
-        if (work.done() && work.error_code() != ErrorCode::kOk) raise_python(work.error_code(), work.error_message());
+        if (const std::optional<Error> error = work.error()) raise_python(*error);
       });
 }
 
@@ -309,9 +330,9 @@ py::class_<Communicator, std::shared_ptr<Communicator>> bind_communicator(py::mo
 
 }  // namespace
 
-void raise_python(ErrorCode code, const std::string& message) {
-  if (code == ErrorCode::kInterrupted && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  py::set_error(exception_class(code), message.c_str());
+void raise_python(const Error& error) {
+  if (error.code() == ErrorCode::kInterrupted && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  set_python_error(error);
   throw py::error_already_set();
 }
 
@@ -341,7 +362,7 @@ PYBIND11_MODULE(_core, m) {
     try {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const Error& error) {
-      py::set_error(exception_class(error.code()), error.what());
+      set_python_error(error);
     }
   });
   m.def("initialise", &initialise, py::arg("exceptions"), py::arg("main_thread"), py::arg("call_site"),

@@ -73,7 +73,7 @@ std::pair<std::vector<double>, size_t> time_all_reduce(Communicator& comm, const
                                                        int wire, int op, int algo, int calls, int batches,
                                                        int num_warm) {
   if (buffers.empty() || num_offsets == 0 || calls < 1) {
-    raise_python(ErrorCode::kInvalidArgument, "expected at least one buffer, one offset and one call");
+    raise_python({ErrorCode::kInvalidArgument, "expected at least one buffer, one offset and one call"});
   }
   std::vector<CollectiveCall> described;
   for (const auto& [in, out] : buffers) {
@@ -105,7 +105,7 @@ std::pair<std::vector<double>, size_t> time_all_reduce(Communicator& comm, const
       failed = error;
     }
   }
-  if (failed) raise_python(failed->code(), failed->what());
+  if (failed) raise_python(*failed);
   return {std::move(timed.us), timed.num_wrong};
 }
 

@@ -63,7 +63,8 @@ class GroupMonitored(GroupIdentity):
         if missing:
             raise CollectiveTimeoutError(
                 f"Rank{'s' if len(missing) > 1 else ''} {names} failed to pass monitoredBarrier in "
-                f"{limit_s * 1e3:.0f} ms; find out what they are doing"
+                f"{limit_s * 1e3:.0f} ms; find out what they are doing",
+                ranks=missing,
             )
         # Who has come to this barrier has read the verdict of the one before.
         for each in (*range(1, self._world_size), "verdict"):
@@ -76,10 +77,11 @@ class GroupMonitored(GroupIdentity):
             "from rank 0"
         )
         if not _arrived(self._store, f"{key}/verdict", limit_s + _GRACE_S):
-            raise CollectiveTimeoutError(f"{failed}: it did not come within {limit_s + _GRACE_S:.1f} s")
+            raise CollectiveTimeoutError(f"{failed}: it did not come within {limit_s + _GRACE_S:.1f} s", ranks=[0])
         missing = self._store.get(f"{key}/verdict").decode()
         if missing != "all":
-            raise CollectiveTimeoutError(f"{failed}: it has given up on rank {missing}")
+            ranks = [int(rank) for rank in missing.split(", ")]
+            raise CollectiveTimeoutError(f"{failed}: it has given up on rank {missing}", ranks=ranks)
 
 
 def monitored_barrier(

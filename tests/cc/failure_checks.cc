@@ -305,6 +305,47 @@ CHECK_CASE(failure_exit_right_after_an_operation) {
   }
 }
 
+// A peer publishes its part, and dies, leaves or aborts, just between a wait's look at its flag and the one at aborts
+// and exits: the wait looks at its flag once more, and goes on with what is there.
+CHECK_CASE(failure_what_was_published_before_counts) {
+  enum class End { kDies, kLeaves, kAborts };
+  for (const End end : {End::kDies, End::kLeaves, End::kAborts}) {
+    for (const bool publishes : {true, false}) {
+      ThreadRanks ranks(group(2, PlacementKind::kBounce));
+      LaneBarrier one_lane(1);
+      HostOp ops[2];
+      for (HostOp& op : ops) {
+        op.seq = 1;
+        op.hash = 7;
+        op.timeout_ns = 5'000'000'000;
+      }
+      LaneScratch scratch(ranks.context(0));
+      HostExec waiting(ranks.context(0), ops[0], one_lane, 0, 0, scratch);
+      HostExec leaving(ranks.context(1), ops[1], one_lane, 0, 0, scratch);
+      bool is_first_turn = true;
+      test_turn_of_wait = [&] {
+        if (!is_first_turn) return;
+        is_first_turn = false;
+        if (publishes) leaving.signal_all(Flow::kDirect, 0);
+        AbortReason reason;
+        reason.code = ErrorCode::kAborted;
+        reason.culprit = reason.reporter = 1;
+        if (end == End::kAborts) {
+          broadcast_abort(ranks.context(1), reason);
+        } else {
+          tell_exit(ranks, 2, 1, end == End::kDies ? AbortDetail::kDied : AbortDetail::kLeft);
+        }
+      };
+      const bool has_come = waiting.wait_all(Flow::kDirect, 0);
+      test_turn_of_wait = nullptr;
+      EXPECT(!is_first_turn);  // the wait was one
+      EXPECT_EQ(has_come, publishes);
+      const ErrorCode expected = end == End::kAborts ? ErrorCode::kAborted : ErrorCode::kPeerLost;
+      EXPECT(ops[0].failure.code == (publishes ? ErrorCode::kOk : expected));
+    }
+  }
+}
+
 // A rank is done and gone while another one has not even begun: who waits for the late one waits on.
 CHECK_CASE(failure_exit_before_a_late_rank) {
   Random random(31);

@@ -107,6 +107,30 @@ CHECK_CASE(meeting_hello_survives_a_round_trip_and_nothing_else) {
   }
 }
 
+// What a rank tells another one of an error, whole, cut off, and garbled.
+CHECK_CASE(meeting_errors_travel_with_their_ranks) {
+  const std::string text = "rank 0 (pid 71) and rank 2 ended";
+  const std::string packed = pack_error(text, {{0, 71, 41}, {2}});
+  for (size_t length = 0; length <= packed.size(); ++length) {
+    const Error heard = unpack_error(ErrorCode::kPeerLost, packed.substr(0, length));
+    EXPECT(heard.code() == ErrorCode::kPeerLost);
+    EXPECT_EQ(std::string(heard.what()), text.substr(0, length));
+    EXPECT_EQ(heard.ranks().size(), size_t{length == packed.size() ? 2u : length > packed.find(';') ? 1u : 0u});
+    if (heard.ranks().empty()) continue;
+    EXPECT_EQ(heard.ranks()[0].rank, 0);
+    EXPECT_EQ(heard.ranks()[0].pid, 71);
+    EXPECT_EQ(heard.ranks()[0].last_seq, int64_t{41});
+  }
+  const Error heard = unpack_error(ErrorCode::kPeerLost, packed);
+  EXPECT_EQ(heard.ranks()[1].rank, 2);
+  EXPECT_EQ(heard.ranks()[1].pid, 0);
+  EXPECT_EQ(heard.ranks()[1].last_seq, int64_t{-1});
+  EXPECT_EQ(pack_error(text, {}), text);
+  for (const char* const tail : {"1/2;", "x/y/z;", "1/2/3", ";;", "1 2 3;"}) {
+    EXPECT(unpack_error(ErrorCode::kTimeout, text + '\0' + tail).ranks().empty());
+  }
+}
+
 CHECK_CASE(meeting_garbled_hellos_do_not_disturb_the_job) {
   const NoLeakedDescriptors leaks;
   const auto ranks = three_ranks();

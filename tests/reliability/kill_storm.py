@@ -4,9 +4,10 @@
     python tests/reliability/kill_storm.py --seed 1 --case 17
 
 Every case is a pure function of (seed, case): ranks, work, victims and where they die. Each survivor must raise
-PeerLostError with the pid of a dead rank, within 100 ms (99 of 100 times); find all the dead within 2 s; have had
-right results before; and leave no descriptor, thread, mapping, segment or process behind. Needs the core with
-failpoints (tests/support/failpoint_core.py). The exit status is 1 when a case failed; the last line is JSON.
+PeerLostError with the pid of a dead rank, in text and attributes, within 100 ms (99 of 100 times); find all the dead
+within 2 s; have had right results before; and leave no descriptor, thread, mapping, segment or process behind. Needs
+the core with failpoints (tests/support/failpoint_core.py). The exit status is 1 when a case failed; the last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import faulthandler
 import json
 import os
+import re
 import resource
 import secrets
 import shutil
@@ -195,6 +197,7 @@ class Run:
             return self.problem(f"rank {rank}: {seen['error']}: {seen.get('text')}")
         if not any(self.is_named(victim, seen["text"]) for victim in self.died_ns):
             self.problem(f"rank {rank} does not name a dead rank: {seen['text']}")
+        self.judge_attributes(rank, seen["text"], seen["named"])
         self.outcome.delays_ms.append((seen["at_ns"] - max(first_ns, seen["entered_ns"])) / 1e6)
         if not seen.get("has_met"):
             return
@@ -203,7 +206,17 @@ class Run:
         missing = [victim for victim in self.died_ns if not self.is_named(victim, seen.get("last", ""))]
         if missing:
             self.problem(f"rank {rank} does not name ranks {missing} in the end: {seen.get('last')}")
+        self.judge_attributes(rank, seen["last"], seen["last_named"])
         self.outcome.named_ms.append((seen["all_named_ns"] - max(*self.died_ns.values(), seen["at_ns"])) / 1e6)
+
+    def judge_attributes(self, rank: int, text: str, named: dict[str, Any]) -> None:
+        """The error's attributes name whom its text names, in that order; in a part, by their numbers there."""
+        told = re.findall(r"rank (\d+)(?: \(pid (\d+)\))? (?:died|closed|was|exit|ended|and|failed|sent)", text)
+        ranks, pids = [int(number) for number, _ in told], [int(pid) if pid else None for _, pid in told]
+        seq = re.search(r"after completing #(\d+)", text)
+        last_seq = int(seq[1]) if seq else None
+        if (named["ranks"], named["pids"], named["last_seq"]) != (ranks, pids, last_seq):
+            self.problem(f"rank {rank}: attributes {named} of: {text}")
 
     def judge_absence(self, rank: int, seen: dict[str, Any]) -> None:
         """Who dies before anybody knew it is missing, no more; who comes when rank 0 has given up misses rank 0."""

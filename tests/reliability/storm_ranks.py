@@ -26,6 +26,13 @@ _STARTED_AFTER = 3
 _MOST_SHARED = 1 << 18  # elements
 
 
+def named(error: BaseException) -> dict[str, Any]:
+    """What an error's attributes say."""
+    if not isinstance(error, (dcomm.PeerLostError, dcomm.CollectiveTimeoutError)):
+        return {}
+    return {"ranks": error.ranks, "pids": error.pids, "last_seq": error.last_seq}
+
+
 class Rank:
     def __init__(self, case: Case, rank: int, say: Callable[[str], None]) -> None:
         self.case = case
@@ -145,12 +152,14 @@ class Rank:
     def note(self, error: BaseException) -> None:
         at_ns = time.monotonic_ns()
         self.seen |= {"error": type(error).__name__, "text": str(error), "at_ns": at_ns, "entered_ns": self.entered_ns}
+        self.seen["named"] = named(error)
 
     def note_later_calls(self) -> None:
         """The next call raises at once; in the end it names all that have died."""
         comm = self.comm
         assert comm is not None
         texts: list[str] = []
+        last_named: dict[str, Any] = {}
         num_dead = len(self.case.victims)
         end = time.monotonic() + NAMED_WITHIN_S
         num_named = 0
@@ -163,7 +172,9 @@ class Rank:
                 texts.append("no error")
             except dcomm.DcommError as error:
                 texts.append(f"{type(error).__name__}: {error}")
-        self.seen |= {"second": texts[0], "last": texts[-1], "all_named_ns": time.monotonic_ns()}
+                last_named = named(error)
+        self.seen |= {"second": texts[0], "last": texts[-1], "last_named": last_named}
+        self.seen["all_named_ns"] = time.monotonic_ns()
 
     def leave(self, error: BaseException | None) -> None:
         comm, self.comm = self.comm, None

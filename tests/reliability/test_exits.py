@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from figures import record_figure
+from rank_processes import WORKERS, Ranks
 
 STORM = Path(__file__).with_name("exit_storm.py")
 
@@ -40,3 +42,21 @@ def test_the_others_learn_how_a_rank_left() -> None:
     summary = storm("amid", 32, 100, "exits_amid_a_wait")
     assert summary["max_ms"] < 1000
     assert summary["untold"] <= 6  # of 64 ranks, about
+
+
+def test_sigterm_is_told() -> None:
+    """A rank without a handler of its own ends of it, which a shell calls 143; the others are told so within 1 s."""
+    with Ranks(4, WORKERS / "death_ranks.py", "storm", {"mode": "sync", "seed": 18}) as ranks:
+        for rank in range(4):
+            ranks.wait_for_mark(rank, "storming")
+        pid = ranks.processes[3].pid
+        sent_ns = ranks.send(3, signal.SIGTERM)
+        *others, ended = ranks.finish(timeout=20)
+    assert ended.returncode == -signal.SIGTERM, ended
+    for result in others:
+        assert result.value["error"] == "PeerLostError", result
+        assert (result.value["rank"], result.value["pid"]) == (3, pid), result
+        assert f"rank 3 (pid {pid}) died (it was killed by SIGTERM)" in result.value["text"], result
+    told_ms = max(result.value["at_ns"] - sent_ns for result in others) / 1e6
+    record_figure("sigterm", ranks=len(others), told_ms=told_ms)
+    assert told_ms < 1000

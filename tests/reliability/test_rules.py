@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rank_processes import process_values
+from rank_processes import RankResult, process_values, run_processes
 from rank_threads import run_threads
 
 import dcomm
@@ -36,6 +37,27 @@ def test_operations_do_not_ask_for_their_process_id() -> None:
     )
     assert len(sources) > 20
     assert [name for name, code in sources.items() if "getpid" in code] == []
+
+
+def under_a_filter(calls: int, asks: bool) -> list[RankResult]:
+    results = run_processes(2, SCRIPT, "operations_under_a_filter", {"calls": calls, "asks": asks})
+    for result in results:
+        if result.value is not None and "no_filter" in result.value:
+            pytest.skip(f"no seccomp filter here: {result.value['no_filter']}")
+    return results
+
+
+def test_a_thousand_operations_never_ask_for_their_process_id() -> None:
+    """Of the system calls themselves, whoever makes them: a filter ends a rank that makes one."""
+    for result in under_a_filter(1000, asks=False):
+        assert result.returncode == 0, result
+        assert result.value == {"calls": 1000}, result
+
+
+def test_a_rank_that_asks_for_its_process_id_is_ended() -> None:
+    """The test above can tell."""
+    for result in under_a_filter(1, asks=True):
+        assert result.returncode == -signal.SIGSYS, result
 
 
 def test_a_wait_warns_after_60_s_and_ends_after_300_s_where_nothing_else_is_said() -> None:

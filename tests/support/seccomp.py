@@ -1,5 +1,7 @@
 """A seccomp filter that refuses system calls with EPERM, for this process and all that it starts, for good.
 
+Or that ends the process: for the calling thread and all that it starts.
+
 python seccomp.py memfd_create,eventfd2 -- dcomm doctor --json     # the module dcomm, as `python -m` runs it
 """
 
@@ -13,12 +15,12 @@ import struct
 import sys
 
 NUMBERS = {
-    "x86_64": {"memfd_create": 319, "pidfd_open": 434, "eventfd2": 290, "sched_setaffinity": 203}
+    "x86_64": {"memfd_create": 319, "pidfd_open": 434, "eventfd2": 290, "sched_setaffinity": 203, "getpid": 39}
     | {"ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "pidfd_getfd": 438}
     | {"mbind": 237, "set_mempolicy": 238, "get_mempolicy": 239, "move_pages": 279, "userfaultfd": 323}
     | {"mount": 165, "umount2": 166, "unshare": 272, "setns": 308, "bpf": 321, "perf_event_open": 298}
     | {"add_key": 248, "request_key": 249, "keyctl": 250, "io_uring_setup": 425},
-    "aarch64": {"memfd_create": 279, "pidfd_open": 434, "eventfd2": 19, "sched_setaffinity": 122}
+    "aarch64": {"memfd_create": 279, "pidfd_open": 434, "eventfd2": 19, "sched_setaffinity": 122, "getpid": 172}
     | {"ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272, "pidfd_getfd": 438}
     | {"mbind": 235, "set_mempolicy": 237, "get_mempolicy": 236, "move_pages": 239, "userfaultfd": 282}
     | {"mount": 40, "umount2": 39, "unshare": 97, "setns": 268, "bpf": 280, "perf_event_open": 241}
@@ -32,17 +34,26 @@ CONTAINER = (
 )
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 _LOAD_NUMBER, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
-_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 
 
 def refuse(*names: str) -> None:
     """OSError where the kernel takes no filter."""
+    _filter(names, _ERRNO | errno.EPERM)
+
+
+def die_of(*names: str) -> None:
+    """By SIGSYS, at once. OSError where the kernel takes no filter."""
+    _filter(names, _KILL_PROCESS)
+
+
+def _filter(names: tuple[str, ...], action: int) -> None:
     numbers = [NUMBERS[platform.machine()][name] for name in names]
     steps = [struct.pack("HBBI", _LOAD_NUMBER, 0, 0, 0)]
     for left, number in enumerate(reversed(numbers), 1):
         # To the last step if equal; `left` steps of comparisons and one return lie between.
         steps.insert(1, struct.pack("HBBI", _JUMP_IF_EQUAL, left, 0, number))
-    steps += [struct.pack("HBBI", _RETURN, 0, 0, value) for value in (_ALLOW, _ERRNO | errno.EPERM)]
+    steps += [struct.pack("HBBI", _RETURN, 0, 0, value) for value in (_ALLOW, action)]
     code = ctypes.create_string_buffer(b"".join(steps))
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(code)))
     libc = ctypes.CDLL(None, use_errno=True)

@@ -20,7 +20,10 @@ def init(rank: int, world_size: int) -> dcomm.Communicator:
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    return {"error": type(error).__name__, "text": str(error), "at_ns": time.monotonic_ns()}
+    told = {"error": type(error).__name__, "text": str(error), "at_ns": time.monotonic_ns()}
+    if isinstance(error, dcomm.PeerLostError):
+        told |= {"rank": error.rank, "pid": error.pid, "last_seq": error.last_seq}
+    return told
 
 
 def storm(rank: int, world_size: int, mode: str, seed: int) -> dict[str, Any]:

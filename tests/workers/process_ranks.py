@@ -95,7 +95,9 @@ def init_and_report(rank: int, world_size: int, **kwargs: Any) -> dict[str, Any]
         with dcomm.init(rank=my_rank, world_size=my_size, timeout=kwargs.pop("timeout", 30), **kwargs) as comm:
             return {"error": None, **exchange(comm)}
     except (dcomm.DcommError, ValueError) as error:
-        return {"error": type(error).__name__, "text": str(error), "seconds": time.monotonic() - start}
+        ranks = getattr(error, "ranks", None)
+        seconds = time.monotonic() - start
+        return {"error": type(error).__name__, "text": str(error), "seconds": seconds, "ranks": ranks}
 
 
 def many_short_lives(rank: int, world_size: int, rounds: int) -> dict[str, Any]:
