@@ -430,11 +430,11 @@ CHECK_CASE(cuda_process_group_stop_and_abandon) {
     OneOfThree one(30'000'000'000);
     one.group.run(good_call(0, kShortNs));
     EXPECT_EQ(use.state.call.timeout_ns, uint64_t{31'000'000'000});
-    one.group.stop(ErrorCode::kAborted, "enough");
+    one.group.stop({ErrorCode::kAborted, "enough"});
     EXPECT_EQ(use.state.num_stopped.load(), 1);
     EXPECT_EQ(attempt([&] { one.group.run(good_call(0)); }).message, std::string("enough"));
     one.group.abandon();
-    one.group.stop(ErrorCode::kAborted, "again");
+    one.group.stop({ErrorCode::kAborted, "again"});
     EXPECT_EQ(use.state.num_stopped.load(), 1);
   }
   EXPECT_EQ(use.state.num_destroyed.load(), 0);
