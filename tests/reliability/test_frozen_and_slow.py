@@ -37,7 +37,7 @@ def stop_for_good(timeout: float, tmp_path: Path) -> None:
         assert f"it is stopped (state T): continue it with kill -CONT {pid}" in text
         number = re.search(rf"rank {rank} in #(\d+)", text)
         assert number is not None, text
-        positions = {int(r): int(seq) for r, seq in re.findall(r"rank (\d) (?:in|finished) #(\d+)", text)}
+        positions = {int(r): int(seq) for r, seq in re.findall(r"rank (\d)(?: \(gone\))? (?:in|finished) #(\d+)", text)}
         assert positions[0] == positions[1] == int(number[1]), text
         assert positions[1] - positions[2] in (0, 1), text
     waits = [results[rank].value["waited_s"] for rank in (0, 1)]
