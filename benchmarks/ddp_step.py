@@ -76,7 +76,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--workloads", default="mlp,gpt,resnet50", help=f"by commas, of {', '.join(WORKLOADS)}")
     add("--variants", default=";".join(VARIANTS), help=f"by semicolons, or {' / '.join(LISTS)}")
     add("--rounds", type=int, default=ENOUGH, help="go on until so many count for every variant")
-    add("--steps", type=int, default=5, help="of each variant in a round, after one that does not count")
+    add("--steps", type=int, default=5, help="of each variant in a round, after those of --warm")
+    add("--warm", type=int, default=1, help="steps of a turn that do not count")
     add("--lives", type=int, default=1, help="start the processes anew so often: where memory lies is luck")
     add("--malloc", choices=("default", "keep"), default="default", help="what glibc does with freed gradients")
     add("--max-seconds", type=float, default=240.0, help="for one workload: start no round that would end later")
@@ -156,9 +157,10 @@ def serve(rank: int, ranks: int, name: str, workload: str, folder: str, pipe: An
     dist.destroy_process_group()
 
 
-def timed_steps(trainer: Trainer, steps: int) -> list[float]:
-    """Milliseconds of each step on this rank."""
-    trainer.step()
+def timed_steps(trainer: Trainer, steps: int, warm: int) -> list[float]:
+    """Milliseconds of each step on this rank, after some that do not count."""
+    for _ in range(warm):
+        trainer.step()
     dist.barrier()
     found = []
     for _ in range(steps):
@@ -190,7 +192,8 @@ def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, A
         own_folder = tempfile.mkdtemp(dir=folder)
         with contextlib.ExitStack() as stack:
             groups = {}
-            for name in names:
+            # Who starts first waits longest for its first turn; the kernel may have taken some of its memory by then.
+            for name in names[life % len(names) :] + names[: life % len(names)]:
                 groups[name] = Group(name, workload, args.ranks, own_folder)
                 stack.callback(groups[name].close)
                 groups[name].ask("settle", WARM_STEPS)
@@ -199,7 +202,7 @@ def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, A
                 first = len(times[names[0]]) % len(names)
                 for name in names[first:] + names[:first]:
                     with turns.turn(name):
-                        by_rank = groups[name].ask("steps", args.steps)
+                        by_rank = groups[name].ask("steps", args.steps, args.warm)
                     times[name].append([round(max(ms), 3) for ms in zip(*by_rank, strict=True)])
                 now = time.monotonic()
                 seen = Counter(states[-1] for states in turns.states.values())

@@ -2,11 +2,11 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. NAME is the stem of a JSON file that
 benchmarks/all_reduce.py or `dcomm bench all_reduce --json` wrote (its times by size, called from Python), or STEM.mpi
-(called from C, beside each MPI), STEM.wires (its wires beside each other), STEM.rounds (the states of the cores) or
-STEM.figures (what was promised and what was reached); STEM.steps is of benchmarks/ddp_step.py, STEM.fused of
-benchmarks/bucket.py, STEM.direct of benchmarks/direct.py, STEM.volumes of benchmarks/communication_volume.py,
-STEM.backend of benchmarks/torch_backend.py, STEM.fsdp of benchmarks/fsdp_step.py, STEM.convergence of
-benchmarks/convergence.py, STEM.examples of benchmarks/examples.py.
+(called from C, beside each MPI), STEM.wires (its wires beside each other), STEM.algos (algorithms, on each wire),
+STEM.rounds (the states of the cores) or STEM.figures (what was promised and what was reached); STEM.steps is of
+benchmarks/ddp_step.py, STEM.fused of benchmarks/bucket.py, STEM.direct of benchmarks/direct.py, STEM.volumes of
+benchmarks/communication_volume.py, STEM.backend of benchmarks/torch_backend.py, STEM.fsdp of benchmarks/fsdp_step.py,
+STEM.convergence of benchmarks/convergence.py, STEM.examples of benchmarks/examples.py.
 
     python tools/make_tables.py            # rewrite the tables
     python tools/make_tables.py --check    # change nothing; exit 1 if a table is not what the measurements say
@@ -143,6 +143,21 @@ def wires_table(report: dict[str, Any]) -> Iterator[str]:
         if worst is not None:
             verdict = f"{'reached' if large[worst] >= least else 'not reached'}, {large[worst]:.2f}x at least"
             yield f"* {wire} at least {least}x as fast as {wider} from 1 MiB on: {verdict}."
+    yield ""
+    yield provenance(report)
+
+
+def algos_table(report: dict[str, Any]) -> Iterator[str]:
+    """One line per message: p50 of each algorithm on each wire, and of a pass over the array."""
+    found: dict[int, dict[str, str]] = {}
+    for row in of_dcomm(report, "python"):
+        cells = found.setdefault(row["nbytes"], {})
+        cells[f"{row['algo']}, {row['wire'] or row['dtype']}"] = time_text(row["p50_us"])
+        if "pass_us" in row:
+            cells["one pass"] = time_text(row["pass_us"])
+    heads = list(dict.fromkeys(head for cells in found.values() for head in cells if head != "one pass"))
+    heads += ["one pass"] if any("one pass" in cells for cells in found.values()) else []
+    yield from markdown(["message", *heads], [[size_text(n), *(c.get(h, "") for h in heads)] for n, c in found.items()])
     yield ""
     yield provenance(report)
 
@@ -314,6 +329,7 @@ KINDS = {
     "": sizes_table,
     "mpi": mpi_table,
     "wires": wires_table,
+    "algos": algos_table,
     "rounds": rounds_table,
     "figures": figures_table,
     "steps": steps_table,
