@@ -169,7 +169,7 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "val_loss": statistics.fmean(last.values()),
                 "deviation": statistics.stdev(last.values()) if len(last) > 1 else None,
                 "difference": statistics.fmean(last[seed] - plain[seed] for seed in shared) if shared else None,
-                "seconds": statistics.fmean(run["seconds"] for run in runs if run["wire"] == wire),
+                "seconds": statistics.median(run["seconds"] for run in runs if run["wire"] == wire),
             }
         )
     return rows
