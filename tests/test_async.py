@@ -263,7 +263,9 @@ def test_the_call_returns_at_once_and_python_goes_on() -> None:
         assert value["loops"] > 30
 
 
-@pytest.mark.parametrize("leave", ["return", "globals", "exception", "with"])
+@pytest.mark.parametrize(
+    "leave", ["globals", *(pytest.param(how, marks=pytest.mark.long) for how in ("return", "exception", "with"))]
+)
 def test_exit_with_pending_operations_does_not_hang(leave: str) -> None:
     for _ in range(5):
         results = run_processes(2, SCRIPT, "exit_with_pending_operations", {"leave": leave}, timeout=30)

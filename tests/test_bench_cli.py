@@ -77,11 +77,20 @@ def test_columns_and_last_lines_are_those_of_nccl_tests() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(name, "-n", "3", "-b", "600", "-e", "600", "-N", "1") for name in COLLECTIVES]
+    [
+        pytest.param(
+            (name, "-n", "3", "-b", "600", "-e", "600", "-N", "1"), marks=pytest.mark.long if number > 3 else ()
+        )
+        for number, name in enumerate(COLLECTIVES)
+    ]
     + [("all_reduce", *SMALL, "--threads", "--level", "c,python"), ("reduce", *SMALL, "-r", "all", "-o", "all")]
-    + [("all_reduce", "-e", "64", "-f", "8", "-N", "1", "-d", "all", "--algo", "all")]
     + [
-        (name, "-n", "3", "-b", "60K", "-e", "60K", "-N", "1", "--algo", "all")
+        pytest.param(
+            ("all_reduce", "-e", "64", "-f", "8", "-N", "1", "-d", "all", "--algo", "all"), marks=pytest.mark.long
+        )
+    ]
+    + [
+        pytest.param((name, "-n", "3", "-b", "60K", "-e", "60K", "-N", "1", "--algo", "all"), marks=pytest.mark.long)
         for name in ("reduce_scatter", "all_gather")
     ],
 )

@@ -222,9 +222,11 @@ def test_a_rank_missing_on_the_gpu_is_told_by_the_work(emulated_gpu: EmulatedGpu
 def test_abort_ends_a_host_that_waits(emulated_gpu: EmulatedGpu, make: Make) -> None:
     comms = make(2)
     emulated_gpu.absent(1)
+    have_called = threading.Barrier(2, timeout=30)
 
     def body(comm: dcomm.Communicator) -> None:
         work = comm.all_reduce(emulated_gpu.put(np.zeros(100, np.float32)), async_op=True)
+        have_called.wait()  # who calls after the abort is told at once
         if comm.rank == 1:
             comm.abort()
         with pytest.raises(dcomm.AbortedError):

@@ -32,6 +32,7 @@ def run_demo(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.long
 def test_the_demonstration_holds() -> None:
     done = run_demo("--seconds", "1")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -195,7 +195,10 @@ def test_random_disagreements_are_never_silent() -> None:
 
 
 @pytest.mark.parametrize("algo", ["two_shot", "ring"])
-@pytest.mark.parametrize(("world_size", "late"), [(2, 0), (2, 1), (4, 1), (4, 2), (5, 0)])
+@pytest.mark.parametrize(
+    ("world_size", "late"),
+    [(2, 0), (4, 2), *(pytest.param(*case, marks=pytest.mark.long) for case in ((2, 1), (4, 1), (5, 0)))],
+)
 def test_timeout_names_the_rank_behind(world_size: int, late: int, algo: str) -> None:
     """First to give up is a rank that, in a ring, has heard from its neighbour: the rank behind is farther away."""
     timeout = 0.3

@@ -97,6 +97,7 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on() -> None:
         assert value["value"] == 2.0
 
 
+@pytest.mark.long
 def test_two_jobs_with_one_key() -> None:
     """Two pairs, told apart by nothing: one job runs, the other learns why it cannot."""
     for _ in range(2):

@@ -181,7 +181,7 @@ def test_nested_splits() -> None:
     ]
 
 
-@pytest.mark.parametrize("victim", [0, 3])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 3])
 def test_a_killed_rank_is_lost_in_its_child_only(victim: int) -> None:
     with Ranks(4, SCRIPT, "one_dies", {"victim": victim}) as ranks:
         for rank in range(4):

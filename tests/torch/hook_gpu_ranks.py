@@ -105,6 +105,7 @@ def without_torchs_all_reduce(rank: int, world_size: int, folder: str, library: 
             ddp(torch.full((4, 20), float(rank + step), device=device_of(library))).sum().backward()
         result = [float(value) for value in ddp.module.bias.grad]
         state.close()
+    dist.destroy_process_group()  # gloo's threads do not survive the interpreter
     return result
 
 

@@ -140,6 +140,7 @@ def train_without_torchs_all_reduce(rank: int, world_size: int, folder: str, use
         ddp.register_comm_hook(dcomm.torch.HookState(), dcomm.torch.all_reduce_hook)
     for step in range(3):
         ddp(torch.full((4, 20), float(rank + step))).sum().backward()
+    dist.destroy_process_group()  # gloo's threads do not survive the interpreter
     return [float(value) for value in ddp.module.bias.grad]
 
 

@@ -30,6 +30,7 @@ def test_ddp_of_a_sparse_embedding(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs))
 
 
+@pytest.mark.long
 def test_refused(tmp_path: Path) -> None:
     for rank, told in enumerate(run(2, "refused", tmp_path)):
         assert "expected SUM" in told["op"]

@@ -62,6 +62,7 @@ def test_callbacks_of_several_buckets_in_order(tmp_path: Path) -> None:
     assert len(one) == 16
 
 
+@pytest.mark.long
 def test_exit_without_destroy(tmp_path: Path) -> None:
     for result in run_processes(2, SCRIPT, "leave_late", {"folder": str(tmp_path), "without": False}, timeout=60):
         assert result.returncode == 0, result
@@ -83,7 +84,9 @@ def test_a_reference_keeps_a_destroyed_group(tmp_path: Path) -> None:
         assert freed == [False, True]
 
 
-@pytest.mark.parametrize("backend", ["cpu:dcomm,cuda:dcomm", "cpu:gloo,cuda:dcomm"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("cpu:dcomm,cuda:dcomm", marks=pytest.mark.long), "cpu:gloo,cuda:dcomm"]
+)
 def test_mixed_backends(tmp_path: Path, backend: str) -> None:
     for x, name, kind in run("mixed", tmp_path, env={"GLOO_SOCKET_IFNAME": "lo"}, backend=backend):
         assert x == [2.0] * 3
@@ -96,6 +99,7 @@ def test_detail_debugging(tmp_path: Path) -> None:
     assert run("debug", tmp_path, env={"TORCH_DISTRIBUTED_DEBUG": "DETAIL"}) == [["DETAIL", "ProcessGroup"]] * 2
 
 
+@pytest.mark.long
 def test_the_groups_timeout_holds_where_a_call_names_none(tmp_path: Path) -> None:
     error, seconds = run("timeouts", tmp_path, without=False)[0]
     assert "rank 1" in error
@@ -107,5 +111,6 @@ def test_a_longer_timeout_waits(tmp_path: Path) -> None:
     assert run("timeouts", tmp_path, without=True)[0][0] is None
 
 
+@pytest.mark.long
 def test_forked_workers_beside_a_group(tmp_path: Path) -> None:
     assert run("workers", tmp_path) == [[1, 2.0 * 2 * sum(range(64))]] * 2

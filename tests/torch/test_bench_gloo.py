@@ -42,7 +42,7 @@ def test_every_collective_gives_what_is_expected(tmp_path: Path) -> None:
         assert ranks.leave() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("name", ["all_to_all", "gather"])
+@pytest.mark.parametrize("name", [pytest.param("all_to_all", marks=pytest.mark.long), "gather"])
 def test_a_flipped_bit_is_seen(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DCOMM_BENCH_CORRUPT", "1")  # the first batch of the last rank, which is the root
     with gloo_ranks(tmp_path) as ranks:

@@ -26,7 +26,7 @@ def train(folder: Path, settings: dict[str, Any], ddp: dict[str, Any]) -> list[A
     return process_values(2, SCRIPT, "train", {"folder": str(folder), "settings": settings, "ddp": ddp}, env=ENV)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["beside backward", pytest.param("inline, bucket views", marks=pytest.mark.long)])
 def test_buckets_are_reduced_where_ddp_keeps_them(name: str, tmp_path: Path) -> None:
     for value in train(tmp_path, *CASES[name]):
         print(value)
@@ -46,6 +46,7 @@ def test_unregistered_buckets_stay_private(tmp_path: Path) -> None:
         assert value["sent"][-1] == value["sent"][1]
 
 
+@pytest.mark.long
 def test_a_bucket_that_moves_or_grows(tmp_path: Path) -> None:
     results = run_processes(2, SCRIPT, "move", {"folder": str(tmp_path), "count": 50_000}, env=ENV)
     for result in results:

@@ -79,6 +79,7 @@ def test_four_ranks_agree_with_ddp(tmp_path: Path) -> None:
             assert values[name]["worst"] <= MODES[name][1]
 
 
+@pytest.mark.long
 def test_torchs_all_reduce_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "hook").mkdir()
     args = {"folder": str(tmp_path / "hook"), "use_hook": True}
@@ -125,13 +126,14 @@ def test_ranks_on_several_hosts_are_left_to_the_group(tmp_path: Path) -> None:
     assert "not on rank 0's host" in results[0].err
 
 
+@pytest.mark.long
 def test_callbacks_may_wait_for_other_collectives(tmp_path: Path) -> None:
     for value in process_values(2, SCRIPT, "chained_collectives", {"folder": str(tmp_path)}, env=ENV):
         assert value == {"depth": 16.0, "gradient": 0.5}
 
 
 @pytest.mark.parametrize(
-    "how", ["pending", *(pytest.param(how, marks=pytest.mark.long) for how in ("return", "exception"))]
+    "how", [pytest.param(how, marks=pytest.mark.long) for how in ("pending", "return", "exception")]
 )
 def test_leaving_without_destroy_does_not_hang(how: str, tmp_path: Path) -> None:
     args = {"folder": str(tmp_path), "how": how}

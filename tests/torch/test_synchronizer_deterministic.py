@@ -261,6 +261,7 @@ def test_ranks_need_not_run_equally_many_microbatches() -> None:
 # ---- Ranks that are processes ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_processes_agree_with_ddp_and_name_a_dead_rank(tmp_path: Path) -> None:
     env = {"GLOO_SOCKET_IFNAME": "lo"}
     results = run_processes(2, SCRIPT, "beside_ddp", {"folder": str(tmp_path)}, env=env, timeout=100)

@@ -99,6 +99,7 @@ def test_resume_continues_bit_for_bit(tmp_path: Path) -> None:
     assert left == {"half.pt", "resumed.pt", "runs", "straight.pt"}  # No temporary file.
 
 
+@pytest.mark.long
 def test_compare_prints_table_and_diff(tmp_path: Path) -> None:
     out = succeed("--compare", "--steps", "12", *SMALL, cwd=tmp_path)
     assert re.search(r"^ +default +dcomm$", out, re.MULTILINE)
