@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -40,8 +41,11 @@ def kill_in_storm(world_size: int, victims: list[int], mode: str, seed: int) -> 
         assert f": rank {value['rank']} (pid {value['pid']}) died" in value["text"], value
         assert f"after completing #{value['last_seq']}" in value["text"], value
         assert value["pid"] == pids[value["rank"]], value
-        reason = value["text"].partition(" (see docs/")[0]
-        assert value["second"].startswith(reason)  # the first reason again, and who has died since
+        reason, pointer, rest = value["text"].partition(" (see docs/errors.md#peerlosterror)")
+        assert not rest, value
+        # The first reason again, and nothing but who has died since.
+        since = "|".join(rf"; rank {victim} \(pid {pids[victim]}\) died too" for victim in victims)
+        assert re.fullmatch(re.escape(reason) + f"({since})*" + re.escape(pointer), value["second"]), value
         assert value["num_operations"] >= 20
         delays_ms.append((value["at_ns"] - min(killed_ns)) / 1e6)
         values.append(value)
