@@ -18,7 +18,7 @@ import pytest
 from dcomm import _core
 from dcomm.bench import exact, mpi
 from dcomm.bench.buffers import Sequence
-from dcomm.bench.calls import dcomm_call
+from dcomm.bench.calls import dcomm_call, memory_pass
 from dcomm.bench.case import Case, Measured
 from dcomm.bench.collectives import COLLECTIVES, bus_factor, input_count, pieces
 from dcomm.bench.figures import check_figures
@@ -522,3 +522,11 @@ def test_inputs_for_fp8_wires_are_exact(ranks: int, op: str, chain: int) -> None
         significands = np.frexp(np.asarray(values))[0] * 16
         assert (significands == np.rint(significands)).all()
         assert np.abs(values).max() / np.abs(values).min() <= 2**14
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_pass_reads_and_writes_everything(in_place: bool) -> None:
+    x = np.arange(1000, dtype=np.int32)
+    before, out = x.copy(), x if in_place else np.zeros_like(x)
+    memory_pass(x, out)()
+    assert (out == ~before).all()

@@ -16,6 +16,14 @@ import dcomm
 from dcomm.torch import GradientSynchronizer
 
 
+class Crossed(Branches):
+    """Its parameters are listed from the last layer to the first: gradients come in another order than is expected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._modules = {name: self._modules[name] for name in ("last", "branches", "first")}
+
+
 def _steps(rank: int, sync: Any, model: Any, reference: Any, twin: Any, num_steps: int = 4) -> bool:
     """The same gradients as the reference's in every step; the second one lays the buckets out anew."""
     same = True
@@ -48,14 +56,14 @@ def on_gpu(
     with emulated(library, rank, world_size, kinds=kinds) as (gpu, comm), ExitStack() as stack:
         other = comm.split(0)
         assert other is not None
-        twin = seeded(Branches)
+        twin = seeded(Crossed)
         reference = stack.enter_context(GradientSynchronizer(twin, other, overlap=False, **SMALL, **options))
         if how != "no way":
             comm._core.open_cuda(0)
         if how == "window" and is_broken:
             gpu.library.emulated_process(kinds, -1, 0)
         stack.enter_context(gradients_on(gpu))
-        model = seeded(Branches)
+        model = seeded(Crossed)
         before = gpu.num_launched
         sync = stack.enter_context(GradientSynchronizer(model, comm, **SMALL, **options))
         if how == "relaid" and is_broken:
@@ -78,10 +86,10 @@ def on_cpu(rank: int, world_size: int, broken_rank: int) -> dict[str, Any]:
     with dcomm.init(rank=rank, world_size=world_size) as comm, ExitStack() as stack:
         other = comm.split(0)
         assert other is not None
-        twin, model = seeded(Branches), seeded(Branches)
+        twin, model = seeded(Crossed), seeded(Crossed)
         reference = stack.enter_context(GradientSynchronizer(twin, other, overlap=False, **SMALL))
         _steps(rank, reference, twin, reference, twin, 1)  # what Python loads late is there
-        twin = seeded(Branches)
+        twin = seeded(Crossed)
         reference.close()
         reference = stack.enter_context(GradientSynchronizer(twin, other, overlap=False, **SMALL))
         comm.all_reduce(np.ones(4, np.float32))  # so is the communicator's own window

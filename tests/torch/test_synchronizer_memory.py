@@ -65,6 +65,7 @@ def test_processes_agree(emulated_gpu: EmulatedGpu, how: str, notice: str, reaso
     for result in results:
         assert result.returncode == 0, result
         assert result.value["same"], result
+        assert not result.value["kept_plan"], result  # laid out anew in the order in which gradients came
         assert not result.value["shared"], result
         assert result.value["launched"] == in_slots, result
         assert result.value["overlaps"] == in_slots, result
