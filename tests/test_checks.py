@@ -285,6 +285,7 @@ CHECKS = {
         "p2p_any_source_among_many",
         "p2p_deadlines_are_each_ones_own",
         "split_threads_many_times",
+        "split_eight_threads_eight_groups",
         "split_processes_share_one_mesh",
     ],
     "kernel_reduce_checks": [

@@ -202,6 +202,7 @@ PROMISES = {
             (
                 "tests/test_errors.py::test_two_threads_in_one_communicator",
                 "tests/reliability/test_threads.py::test_eight_threads",
+                "tests/cc/p2p_checks.cc::split_eight_threads_eight_groups",
             ),
         ),
         Promise(

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <thread>
 
@@ -464,6 +466,57 @@ CHECK_CASE(split_threads_many_times) {
       if (round % 2 == 0) child->close();
     }
   }));
+}
+
+/// Two ranks of eight threads each, and eight communicators: whichever thread gets in does a group's next operation,
+/// and one that is refused tries another group. All operations of a group are alike.
+CHECK_CASE(split_eight_threads_eight_groups) {
+  constexpr size_t kThreads = 8;
+  constexpr size_t kGroups = 8;
+  constexpr int kEach = kSanitized ? 40 : 200;
+  std::vector<std::vector<std::shared_ptr<Communicator>>> groups;
+  for (size_t group = 0; group < kGroups; ++group) groups.push_back(Communicator::of_threads(2));
+  std::mutex mutex;
+  std::vector<std::vector<int>> left(2, std::vector<int>(kGroups, kEach));
+  int num_right = 0;
+  std::vector<std::function<void()>> tasks;
+  for (size_t number = 0; number < 2 * kThreads; ++number) {
+    tasks.emplace_back([&, number] {
+      const size_t rank = number % 2;
+      for (size_t turn = number;; ++turn) {
+        size_t group = 0;
+        {
+          const std::lock_guard lock(mutex);
+          size_t tried = 0;
+          while (tried < kGroups && left[rank][(turn + tried) % kGroups] == 0) ++tried;
+          if (tried == kGroups) return;
+          group = (turn + tried) % kGroups;
+          --left[rank][group];
+        }
+        std::vector<int64_t> values(3000, static_cast<int64_t>(rank + 10 * group));
+        CollectiveCall call;
+        call.collective = Collective::kAllReduce;
+        call.algo = Algo::kAuto;
+        call.dtype = call.wire = DType::kI64;
+        call.in = call.out = values.data();
+        call.count = values.size();
+        try {
+          groups[group][rank]->run(call, 60'000'000'000, nullptr);
+        } catch (const Error& error) {
+          if (error.code() != ErrorCode::kConcurrentUse) throw;
+          const std::lock_guard lock(mutex);
+          ++left[rank][group];
+          continue;
+        }
+        const int64_t expected = static_cast<int64_t>(20 * group + 1);
+        for (const int64_t value : values) EXPECT_EQ(value, expected);
+        const std::lock_guard lock(mutex);
+        ++num_right;
+      }
+    });
+  }
+  expect_no_errors(run_threads(tasks));
+  EXPECT_EQ(num_right, 2 * static_cast<int>(kGroups) * kEach);
 }
 
 CHECK_CASE(split_processes_share_one_mesh) {
