@@ -390,6 +390,7 @@ CHECKS = {
     ],
 }
 NAMES = [name for names in CHECKS.values() for name in names]
+LONG = {"schedule_large_worlds", "failure_timeout_names_whom_we_waited_for"}
 
 
 def test_no_check_is_forgotten(checks: ModuleType) -> None:
@@ -397,6 +398,8 @@ def test_no_check_is_forgotten(checks: ModuleType) -> None:
     assert sorted(built) == sorted(NAMES), "keep the list above in step with tests/cc/*_checks.cc"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in NAMES]
+)
 def test_check(checks: ModuleType, name: str) -> None:
     checks.run(name)
