@@ -3,6 +3,7 @@
     python benchmarks/ddp_step.py --json results.json --plot results.png
     python benchmarks/ddp_step.py --workloads mlp --check-figures
     python benchmarks/ddp_step.py --variants buckets --check-figures    # bucket_bytes="auto" beside each fixed size
+    python benchmarks/ddp_step.py --variants buckets --same-processes --check-figures    # all sizes in the same memory
     python benchmarks/ddp_step.py --variants auto --check-figures       # policy="auto" beside DDP over gloo
 
 A step is zero_grad, forward, backward, the end of the exchange, and SGD; one thread per rank. In every round each
@@ -52,8 +53,9 @@ from dcomm.bench.rounds import Turns, counted_rounds
 FIGURES = {"ddp + dcomm": (1.5, 0.15), "ddp views + dcomm": (1.5, 0.15), "synchronizer": (1.6, 0.08)}
 # Named lists of variants, of which the first is compared with the best of the others: at most so much slower.
 AUTO = "synchronizer"
+FIXED = {f"{AUTO} {size} MiB": size << 20 for size in BUCKET_SIZES}
 LISTS = {
-    "buckets": [AUTO, *(f"{AUTO} {size} MiB" for size in BUCKET_SIZES)],
+    "buckets": [AUTO, *FIXED],
     "auto": ["ddp + dcomm auto", GLOO, "ddp views + dcomm auto", "ddp views + dcomm auto fp16", VIEWS_GLOO],
 }
 SLOWER_BUCKETS, SLOWER_POLICY = 1.03, 1.02
@@ -79,6 +81,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--steps", type=int, default=5, help="of each variant in a round, after those of --warm")
     add("--warm", type=int, default=1, help="steps of a turn that do not count")
     add("--lives", type=int, default=1, help="start the processes anew so often: where memory lies is luck")
+    add("--same-processes", action="store_true", help="of the list buckets: one synchronizer takes all sizes in turn")
     add("--malloc", choices=("default", "keep"), default="default", help="what glibc does with freed gradients")
     add("--max-seconds", type=float, default=240.0, help="for one workload: start no round that would end later")
     add("--json", type=Path, metavar="FILE", help="write everything here")
@@ -87,6 +90,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.list = args.variants if args.variants in LISTS else ""
     args.variants = LISTS.get(args.variants) or args.variants.split(";")
+    if args.same_processes and args.list != "buckets":
+        parser.error(f"--same-processes with --variants {args.list or 'of your own'}: it is for --variants buckets")
     return args
 
 
@@ -178,13 +183,20 @@ def leave_weights(trainer: Trainer, path: str) -> str:
     return hashlib.sha256(weights.tobytes()).hexdigest()
 
 
-ORDERS: dict[str, Callable[..., Any]] = {"settle": Trainer.settle, "steps": timed_steps, "weights": leave_weights}
+ORDERS: dict[str, Callable[..., Any]] = {
+    "settle": Trainer.settle,
+    "bucket_bytes": lambda trainer: trainer.bucket_bytes(),
+    "use_bucket_bytes": lambda trainer, size: trainer.use_bucket_bytes(size),
+    "steps": timed_steps,
+    "weights": leave_weights,
+}
 
 
 def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Rounds in which all variants take turns; the processes of all variants start anew `args.lives` times."""
     names = args.variants
     times: dict[str, list[list[float]]] = {name: [] for name in names}
+    bucket_bytes: dict[str, list[int]] = {name: [] for name in names}
     turns = Turns(names)
     begin = time.monotonic()
     for life in range(args.lives):
@@ -193,16 +205,20 @@ def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, A
         with contextlib.ExitStack() as stack:
             groups = {}
             # Who starts first waits longest for its first turn; the kernel may have taken some of its memory by then.
-            for name in names[life % len(names) :] + names[: life % len(names)]:
+            for name in [AUTO] if args.same_processes else names[life % len(names) :] + names[: life % len(names)]:
                 groups[name] = Group(name, workload, args.ranks, own_folder)
                 stack.callback(groups[name].close)
                 groups[name].ask("settle", WARM_STEPS)
+                bucket_bytes[name].append(groups[name].ask("bucket_bytes")[0])
             while True:
                 round_begin = time.monotonic()
                 first = len(times[names[0]]) % len(names)
                 for name in names[first:] + names[:first]:
+                    if args.same_processes:
+                        size = FIXED.get(name, bucket_bytes[AUTO][-1])
+                        groups[AUTO].ask("use_bucket_bytes", size)
                     with turns.turn(name):
-                        by_rank = groups[name].ask("steps", args.steps, args.warm)
+                        by_rank = groups[AUTO if args.same_processes else name].ask("steps", args.steps, args.warm)
                     times[name].append([round(max(ms), 3) for ms in zip(*by_rank, strict=True)])
                 now = time.monotonic()
                 seen = Counter(states[-1] for states in turns.states.values())
@@ -212,7 +228,13 @@ def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, A
                 if turns.num_counted >= args.rounds * share or is_late:
                     break
             weights = compare_weights(groups, own_folder)
-    return {"title": WORKLOADS[workload].title, "states": turns.states, "step_ms": times, "weights": weights}
+    return {
+        "title": WORKLOADS[workload].title,
+        "states": turns.states,
+        "step_ms": times,
+        "bucket_bytes": {name: sizes for name, sizes in bucket_bytes.items() if any(sizes)},  # in each life
+        "weights": weights,
+    }
 
 
 def compare_weights(groups: dict[str, Group], folder: str) -> dict[str, Any]:
@@ -322,6 +344,9 @@ def lines(report: dict[str, Any]) -> list[str]:
             ratio = f"{row['over_gloo']:.2f}x" if "over_gloo" in row else ""
             distance = f"{weights['distance_from_gloo']:.1e}" if "distance_from_gloo" in weights else ""
             said.append(f"{name:42}{row['step_ms']:9.1f}{exposed:>9}{ratio:>9}{distance:>10}")
+        if found.get("bucket_bytes", {}).get(AUTO):
+            mib = ", ".join(str(size >> 20) for size in found["bucket_bytes"][AUTO])
+            said.append(f"{AUTO} chose {mib} MiB, of each time that its processes started")
     for figure in report.get("figures", []):
         said.append(f"{'reached' if figure['reached'] else 'NOT REACHED'}: {figure['figure']}: {figure['measured']}")
     return said

@@ -44,6 +44,31 @@ def test_every_kind_of_variant_ends_with_the_same_weights(tmp_path: Path) -> Non
     assert found["weights"]["ddp views + dcomm"]["distance_from_gloo"] < 1e-5
 
 
+@pytest.mark.long
+def test_one_synchronizer_takes_all_bucket_sizes(tmp_path: Path) -> None:
+    variants = ["--workloads", "tiny", "--variants", "buckets", "--same-processes"]
+    command = [*variants, "--max-seconds", "1", "--steps", "1", "--lives", "2", "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "ddp_step.py"), *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())["workloads"]["tiny"]
+    assert found["bucket_bytes"] == {"synchronizer": [1 << 20, 1 << 20]}  # with every size one bucket: the smallest
+    assert len(found["rows"]) == 6
+    assert found["weights"] == {"synchronizer": {"equal_on_all_ranks": True}}
+
+
+def test_only_bucket_sizes_can_share_processes(ddp_step: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ddp_step.parse_args(["--variants", "auto", "--same-processes"])
+    assert "--same-processes with --variants auto" in capsys.readouterr().err
+
+
 def measured(**changes: Any) -> dict[str, Any]:
     steps = {
         "no_sync": [90.0] * 3,
