@@ -1,7 +1,6 @@
 # Shortcuts for a bare machine with Python, g++ and make. The plain commands are printed as they run; README names
 # them too. PY is the active environment when it imports torch, else .venv, made on first use.
-.PHONY: help install test demo lint format check-cuda sanitize sanitize-thread sanitize-address clean \
-  build-thread build-address
+.PHONY: help install test demo lint format check-cuda sanitize sanitize-thread sanitize-address clean
 
 # Looked up once, and only by a target that needs it.
 PY = $(eval PY := $(or $(shell sh tools/bootstrap_env.sh),$(error no Python environment, see above)))$(PY)
@@ -47,11 +46,9 @@ format:
 
 sanitize: $(SANITIZERS:%=sanitize-%)
 
-build-thread build-address: build-%:
+sanitize-thread sanitize-address: sanitize-%:
 	$(CMAKE) -S . -B build/$* -DDCOMM_PYTHON=OFF -DDCOMM_CHECKS=ON -DDCOMM_CHECKS_EXE=ON -DDCOMM_SANITIZE=$*
 	$(BUILD) build/$*
-
-sanitize-thread sanitize-address: sanitize-%: build-%
 	bash tools/run_sanitized.sh build/$*/dcomm_checks
 
 check-cuda:

@@ -5,12 +5,16 @@ Run bare `pytest` from the root of the checkout, after `pip install '.[test]'` o
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import importlib.machinery
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +22,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+CHECKS_BUILD = ROOT / "build" / "checks" / str(sys.implementation.cache_tag)
 
 
 def _prefer_installed_package() -> None:
@@ -36,8 +41,46 @@ def _prefer_installed_package() -> None:
 _prefer_installed_package()
 sys.path.append(str(ROOT / "tests" / "support"))  # rank_threads, rank_processes, reference
 
-from checks_build import FOLDER as CHECKS_BUILD  # noqa: E402
-from checks_build import ChecksBuild  # noqa: E402
+
+class _ChecksBuildError(Exception):
+    """The C++ checks do not build; the message is what cmake and the compiler printed."""
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a file lock: several pytest processes may share one checkout."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build_checks(targets: list[str]) -> None:
+    """Configures the build of tests/cc and builds these targets, incrementally."""
+    import pybind11
+
+    # The tools of this interpreter's environment first: it need not be activated.
+    environment = dict(os.environ)
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    cmake = shutil.which("cmake", path=environment["PATH"])
+    ninja = shutil.which("ninja", path=environment["PATH"])
+    if cmake is None or ninja is None:
+        raise _ChecksBuildError("cmake or ninja is missing; pip install '.[test]' brings both")
+    options = [
+        f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        "-DDCOMM_CHECKS=ON",
+    ]
+    with _locked(CHECKS_BUILD / ".lock"):
+        for command in (
+            [cmake, "-S", str(ROOT), "-B", str(CHECKS_BUILD), "-G", "Ninja", *options],
+            [cmake, "--build", str(CHECKS_BUILD), "--target", *targets],
+        ):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise _ChecksBuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
 
 # What a fixture needs of the build: its target.
 _TARGETS = {
@@ -46,45 +89,29 @@ _TARGETS = {
     "counted_gpu": "dcomm_counted_cuda",
     "failpoint_core": "_core_with_failpoints",
 }
-_build = pytest.StashKey[ChecksBuild]()
-_failure = pytest.StashKey[str | None]()
-
-
-def _needs_build(item: pytest.Item) -> bool:
-    return not _TARGETS.keys().isdisjoint(getattr(item, "fixturenames", ()))
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules that need the C++ checks come last: they are built beside the others."""
-    late = {item.path for item in items if _needs_build(item)}
-    items.sort(key=lambda item: item.path in late)
+_checks_built = pytest.StashKey[_ChecksBuildError | None]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds before the first test starts: in a fixture, the time limit of a test would include the build."""
     names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     targets = [target for fixture, target in _TARGETS.items() if fixture in names]
-    if targets and not session.config.option.collectonly:
-        session.config.stash[_build] = ChecksBuild(targets)
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Waits for the build outside of what the time limit of a test counts."""
-    if _needs_build(item) and _failure not in item.config.stash:
-        item.config.stash[_failure] = item.config.stash[_build].wait()
-    return (yield)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if (build := session.config.stash.get(_build, None)) is not None:
-        build.stop()
+    if not targets or session.config.option.collectonly:
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line("building the C++ checks (the first time takes a while)")
+    session.config.stash[_checks_built] = None
+    try:
+        _build_checks(targets)
+    except _ChecksBuildError as error:
+        session.config.stash[_checks_built] = error
 
 
 def _built(request: pytest.FixtureRequest, name: str) -> Path:
-    failure = request.config.stash[_failure]
-    if failure is not None:
-        pytest.fail(f"the C++ checks do not build:\n{failure}", pytrace=False)
+    error = request.config.stash[_checks_built]
+    if error is not None:
+        pytest.fail(f"the C++ checks do not build:\n{error}", pytrace=False)
     return CHECKS_BUILD / name
 
 
