@@ -128,7 +128,11 @@ class Ranks:
         results = [self.result(rank) for rank in range(len(self.processes))]
         stuck = [result.rank for result in results if result.returncode is None]
         if stuck:
-            text = "\n".join(map(str, results))
+            for rank in stuck:  # Python writes where its threads are (PYTHONFAULTHANDLER)
+                self.processes[rank].send_signal(signal.SIGABRT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.processes[rank].wait(10)
+            text = "\n".join(str(self.result(rank)) for rank in range(len(results)))
             raise AssertionError(f"ranks {stuck} are still running after {timeout} s\n{text}")
         return results
 
