@@ -183,10 +183,23 @@ def leave_weights(trainer: Trainer, path: str) -> str:
     return hashlib.sha256(weights.tobytes()).hexdigest()
 
 
+def bucket_bytes(trainer: Trainer) -> int | None:
+    """Of a synchronizer."""
+    return None if trainer.sync is None else trainer.sync.bucket_bytes
+
+
+def use_bucket_bytes(trainer: Trainer, size: int) -> None:
+    """From the next step on, in place of what "auto" has chosen."""
+    assert trainer.sync is not None
+    trainer.sync.load_state_dict({**trainer.sync.state_dict(), "bucket_bytes": size})
+    if trainer.sync.bucket_bytes != size:
+        raise RankError(f"buckets are {trainer.sync.bucket_bytes} bytes, not {size}")
+
+
 ORDERS: dict[str, Callable[..., Any]] = {
     "settle": Trainer.settle,
-    "bucket_bytes": lambda trainer: trainer.bucket_bytes(),
-    "use_bucket_bytes": lambda trainer, size: trainer.use_bucket_bytes(size),
+    "bucket_bytes": bucket_bytes,
+    "use_bucket_bytes": use_bucket_bytes,
     "steps": timed_steps,
     "weights": leave_weights,
 }
@@ -196,7 +209,7 @@ def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, A
     """Rounds in which all variants take turns; the processes of all variants start anew `args.lives` times."""
     names = args.variants
     times: dict[str, list[list[float]]] = {name: [] for name in names}
-    bucket_bytes: dict[str, list[int]] = {name: [] for name in names}
+    sizes: dict[str, list[int | None]] = {name: [] for name in names}
     turns = Turns(names)
     begin = time.monotonic()
     for life in range(args.lives):
@@ -209,14 +222,13 @@ def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, A
                 groups[name] = Group(name, workload, args.ranks, own_folder)
                 stack.callback(groups[name].close)
                 groups[name].ask("settle", WARM_STEPS)
-                bucket_bytes[name].append(groups[name].ask("bucket_bytes")[0])
+                sizes[name].append(groups[name].ask("bucket_bytes")[0])
             while True:
                 round_begin = time.monotonic()
                 first = len(times[names[0]]) % len(names)
                 for name in names[first:] + names[:first]:
                     if args.same_processes:
-                        size = FIXED.get(name, bucket_bytes[AUTO][-1])
-                        groups[AUTO].ask("use_bucket_bytes", size)
+                        groups[AUTO].ask("use_bucket_bytes", FIXED.get(name, sizes[AUTO][-1]))
                     with turns.turn(name):
                         by_rank = groups[AUTO if args.same_processes else name].ask("steps", args.steps, args.warm)
                     times[name].append([round(max(ms), 3) for ms in zip(*by_rank, strict=True)])
@@ -232,7 +244,7 @@ def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, A
         "title": WORKLOADS[workload].title,
         "states": turns.states,
         "step_ms": times,
-        "bucket_bytes": {name: sizes for name, sizes in bucket_bytes.items() if any(sizes)},  # in each life
+        "bucket_bytes": {name: chosen for name, chosen in sizes.items() if any(chosen)},  # in each life
         "weights": weights,
     }
 

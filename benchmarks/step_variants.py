@@ -37,8 +37,7 @@ class Trainer:
         self.during: Callable[[], Any] = contextlib.nullcontext  # around forward and backward
         self.finish: Callable[[], Any] = lambda: None
         self.is_settled: Callable[[], bool] = lambda: True  # False: the first steps still differ from the later ones
-        self.bucket_bytes: Callable[[], int | None] = lambda: None  # of a synchronizer
-        self.use_bucket_bytes: Callable[[int], None] = lambda size: None
+        self.sync: dcomm.torch.GradientSynchronizer | None = None
         self.states: list[Any] = []  # to be closed
         _KINDS[name](self)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=workload.lr)
@@ -96,8 +95,7 @@ def _synchronizer(trainer: Trainer, **settings: Any) -> None:
         deterministic=settings.get("deterministic", False),
     )
     sync = dcomm.torch.GradientSynchronizer(trainer.model, comm, **settings)
-    trainer.bucket_bytes = lambda: sync.bucket_bytes
-    trainer.use_bucket_bytes = lambda size: sync.load_state_dict({**sync.state_dict(), "bucket_bytes": size})
+    trainer.sync = sync
     trainer.is_settled = lambda: sync.bucket_bytes is not None
     trainer.states += [sync, comm]
     trainer.finish = sync.finish

@@ -24,12 +24,10 @@ def ddp_step() -> ModuleType:
     return importlib.import_module("ddp_step")
 
 
-@pytest.mark.long
-def test_every_kind_of_variant_ends_with_the_same_weights(tmp_path: Path) -> None:
-    variants = ["no_sync", "ddp + gloo", "ddp views + dcomm", "synchronizer deterministic"]
-    command = ["--workloads", "tiny", "--max-seconds", "1", "--steps", "1", "--variants", ";".join(variants)]
+def run(command: list[str], path: Path) -> dict[str, Any]:
+    """What the benchmark writes of the workload "tiny"."""
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "ddp_step.py"), *command, "--json", str(tmp_path / "found.json")],
+        [sys.executable, str(BENCHMARKS / "ddp_step.py"), *command, "--json", str(path)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -37,7 +35,15 @@ def test_every_kind_of_variant_ends_with_the_same_weights(tmp_path: Path) -> Non
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())["workloads"]["tiny"]
+    found: dict[str, Any] = json.loads(path.read_text())["workloads"]["tiny"]
+    return found
+
+
+@pytest.mark.long
+def test_every_kind_of_variant_ends_with_the_same_weights(tmp_path: Path) -> None:
+    variants = ["no_sync", "ddp + gloo", "ddp views + dcomm", "synchronizer deterministic"]
+    command = ["--workloads", "tiny", "--max-seconds", "1", "--steps", "1", "--variants", ";".join(variants)]
+    found = run(command, tmp_path / "found.json")
     assert list(found["rows"]) == variants
     assert all(row["step_ms"] > 0 for row in found["rows"].values())
     assert [entry["equal_on_all_ranks"] for entry in found["weights"].values()] == [True] * 3
@@ -46,18 +52,8 @@ def test_every_kind_of_variant_ends_with_the_same_weights(tmp_path: Path) -> Non
 
 @pytest.mark.long
 def test_one_synchronizer_takes_all_bucket_sizes(tmp_path: Path) -> None:
-    variants = ["--workloads", "tiny", "--variants", "buckets", "--same-processes"]
-    command = [*variants, "--max-seconds", "1", "--steps", "1", "--lives", "2", "--json", str(tmp_path / "found.json")]
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "ddp_step.py"), *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())["workloads"]["tiny"]
+    command = ["--workloads", "tiny", "--max-seconds", "1", "--steps", "1", "--lives", "2"]
+    found = run([*command, "--variants", "buckets", "--same-processes"], tmp_path / "found.json")
     assert found["bucket_bytes"] == {"synchronizer": [1 << 20, 1 << 20]}  # with every size one bucket: the smallest
     assert len(found["rows"]) == 6
     assert found["weights"] == {"synchronizer": {"equal_on_all_ranks": True}}
