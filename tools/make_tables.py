@@ -203,6 +203,7 @@ def figures_table(report: dict[str, Any]) -> Iterator[str]:
 def steps_table(report: dict[str, Any]) -> Iterator[str]:
     """One line per workload and variant of benchmarks/ddp_step.py."""
     lines = []
+    in_passes = any(one.get("in_passes") for one in report["workloads"].values())
     for one in report["workloads"].values():
         for name, row in one["rows"].items():
             weights = one["weights"].get(name, {})
@@ -211,8 +212,12 @@ def steps_table(report: dict[str, Any]) -> Iterator[str]:
             cells.append(f"{row['exposed']:.1%}" if "exposed" in row else "")
             cells.append(f"{row['over_gloo']:.2f}x" if "over_gloo" in row else "")
             cells.append(f"{weights['distance_from_gloo']:.0e}" if "distance_from_gloo" in weights else "")
+            if in_passes:
+                cells[3:] = [f"{row['of_pass']:.3f}"]
             lines.append([*cells, one["title"]])
     heads = ["workload", "variant", "step ms", "exposed", "vs ddp + gloo", "distance"]
+    if in_passes:
+        heads[3:] = ["of its pass"]
     yield from markdown(heads, [line[:-1] for line in lines])
     yield ""
     counted = [f"{name}: {one['state']}, {one['rounds_counted']}" for name, one in report["workloads"].items()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import signal
 import subprocess
@@ -36,6 +37,18 @@ class RankResult:
 
     def __str__(self) -> str:
         return f"--- rank {self.rank}: exit {self.returncode}, value {self.value!r}\n{self.out}{self.err}"
+
+
+def threads_of(pid: int) -> list[str]:
+    """A line for each thread: its name, R (runs) or S (sleeps), its CPU seconds, and where in the kernel it waits."""
+    found = []
+    for folder in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has ended
+            name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+            fields = rest.split()
+            seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            found.append(f"{folder.name} {name} {fields[0]} {seconds:.2f} s {(folder / 'wchan').read_text()}")
+    return found
 
 
 class Ranks:
@@ -128,11 +141,12 @@ class Ranks:
         results = [self.result(rank) for rank in range(len(self.processes))]
         stuck = [result.rank for result in results if result.returncode is None]
         if stuck:
+            threads = [f"rank {rank}: {line}" for rank in stuck for line in threads_of(self.processes[rank].pid)]
             for rank in stuck:  # Python writes where its threads are (PYTHONFAULTHANDLER)
                 self.processes[rank].send_signal(signal.SIGABRT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.processes[rank].wait(10)
-            text = "\n".join(str(self.result(rank)) for rank in range(len(results)))
+            text = "\n".join([*threads, *(str(self.result(rank)) for rank in range(len(results)))])
             raise AssertionError(f"ranks {stuck} are still running after {timeout} s\n{text}")
         return results
 

@@ -57,6 +57,7 @@ def test_one_synchronizer_takes_all_bucket_sizes(tmp_path: Path) -> None:
     assert found["bucket_bytes"] == {"synchronizer": [1 << 20, 1 << 20]}  # with every size one bucket: the smallest
     assert len(found["rows"]) == 6
     assert found["weights"] == {"synchronizer": {"equal_on_all_ranks": True}}
+    assert all(0 < row["of_pass"] < 6 for row in found["rows"].values())
 
 
 def test_only_bucket_sizes_can_share_processes(ddp_step: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,6 +123,27 @@ def test_what_chooses_by_itself_is_compared_with_the_best(ddp_step: ModuleType) 
     assert report("auto", 103.0) == [True, True, True, True]
     assert report("auto", 103.1) == [False, True, True, True]
     assert report("auto", 106.2) == [False, False, False, True]
+
+
+def test_steps_are_compared_with_those_of_the_same_pass(ddp_step: ModuleType) -> None:
+    """In a pass that was slow for all a size is not slower than the others; rounds in another state count no more."""
+    pass_ms, slower = [100.0, 300.0, 100.0, 500.0], [1.0, 1.02, 1.04, 1.0, 1.0, 1.0]
+    found = {
+        "title": "GPT",
+        "in_passes": True,
+        "states": {name: ["near"] * 5 + ["far"] for name in ddp_step.LISTS["buckets"]},
+        "step_ms": {
+            name: [[ms * ratio for ms in pass_ms]] * 5 + [[1e3 / ratio**9] * 4]
+            for name, ratio in zip(ddp_step.LISTS["buckets"], slower, strict=True)
+        },
+        "weights": {},
+    }
+    summary = ddp_step.summarise(found)
+    ratios = [row["of_pass"] / summary["rows"]["synchronizer"]["of_pass"] for row in summary["rows"].values()]
+    assert ratios == pytest.approx(slower)
+    assert ddp_step.check_list("buckets", {"gpt": summary})[0]["measured"] == "+0.0% (synchronizer 8 MiB)"
+    del summary["rows"]["synchronizer"]["of_pass"]
+    assert ddp_step.check_list("buckets", {"gpt": summary})[0]["reached"]
 
 
 @pytest.mark.parametrize("key", ["equal_on_all_ranks", "close"])
