@@ -20,7 +20,7 @@ that it keeps what it has: a lower floor for everybody.
 
 With --same-processes one synchronizer takes the bucket sizes in turn, step by step. What a step takes besides its
 exchange varies more than bucket sizes make it; so each step is divided by the mean of its pass, the six steps in a row
-in which every size had its turn, and medians of that are compared.
+in which every size had its turn, and medians of that are compared, over all rounds in which the state did not change.
 
 Exit status: 0; 1 wrong weights or a rank failed; 2 a figure of --check-figures was not reached.
 """
@@ -102,16 +102,21 @@ def summarise(found: dict[str, Any]) -> dict[str, Any]:
         if GLOO in rows:
             row["over_gloo"] = rows[GLOO]["step_ms"] / row["step_ms"]
     if found.get("in_passes"):
-        for name, ratio in of_pass(found["step_ms"], used[0]).items():
+        for name, ratio in of_pass(found["step_ms"], found["states"]).items():
             rows[name]["of_pass"] = ratio
     least, most = min(map(len, used)), max(map(len, used))
     text = f"{least if least == most else f'{least} to {most}'} of {max(map(len, found['states'].values()))} rounds"
     return {**found, "state": state, "rounds_counted": text, "rows": rows}
 
 
-def of_pass(step_ms: dict[str, list[list[float]]], counted: list[int]) -> dict[str, float]:
-    """Each variant's step over the mean of all variants' steps of the same pass: the median over passes."""
-    by_name = [[ms for number in counted for ms in rounds[number]] for rounds in step_ms.values()]
+def of_pass(step_ms: dict[str, list[list[float]]], states: dict[str, list[str]]) -> dict[str, float]:
+    """Each variant's step over the mean of all variants' steps of the same pass: the median over passes.
+
+    Of all rounds in which the cores' state did not change, whatever it was: it was the same for all variants.
+    """
+    of_all = list(zip(*states.values(), strict=True))
+    pure = [number for number, names in enumerate(of_all) if set(names) != {"mixed"}] or range(len(of_all))
+    by_name = [[ms for number in pure for ms in rounds[number]] for rounds in step_ms.values()]
     means = [statistics.mean(of_one_pass) for of_one_pass in zip(*by_name, strict=True)]
     return {
         name: statistics.median(one / mean for one, mean in zip(ms, means, strict=True))

@@ -104,16 +104,14 @@ def timed_steps(trainer: Trainer, steps: int, warm: int) -> list[float]:
     return found
 
 
-def steps_of_sizes(trainer: Trainer, sizes: list[int], steps: int, warm: int) -> list[list[float]]:
-    """For each bucket size as :func:`timed_steps`; sizes take turns by step, and each pass begins with another one."""
+def steps_of_sizes(trainer: Trainer, sizes: list[int], first: int, steps: int, warm: int) -> list[list[float]]:
+    """For each bucket size as :func:`timed_steps`; sizes take turns by step, pass after pass from another one."""
     found: list[list[float]] = [[] for _ in sizes]
-    for number in range(warm + steps):
+    for number in range(steps):
         for place in range(len(sizes)):
-            index = (number + place) % len(sizes)
+            index = (first + number + place) % len(sizes)
             use_bucket_bytes(trainer, sizes[index])
-            ms = timed_steps(trainer, 1, 0)
-            if number >= warm:
-                found[index] += ms
+            found[index] += timed_steps(trainer, 1, 0 if number or place else warm)
     return found
 
 

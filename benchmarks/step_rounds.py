@@ -47,15 +47,16 @@ def measure(workload: str, args: argparse.Namespace, folder: str) -> dict[str, A
                 sizes[name].append(groups[name].ask("bucket_bytes")[0])
             while True:
                 round_begin = time.monotonic()
+                number = len(times[names[0]])
                 if args.same_processes:
-                    found = sizes_round(groups[AUTO], sizes[AUTO][-1], turns, args)
+                    found = sizes_round(groups[AUTO], sizes[AUTO][-1], number, turns, args)
                 else:
-                    found = variants_round(rotated(names, len(times[names[0]])), groups, turns, args)
+                    found = variants_round(rotated(names, number), groups, turns, args)
                 for name, ms in found.items():
                     times[name].append(ms)
                 now = time.monotonic()
                 seen = Counter(states[-1] for states in turns.states.values())
-                text = f"round {len(times[names[0]])}, {dict(seen)}, {turns.num_counted} count"
+                text = f"round {number + 1}, {dict(seen)}, {turns.num_counted} count"
                 print(f"{workload}: {text}", file=sys.stderr, flush=True)
                 is_late = now - begin + (now - round_begin) > args.max_seconds * share
                 if turns.num_counted >= args.rounds * share or is_late:
@@ -84,10 +85,13 @@ def variants_round(names: list[str], groups: dict[str, Group], turns: Turns, arg
     return found
 
 
-def sizes_round(group: Group, chosen: int, turns: Turns, args: argparse.Namespace) -> StepMs:
-    """One synchronizer's steps with the size that it chose and with each fixed one, in turn by step."""
+def sizes_round(group: Group, chosen: int, number: int, turns: Turns, args: argparse.Namespace) -> StepMs:
+    """One synchronizer's steps with the size that it chose and with each fixed one, in turn by step.
+
+    Whoever comes first comes after a pause, and so it is another one in every round.
+    """
     with turns.turn(AUTO):
-        by_rank = group.ask("steps_of_sizes", [chosen, *FIXED.values()], args.steps, args.warm)
+        by_rank = group.ask("steps_of_sizes", [chosen, *FIXED.values()], number, args.steps, args.warm)
     return {name: slowest(of_name) for name, *of_name in zip([AUTO, *FIXED], *by_rank, strict=True)}
 
 

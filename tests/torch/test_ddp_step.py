@@ -126,14 +126,14 @@ def test_what_chooses_by_itself_is_compared_with_the_best(ddp_step: ModuleType) 
 
 
 def test_steps_are_compared_with_those_of_the_same_pass(ddp_step: ModuleType) -> None:
-    """In a pass that was slow for all a size is not slower than the others; rounds in another state count no more."""
+    """In a pass that was slow for all a size is not slower than the others; no round counts whose state changed."""
     pass_ms, slower = [100.0, 300.0, 100.0, 500.0], [1.0, 1.02, 1.04, 1.0, 1.0, 1.0]
     found = {
         "title": "GPT",
         "in_passes": True,
-        "states": {name: ["near"] * 5 + ["far"] for name in ddp_step.LISTS["buckets"]},
+        "states": {name: ["near"] * 5 + ["far"] + ["mixed"] * 9 for name in ddp_step.LISTS["buckets"]},
         "step_ms": {
-            name: [[ms * ratio for ms in pass_ms]] * 5 + [[1e3 / ratio**9] * 4]
+            name: [[ms * ratio for ms in pass_ms]] * 6 + [[1e3 / ratio**9] * 4] * 9
             for name, ratio in zip(ddp_step.LISTS["buckets"], slower, strict=True)
         },
         "weights": {},
