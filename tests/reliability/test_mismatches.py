@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from disagreements import BARRIER, KINDS, Case, make_case, problems, run_case
 from figures import record_figure
+from mismatch_tally import Tally, of_threads
 from rank_processes import process_values
 from rank_threads import thread_outcomes
 
@@ -22,45 +22,6 @@ def line_of(comment: str) -> str:
     lines = SCRIPT.read_text().splitlines()
     (number,) = [number for number, line in enumerate(lines, 1) if line.endswith(f"# {comment}")]
     return f"{SCRIPT.name}:{number}"
-
-
-class Tally:
-    """Cases, how they went, and the slowest error."""
-
-    def __init__(self) -> None:
-        self.kinds: Counter[str] = Counter()
-        self.found: list[str] = []
-        self.slowest_s = 0.0
-        self.hangs = 0
-
-    def add(self, case: Case, told: list[Any]) -> None:
-        self.kinds[case.kind] += 1
-        strange = [one for one in told if not isinstance(one, dict)]
-        self.found += [f"{case}\n  {problem}" for problem in ([repr(strange)] if strange else problems(case, told))]
-        self.slowest_s = max([self.slowest_s, *(one["seconds"] for one in told if isinstance(one, dict))])
-
-    def add_hang(self, what: str) -> None:
-        self.hangs += 1
-        self.found.append(what)
-
-    def check(self, key: str) -> None:
-        num_cases = sum(self.kinds.values())
-        silent = sum("silent success" in problem for problem in self.found)
-        figures = {"mismatches": num_cases, "silent": silent, "hangs": self.hangs, "problems": len(self.found)}
-        record_figure(key, **figures, slowest_s=self.slowest_s)
-        print(dict(self.kinds))
-        assert not self.found, "\n".join(self.found)
-
-
-def of_threads(seeds: Iterable[int]) -> Tally:
-    tally = Tally()
-    for seed in seeds:
-        case = make_case(seed)
-        try:
-            tally.add(case, thread_outcomes(case.world_size, lambda comm, case=case: run_case(comm, case), timeout=20))
-        except AssertionError as error:
-            tally.add_hang(f"{case}: {error}")
-    return tally
 
 
 def of_processes(seeds_of: dict[int, range]) -> Tally:
@@ -108,6 +69,21 @@ def test_agreement_would_be_noticed() -> None:
     assert ["silent success" in problem for problem in problems(agreeing, told)] == [True] * 3  # type: ignore[arg-type]
     wrong = {"error": "MismatchError", "seconds": 0.1, "text": "rank 0 called barrier() as #2; rank 1 called x() as #2"}
     assert problems(Case(1, "argument", 2, 1, (BARRIER,), (BARRIER,), 0), [wrong, wrong])
+
+
+def test_the_storm_fails_where_a_case_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    storm = importlib.import_module("mismatch_storm")
+    assert storm.main(["--first", "31", "--cases", "3"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["cases"], last["hangs"], last["problems"]) == (3, 0, 0)
+    hung = Tally()
+    hung.add_hang("seed 31")
+    monkeypatch.setattr(storm, "of_threads", lambda seeds: hung)
+    assert storm.main(["--first", "31", "--cases", "3"]) == 1
+    *text, line = capsys.readouterr().out.splitlines()
+    assert text == ["seed 31"]
+    assert json.loads(line)["hangs"] == 1
 
 
 def test_a_skipped_call_is_named_with_its_line() -> None:

@@ -125,6 +125,36 @@ def test_what_chooses_by_itself_is_compared_with_the_best(ddp_step: ModuleType) 
     assert report("auto", 106.2) == [False, False, False, True]
 
 
+class ToldSizes:
+    """What steps_of_sizes uses of a trainer and its synchronizer; a step takes as many milliseconds as its size."""
+
+    def __init__(self, obeys: bool = True) -> None:
+        self.sync, self.obeys = self, obeys
+        self.bucket_bytes, self.made = 0, list[int]()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bucket_bytes": self.bucket_bytes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bucket_bytes = state["bucket_bytes"] if self.obeys else 7
+
+    def step(self) -> None:
+        self.made.append(self.bucket_bytes)
+
+
+def test_bucket_sizes_take_turns_by_step(ddp_step: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pass begins with another size, the first one with what it is told; the step after a pause does not count."""
+    ranks = importlib.import_module("step_ranks")
+    trainer = ToldSizes()
+    monkeypatch.setattr(ranks.dist, "barrier", lambda: None)
+    monkeypatch.setattr(ranks.time, "perf_counter", lambda: 1e-3 * sum(trainer.made))
+    found = ranks.steps_of_sizes(trainer, [10, 20, 30], first=2, steps=2, warm=1)
+    assert trainer.made == [30, 30, 10, 20, 10, 20, 30]
+    assert [pytest.approx([size] * 2) for size in (10, 20, 30)] == found
+    with pytest.raises(ranks.RankError, match="buckets are 7 bytes, not 10"):
+        ranks.steps_of_sizes(ToldSizes(obeys=False), [10], first=0, steps=1, warm=0)
+
+
 def test_steps_are_compared_with_those_of_the_same_pass(ddp_step: ModuleType) -> None:
     """In a pass that was slow for all a size is not slower than the others; no round counts whose state changed."""
     pass_ms, slower = [100.0, 300.0, 100.0, 500.0], [1.0, 1.02, 1.04, 1.0, 1.0, 1.0]
@@ -141,9 +171,10 @@ def test_steps_are_compared_with_those_of_the_same_pass(ddp_step: ModuleType) ->
     summary = ddp_step.summarise(found)
     ratios = [row["of_pass"] / summary["rows"]["synchronizer"]["of_pass"] for row in summary["rows"].values()]
     assert ratios == pytest.approx(slower)
+    summary["rows"]["synchronizer"]["step_ms"] *= 2  # which is not what is compared
     assert ddp_step.check_list("buckets", {"gpt": summary})[0]["measured"] == "+0.0% (synchronizer 8 MiB)"
     del summary["rows"]["synchronizer"]["of_pass"]
-    assert ddp_step.check_list("buckets", {"gpt": summary})[0]["reached"]
+    assert not ddp_step.check_list("buckets", {"gpt": summary})[0]["reached"]
 
 
 @pytest.mark.parametrize("key", ["equal_on_all_ranks", "close"])
